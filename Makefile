@@ -1,0 +1,43 @@
+# Everything runs in .venv. To build it with another Python: PYTHON=python3.12 make setup
+VENV := .venv
+RUN := $(VENV)/bin/python
+PYTHON ?= $(shell $(RUN) -c "" 2>/dev/null && echo $(RUN) || echo python3)
+
+# What these name belongs to another Python.
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help setup demo test lint clean distclean
+help:
+	@echo "make demo       train, test and draw a small ELSA-Swin Mask R-CNN on generated data"
+	@echo "make test       run all tests"
+	@echo "make lint       check format and style"
+	@echo "make setup      build .venv (the others do it first): about 20 minutes on 2 cores, once"
+	@echo "make clean      remove what builds, tests and the demo left; keeps .venv, data/ and"
+	@echo "                the other folders in work_dirs/"
+	@echo "make distclean  clean, and remove .venv"
+	@echo "PYTHON=python3.12 make setup    choose the Python, 3.10 to 3.12"
+
+setup:
+	@$(PYTHON) -c "" 2>/dev/null || { \
+		echo "setup: $(PYTHON) does not run: install Python 3.10, 3.11 or 3.12, or name it in PYTHON"; \
+		exit 1; }
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup
+	$(RUN) tools/demo.py
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# .venv took long to build, mmlocal/.mim belongs to the installation in it, and nobody wants
+# to lose a data set or a training run.
+clean:
+	rm -rf build dist *.egg-info work_dirs/demo .pytest_cache .ruff_cache .coverage
+	find . -name .venv -prune -o -name data -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) mmlocal/.mim

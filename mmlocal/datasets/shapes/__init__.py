@@ -1,0 +1,82 @@
+"""A generated data set: textured pictures of overlapping shapes, for three tasks.
+
+Nothing is downloaded. Colour and texture are random, so only the outline tells the class. The
+scenes hold objects of all three COCO sizes, turned, on top of each other and cut by the border;
+what is hidden is not annotated, and more than half of each object shows. ``det`` and ``seg`` share
+the pictures; ``cls`` has its own, with one whole object each::
+
+    shapes/
+      shapes.json                              arguments, classes, counts
+      train/000001.jpg                val/     scenes
+      annotations/instances_train.json  ..._val.json      COCO, for det
+      annotations/train/000001.png    val/     label maps, for seg
+      cls/train/<class>/000001.jpg    val/     class folders, for cls
+
+What to write in a config, for ``train``; ``val`` is alike:
+
+mmdet (instances)::
+
+    dict(
+        type="CocoDataset",
+        data_root="data/shapes",
+        ann_file="annotations/instances_train.json",
+        data_prefix=dict(img="train/"),
+        metainfo=dict(classes=CLASSES, palette=PALETTE),
+    )
+
+mmseg, with the background as a class of its own, so that mIoU counts pixels wrongly taken for an
+object (``num_classes`` is one more than the number of shapes)::
+
+    dict(
+        type="BaseSegDataset",
+        data_root="data/shapes",
+        data_prefix=dict(img_path="train", seg_map_path="annotations/train"),
+        metainfo=dict(classes=SEG_CLASSES, palette=SEG_PALETTE),
+        reduce_zero_label=False,
+    )
+
+The same files follow the convention of ADE20K, where 0 is not labelled: with
+``reduce_zero_label=True``, ``CLASSES`` and ``PALETTE``, the background is ignored.
+
+mmpretrain; its class numbers are the indices into ``CLASSES``::
+
+    dict(
+        type="CustomDataset",
+        data_root="data/shapes",
+        data_prefix="cls/train",
+        metainfo=dict(classes=CLASSES),
+    )
+
+or ``dict(type="ImageNet", data_root="data/shapes/cls", split="train",
+metainfo=dict(classes=CLASSES))``.
+
+Needs OpenCV, rich and Shapely, which mmcv, mmengine and mmdet bring along.
+"""
+
+from mmlocal.datasets.shapes.export import TASKS, generate_shapes, read_manifest
+from mmlocal.datasets.shapes.render import CLASSES
+
+#: RGB of each class in drawings of predictions and annotations.
+PALETTE: tuple[tuple[int, int, int], ...] = (
+    (255, 127, 14),
+    (31, 119, 180),
+    (227, 208, 40),
+    (44, 160, 44),
+    (214, 39, 40),
+    (148, 103, 189),
+    (23, 190, 207),
+    (240, 110, 200),
+    (140, 86, 75),
+)
+SEG_CLASSES: tuple[str, ...] = ("background", *CLASSES)
+SEG_PALETTE: tuple[tuple[int, int, int], ...] = ((0, 0, 0), *PALETTE)
+
+__all__ = [
+    "CLASSES",
+    "PALETTE",
+    "SEG_CLASSES",
+    "SEG_PALETTE",
+    "TASKS",
+    "generate_shapes",
+    "read_manifest",
+]

@@ -1,0 +1,86 @@
+"""Arguments that several tools share, and how a tool reports a user's mistake."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from mmengine.config import DictAction
+
+
+class UsageError(Exception):
+    """A mistake in the command line, the config or the data layout, in words for the user."""
+
+
+# A launcher ends all processes when one has ended, so the one that speaks has to be first.
+_SECONDS_FOR_FIRST = 10
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Call ``main``; a :class:`UsageError` ends the process with its message and exit code 2.
+
+    Under a distributed launcher every process ends, but only the first of each machine prints:
+    the others see the same files.
+    """
+    try:
+        main()
+    except UsageError as error:
+        if _is_first_of_machine():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_SECONDS_FOR_FIRST)
+        sys.exit(2)
+
+
+def _is_first_of_machine() -> bool:
+    """Whether torchrun, Slurm or Open MPI, if any, gave this process the local rank 0."""
+    variables = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
+    return all(int(os.environ.get(variable, 0)) == 0 for variable in variables)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the ``config`` argument and ``--cfg-options``."""
+    parser.add_argument(
+        "config", help="config file, or the name of a config of mmlocal (elsa_swin_t_maskrcnn_1x)"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        type=_key_value,
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="settings that override the config; lists as key=[a,b] or key=a,b, nested lists and "
+        'tuples as key="[(a,b),(c,d)]", without white space',
+    )
+
+
+def _key_value(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    return text
+
+
+def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--work-dir``, ``--launcher`` and the ``--local_rank`` that old launchers pass."""
+    parser.add_argument(
+        "--work-dir",
+        help="folder for logs, checkpoints and metrics; default: work_dir of the config, else "
+        "work_dirs/<config name>",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="how the processes of a distributed job were started",
+    )
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=0, help="set by launchers"
+    )
+
+
+def add_loader_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-pin-memory``."""
+    parser.add_argument(
+        "--no-pin-memory", action="store_true", help="turn pin_memory off in all dataloaders"
+    )

@@ -1,0 +1,143 @@
+"""Is the data that a config names on this machine?
+
+Libraries find out late, after the model is built or at the first validation, and each with its own
+traceback. Here the config alone is read, so the answer comes before anything is built.
+"""
+
+import os.path as osp
+from collections.abc import Iterator, Sequence
+
+from mmengine.config import Config
+
+from mmlocal.engine.cli import UsageError
+
+# mmpretrain fetches these by itself unless told `download=False`.
+_SELF_DOWNLOADING = {"CIFAR10", "CIFAR100", "FashionMNIST", "MNIST"}
+
+_LAYOUTS = {
+    "COCO 2017": """
+    {root}
+    ├── annotations
+    │   ├── instances_train2017.json
+    │   └── instances_val2017.json
+    ├── train2017/*.jpg
+    └── val2017/*.jpg""",
+    "ADE20K (ADEChallengeData2016)": """
+    {root}
+    ├── annotations
+    │   ├── training/*.png
+    │   └── validation/*.png
+    └── images
+        ├── training/*.jpg
+        └── validation/*.jpg""",
+    "ImageNet-1k": """
+    {root}
+    ├── train
+    │   ├── n01440764/*.JPEG
+    │   └── ... one folder per class
+    └── val
+        ├── n01440764/*.JPEG
+        └── ... one folder per class""",
+}
+
+
+def check_data(cfg: Config, phases: Sequence[str]) -> None:
+    """Check that every local file and folder named by the data sets of some phases exists.
+
+    Looks through data set wrappers, and at the ``ann_file`` of the evaluators. Paths with a scheme
+    (``s3://...``), data behind a non-local ``backend_args`` and data sets that download themselves
+    are left to the libraries.
+
+    Args:
+        cfg: whole config.
+        phases: the loaders that will run, of ``"train"``, ``"val"``, ``"test"``.
+
+    Raises:
+        UsageError: a phase without dataloader, or missing paths: one message with all of them, the
+            layout of the data set if it is a known one, and the demo that needs no data.
+    """
+    missing: dict[str, None] = {}  # a set that keeps its order
+    layouts: dict[str, None] = {}
+    for phase in phases:
+        loader = cfg.get(f"{phase}_dataloader")
+        if loader is None:
+            raise UsageError(f"the config {cfg.filename} has no {phase}_dataloader")
+        for dataset in _leaf_datasets(loader.get("dataset")):
+            absent = [path for path in _paths(dataset) if not osp.exists(osp.expanduser(path))]
+            missing.update(dict.fromkeys(absent))
+            if absent:
+                layouts.update(dict.fromkeys(_layout(dataset)))
+        for path in _evaluator_files(cfg.get(f"{phase}_evaluator")):
+            if not osp.exists(path):
+                missing[path] = None
+    if not missing:
+        return
+    lines = ["the data of this config is not here. Missing:"]
+    lines += [f"    {path}" for path in missing]
+    if not all(osp.isabs(path) for path in missing):
+        lines.append(f"Relative paths start at the working directory, {osp.abspath('.')}.")
+    lines += layouts or ["Put it there, or set data_root of the data sets with --cfg-options."]
+    lines.append("To see training without any download, run `make demo` in a clone of mmlocal.")
+    raise UsageError("\n".join(lines))
+
+
+def _leaf_datasets(dataset: object) -> Iterator[dict]:
+    """Data set configs inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    if not isinstance(dataset, dict):  # already built, or absent
+        return
+    inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets")
+    if inner is None:
+        yield dataset
+        return
+    for child in inner:
+        yield from _leaf_datasets(child)
+
+
+def _paths(dataset: dict) -> Iterator[str]:
+    """Local files and folders of a data set, joined to ``data_root`` as MMEngine joins them."""
+    if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
+        return
+    kind = _kind(dataset)
+    if kind in _SELF_DOWNLOADING and dataset.get("download", True):
+        return
+    prefix = dataset.get("data_prefix") or {}
+    if isinstance(prefix, str):
+        prefix = {"img_path": prefix}
+    if not prefix and kind == "ImageNet":
+        prefix = {"img_path": dataset.get("split", "")}
+    root = dataset.get("data_root") or ""
+    ann_file = dataset.get("ann_file") or ""
+    names = [ann_file] if ann_file else []
+    names += prefix.values()
+    if not names:
+        names = [""]
+    for name in names:
+        path = osp.join(root, name) if name else root
+        if path and "://" not in path:
+            yield path
+
+
+def _evaluator_files(evaluator: object) -> Iterator[str]:
+    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        path = metric.get("ann_file") if isinstance(metric, dict) else None
+        if path and "://" not in path:
+            yield path
+
+
+def _kind(dataset: dict) -> str:
+    return str(dataset.get("type")).rsplit(".", 1)[-1]
+
+
+def _layout(dataset: dict) -> list[str]:
+    """How to lay out the data set, if it is one of the public ones that the configs use."""
+    kind, root = _kind(dataset), dataset.get("data_root") or ""
+    if kind == "CocoDataset" and "2017" in str(dataset.get("ann_file")):
+        name = "COCO 2017"
+    elif kind == "ADE20KDataset":
+        name = "ADE20K (ADEChallengeData2016)"
+    elif kind == "ImageNet":
+        name = "ImageNet-1k"
+    else:
+        return []
+    tree = _LAYOUTS[name].format(root=root)
+    return [f"Lay out {name} like this, or make {root} a link to it:{tree}"]

@@ -1,0 +1,331 @@
+"""From a command line to a run, for mmdet, mmseg and mmpretrain alike.
+
+The three libraries' own ``tools/train.py`` and ``tools/test.py`` differ in flags and in what some
+flags mean. The task of a config is its ``default_scope``; a flag means here what it means in the
+tool of that library. Building and running is left to MMEngine.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import os.path as osp
+import pickle
+from copy import deepcopy
+
+import mmengine
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.dist import master_only
+from mmengine.evaluator import DumpResults
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.runner import Runner
+
+from mmlocal import config_path
+from mmlocal.engine.cli import UsageError
+from mmlocal.engine.data import check_data
+
+# What must be importable to run a config of a task. mmdet and mmseg call mmcv's compiled ops.
+_LIBRARIES = {
+    "mmdet": ("mmdet", "mmcv._ext"),
+    "mmseg": ("mmseg", "mmcv._ext"),
+    "mmpretrain": ("mmpretrain",),
+}
+
+
+def load_config(config: str, cfg_options: dict | None = None) -> Config:
+    """Read a config by path, or by the name of a config that ships with mmlocal.
+
+    Args:
+        config: path of a config file, or a bare name such as ``elsa_swin_t_maskrcnn_1x``.
+        cfg_options: settings to merge, with dotted keys.
+
+    Raises:
+        UsageError: no such config, unreadable config, a ``default_scope`` that is none of the three
+            tasks, or options that do not fit the config.
+    """
+    name = osp.splitext(osp.basename(config))[0]
+    path = config
+    if not osp.isfile(path):
+        try:
+            path = config_path(name)
+        except ValueError as error:
+            raise UsageError(f"config {config!r} does not exist; {error}") from error
+        if name != config:
+            raise UsageError(f"config {config!r} does not exist; did you mean `{name}`, at {path}?")
+    try:
+        cfg = Config.fromfile(path)
+    except OSError as error:  # a suffix that MMEngine cannot read, a missing _base_
+        raise UsageError(f"config {config!r} cannot be read: {error}") from error
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except (KeyError, TypeError, AssertionError) as error:
+        raise UsageError(f"--cfg-options does not fit the config: {error}") from error
+    if cfg.get("default_scope") not in _LIBRARIES:
+        raise UsageError(
+            f"config {config!r} has default_scope={cfg.get('default_scope')!r}; "
+            f"expected one of {', '.join(_LIBRARIES)}"
+        )
+    return cfg
+
+
+def config_for_training(args: argparse.Namespace) -> Config:
+    """Config of a training run, with all flags of ``tools/train.py`` applied and checked.
+
+    Raises:
+        UsageError: whatever the user can mend: a missing config, library, data set or checkpoint, a
+            flag that does not apply.
+    """
+    cfg = _common_config(args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        _train_with_amp(cfg)
+    if args.auto_scale_lr:
+        if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
+            raise UsageError(
+                "--auto-scale-lr: the config does not say for which batch size its learning rate "
+                "is; add auto_scale_lr=dict(base_batch_size=...)"
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    _check_file(cfg.get("load_from"), "checkpoint to start from")
+    for loader in _loaders(cfg, ("train", "val", "test")):
+        if cfg.default_scope == "mmpretrain":
+            loader.setdefault("persistent_workers", loader.get("num_workers", 0) > 0)
+        if args.no_persistent_workers:
+            loader.persistent_workers = False
+    check_data(cfg, ["train", "val"] if cfg.get("val_cfg") else ["train"])
+    return cfg
+
+
+def run_training(args: argparse.Namespace) -> None:
+    """Train as the command line of ``tools/train.py`` says; see :func:`config_for_training`."""
+    runner = _build_runner(config_for_training(args))
+    _run(runner.train)
+
+
+def config_for_testing(args: argparse.Namespace) -> Config:
+    """Config of a test run, with the flags of ``tools/test.py`` applied and checked.
+
+    ``--out`` is only checked here, except for mmseg, where it is a setting of the metric.
+
+    Raises:
+        UsageError: as :func:`config_for_training`.
+    """
+    cfg = _common_config(args)
+    task = cfg.default_scope
+    _check_output_flags(args, task)
+    _check_file(args.checkpoint, "checkpoint")
+    cfg.load_from = args.checkpoint
+    check_data(cfg, ["test"])
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.show or args.show_dir:
+        _show_predictions(cfg, args)
+    if args.tta:
+        _augment_test(cfg)
+    if args.out and task == "mmseg":
+        evaluator = cfg.test_evaluator
+        for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
+            metric.update(output_dir=args.out, keep_results=True)
+    return cfg
+
+
+def run_testing(args: argparse.Namespace) -> None:
+    """Test as the command line of ``tools/test.py`` says; see :func:`config_for_testing`."""
+    cfg = config_for_testing(args)
+    runner = _build_runner(cfg)
+    if args.out and cfg.default_scope == "mmdet":
+        from mmdet.evaluation import DumpDetResults  # also packs the masks
+
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    if args.out and cfg.default_scope == "mmpretrain" and args.out_item != "metrics":
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    metrics = _run(runner.test)
+    if args.out_item == "metrics":
+        master_only(mmengine.dump)(metrics, args.out)
+
+
+def print_config(args: argparse.Namespace) -> None:
+    """Print the merged config (or, with ``--graph``, the model), and save it if asked to.
+
+    Raises:
+        UsageError: missing config, library of its task (``--graph``), or a ``--save-path`` with a
+            suffix that MMEngine does not write.
+    """
+    if args.save_path and not args.save_path.endswith((".py", ".json", ".yml", ".yaml")):
+        raise UsageError(
+            f"--save-path must end in .py, .json, .yml or .yaml, got {args.save_path!r}"
+        )
+    cfg = load_config(args.config, args.cfg_options)
+    if args.graph:
+        require_library(cfg.default_scope)
+        init_default_scope(cfg.default_scope)
+        print(MODELS.build(cfg.model))
+    else:
+        print(cfg.pretty_text)
+    if args.save_path:
+        os.makedirs(osp.dirname(osp.abspath(args.save_path)), exist_ok=True)
+        cfg.dump(args.save_path)
+
+
+def require_library(task: str) -> None:
+    """Raise ``UsageError`` unless what configs of ``task`` need can be imported."""
+    for module in _LIBRARIES[task]:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(
+                f"this is a config for {task}, but {module} cannot be imported ({error}); "
+                "run `make setup` in a clone, or `pip install mmlocal[onedl]`"
+            ) from error
+
+
+def _common_config(args: argparse.Namespace) -> Config:
+    """The part of the command line that train and test share."""
+    cfg = load_config(args.config, args.cfg_options)
+    require_library(cfg.default_scope)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir or not cfg.get("work_dir"):
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = args.work_dir or osp.join("work_dirs", name)
+    for loader in _loaders(cfg, ("train", "val", "test")):
+        if cfg.default_scope == "mmpretrain":  # its configs rely on these defaults of its tools
+            loader.setdefault("pin_memory", True)
+            loader.setdefault("collate_fn", ConfigDict(type="default_collate"))
+        if args.no_pin_memory:
+            loader.pin_memory = False
+    return cfg
+
+
+def _loaders(cfg: Config, phases: tuple[str, ...]) -> list[ConfigDict]:
+    loaders = (cfg.get(f"{phase}_dataloader") for phase in phases)
+    return [loader for loader in loaders if loader is not None]
+
+
+def _check_file(path: str | None, what: str) -> None:
+    """Raise unless ``path`` is a file or has a scheme (``https://``, ``torchvision://``)."""
+    if path and "://" not in path and not osp.isfile(osp.expanduser(path)):
+        raise UsageError(f"{what} {path!r} is not a file")
+
+
+def _train_with_amp(cfg: Config) -> None:
+    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
+        raise UsageError(f"--amp can only replace the optim_wrapper type OptimWrapper, not {kind}")
+    if get_device() in ("cpu", "mps"):
+        raise UsageError(f"--amp: mixed precision training needs a GPU, this is {get_device()}")
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def _check_output_flags(args: argparse.Namespace, task: str) -> None:
+    if task != "mmpretrain":
+        for flag, value in (("--out-item", args.out_item), ("--interval", args.interval)):
+            if value is not None:
+                raise UsageError(f"{flag} applies to mmpretrain configs, this one is for {task}")
+    if args.out_item and not args.out:
+        raise UsageError("--out-item says what to write to --out FILE, which is missing")
+    pickled = task == "mmdet" or (task == "mmpretrain" and args.out_item != "metrics")
+    if args.out and pickled and not args.out.endswith((".pkl", ".pickle")):
+        raise UsageError(f"--out: predictions are written as .pkl or .pickle, got {args.out!r}")
+    if args.out_item == "metrics" and not args.out.endswith((".json", ".yml", ".yaml", ".pkl")):
+        raise UsageError(f"--out: metrics are written as .json, .yml or .pkl, got {args.out!r}")
+    if task == "mmseg" and args.out and osp.isfile(args.out):
+        raise UsageError(f"--out: mmseg writes PNG files into a folder, {args.out!r} is a file")
+
+
+def _show_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Turn on the visualization hook; each library has its own settings for the same thing."""
+    hook = (cfg.get("default_hooks") or {}).get("visualization")
+    if hook is None:
+        raise UsageError("--show and --show-dir need default_hooks.visualization in the config")
+    if cfg.default_scope == "mmpretrain":
+        hook.update(
+            enable=True,
+            show=args.show,
+            wait_time=args.wait_time,
+            out_dir=args.show_dir,
+            interval=args.interval or 1,
+        )
+        return
+    hook.draw = True
+    if args.show:
+        hook.update(show=True, wait_time=args.wait_time)
+    if args.show_dir and cfg.default_scope == "mmdet":
+        hook.test_out_dir = args.show_dir
+    elif args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+
+
+def _augment_test(cfg: Config) -> None:
+    """Wrap the model and replace the test pipeline by the config's TTA, else the task's default."""
+    dataset = cfg.test_dataloader.dataset
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    if "tta_model" not in cfg or "tta_pipeline" not in cfg:
+        model, pipeline = _default_tta(cfg.default_scope, dataset.pipeline)
+        print_log("no tta_model or tta_pipeline in the config: flips only", level=logging.WARNING)
+        cfg.setdefault("tta_model", model)
+        cfg.setdefault("tta_pipeline", pipeline)
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def _default_tta(task: str, pipeline: list[dict]) -> tuple[dict, list[dict]]:
+    """TTA model and pipeline that average an image and its mirror image."""
+    if task == "mmseg":
+        raise UsageError("--tta: mmseg configs must define tta_model and tta_pipeline themselves")
+    if task == "mmdet":
+        nms = {"type": "nms", "iou_threshold": 0.5}
+        model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
+        pack = {
+            "type": "PackDetInputs",
+            "meta_keys": (
+                *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+                *("flip", "flip_direction"),  # to flip the boxes back
+            ),
+        }
+    else:
+        model = {"type": "mmpretrain.AverageClsScoreTTA"}
+        pack = pipeline[-1]
+    flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
+    return model, [*deepcopy(pipeline[:-1]), {"type": "TestTimeAug", "transforms": [flips, [pack]]}]
+
+
+def _build_runner(cfg: Config) -> Runner:
+    # MMEngine loads checkpoints with weights_only=True, but on failure again without. Code in a
+    # checkpoint must not run unasked, so the second try is ruled out unless the user rules it in.
+    if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
+        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    if cfg.launcher == "pytorch" and get_device() == "cpu":
+        _use_gloo(cfg)
+    return RUNNERS.build(cfg)
+
+
+def _use_gloo(cfg: Config) -> None:
+    """MMEngine's torchrun launcher pins each rank to a GPU; without GPUs, join the group here."""
+    torch.distributed.init_process_group("gloo")
+    cfg.model_wrapper_cfg = ConfigDict(
+        type="MMDistributedDataParallel",
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+    )
+
+
+def _run(loop):
+    try:
+        return loop()
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            "the checkpoint holds more than tensors and plain values, so loading it could run "
+            "foreign code. If you trust it, set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 and repeat. "
+            f"({str(error).splitlines()[0]})"
+        ) from error

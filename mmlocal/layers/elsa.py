@@ -1,0 +1,138 @@
+"""The ELSA layer: Hadamard attention and ghost head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmlocal.ops import elsa_attention
+
+
+class ELSA(nn.Module):
+    """Local self-attention whose maps come from the Hadamard product of queries and keys.
+
+    ``q * k`` is mapped by a grouped ``k x k`` convolution, GELU and a ``1 x 1`` convolution to one
+    logit per head and neighbour. The ghost head gives each channel its own map out of its head's.
+
+    Args:
+        embed_dims: channels in and out.
+        num_heads: must divide ``v_dims``.
+        kernel_size: odd width of the window, in taps.
+        dilation: distance between taps, in pixels.
+        qk_dims: channels of queries and keys, rounded up to a multiple of ``group_width``;
+            ``None`` for ``2 * (embed_dims // 3)``.
+        v_dims: channels of values; ``None`` for ``embed_dims``.
+        group_width: channels per group of the ``k x k`` convolution.
+        groups: groups of the ``1 x 1`` convolution.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        qk_scale: factor of ``q * k``; ``None`` for ``(v_dims / num_heads) ** -0.5``. ELSA-Swin
+            uses 1.
+        lam: exponent of the multiplicative ghost head; 0 for none.
+        gamma: factor of the additive ghost head; 0 for none.
+        attn_drop_rate: dropout on the attention maps, before the ghost head.
+        proj_drop_rate: dropout on the output.
+        backend: of :func:`mmlocal.ops.elsa_attention`.
+
+    Raises:
+        ValueError: even ``kernel_size``; ``num_heads``, ``group_width`` or ``groups`` that do not
+            divide what they group.
+
+    Note:
+        The multiplicative ghost head starts as N(0, 1), as in the official code, and as |N(0, 1)|
+        where ``lam`` is no integer: a negative base has no real power there.
+
+    Source:
+        ELSA, Zhou et al. 2021, sections 3.2 and 3.3.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        kernel_size: int = 7,
+        dilation: int = 1,
+        qk_dims: int | None = None,
+        v_dims: int | None = None,
+        group_width: int = 8,
+        groups: int = 1,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        lam: float = 0.0,
+        gamma: float = 1.0,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        v_dims = v_dims or embed_dims
+        if v_dims % num_heads:
+            raise ValueError(
+                f"num_heads must divide v_dims={v_dims} (embed_dims={embed_dims} unless given), "
+                f"got num_heads={num_heads}"
+            )
+        qk_dims = qk_dims or 2 * (embed_dims // 3)
+        qk_dims = -(-qk_dims // group_width) * group_width
+        attn_dims = num_heads * kernel_size**2
+        if qk_dims % groups or attn_dims % groups:
+            raise ValueError(
+                f"groups must divide qk_dims={qk_dims} and num_heads * kernel_size**2={attn_dims}, "
+                f"got groups={groups}"
+            )
+        self.qk_dims = qk_dims
+        self.v_dims = v_dims
+        self.kernel_size = kernel_size
+        self.dilation = dilation
+        self.qk_scale = (v_dims // num_heads) ** -0.5 if qk_scale is None else qk_scale
+        self.lam = lam
+        self.gamma = gamma
+        self.backend = backend
+
+        self.qkv = nn.Conv2d(embed_dims, 2 * qk_dims + v_dims, 1, bias=qkv_bias)
+        self.attn_conv = nn.Conv2d(
+            qk_dims,
+            qk_dims,
+            kernel_size,
+            padding=kernel_size // 2 * dilation,
+            dilation=dilation,
+            groups=qk_dims // group_width,
+        )
+        self.act = nn.GELU()
+        self.attn_proj = nn.Conv2d(qk_dims, attn_dims, 1, groups=groups)
+        self.attn_drop = nn.Dropout(attn_drop_rate)
+        self.proj = nn.Linear(v_dims, embed_dims)
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+
+        self.ghost_mul = self.ghost_add = None
+        if lam != 0:
+            self.ghost_mul = nn.Parameter(torch.randn(v_dims, kernel_size, kernel_size))
+            if lam != int(lam):
+                self.ghost_mul.data.abs_()
+        if gamma != 0:
+            self.ghost_add = nn.Parameter(torch.empty(v_dims, kernel_size, kernel_size))
+            nn.init.trunc_normal_(self.ghost_add, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args and returns: ``(B, H, W, embed_dims)``, any H and W."""
+        # A permuted view is a channels-last tensor to the convolutions: nothing is copied.
+        qkv = self.qkv(x.permute(0, 3, 1, 2))
+        q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
+        attn = self.attn_proj(self.act(self.attn_conv(q * k * self.qk_scale)))
+        dropout = self.training and self.attn_drop.p > 0
+        if dropout:
+            maps = attn.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)
+            attn = self.attn_drop(maps).flatten(1, 2)
+        x = elsa_attention(
+            value,
+            attn,
+            self.ghost_mul,
+            self.ghost_add,
+            kernel_size=self.kernel_size,
+            dilation=self.dilation,
+            lam=self.lam,
+            gamma=self.gamma,
+            softmax=not dropout,
+            backend=self.backend,
+        )
+        return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))

@@ -1,0 +1,73 @@
+"""From an image to patches, and from patches to larger patches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PatchEmbed(nn.Module):
+    """Embed non-overlapping patches by a convolution, then normalise them.
+
+    An image whose size is no multiple of the patch is zero-padded at the bottom and right.
+
+    Args:
+        in_channels: channels of the image.
+        embed_dims: channels of a patch.
+        patch_size: width of a patch in pixels.
+        norm: whether a LayerNorm follows.
+    """
+
+    def __init__(
+        self, in_channels: int, embed_dims: int, patch_size: int = 4, norm: bool = True
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dims) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / p), ceil(W / p), embed_dims)``.
+
+        Raises:
+            ValueError: not 4-D, or smaller than one patch.
+        """
+        if x.dim() != 4:
+            raise ValueError(f"x must be an image batch (B, C, H, W), got {tuple(x.shape)}")
+        height, width = x.shape[2:]
+        if height < self.patch_size or width < self.patch_size:
+            raise ValueError(
+                f"x must be at least one patch of {self.patch_size}x{self.patch_size} pixels, "
+                f"got {height}x{width}"
+            )
+        x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Join 2x2 neighbours, normalise, and project to fewer channels.
+
+    Neighbours are concatenated in the order (0, 0), (1, 0), (0, 1), (1, 1) of (row, column), as in
+    the original Swin Transformer (mmcv's PatchMerging differs). An odd map is zero-padded by one
+    row or column at the bottom or right, before the normalisation.
+
+    Args:
+        in_dims: channels in.
+        out_dims: channels out.
+    """
+
+    def __init__(self, in_dims: int, out_dims: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_dims)
+        self.reduction = nn.Linear(4 * in_dims, out_dims, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``."""
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        rows, next_rows = x[:, 0::2], x[:, 1::2]
+        x = torch.cat(
+            (rows[:, :, 0::2], next_rows[:, :, 0::2], rows[:, :, 1::2], next_rows[:, :, 1::2]),
+            dim=-1,
+        )
+        return self.reduction(self.norm(x))

@@ -1,0 +1,193 @@
+"""Multi-head self-attention in (shifted) windows, with relative position bias."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def relative_position_index(window_size: tuple[int, int]) -> Tensor:
+    """Rows of the bias table for each pair of positions in a window.
+
+    Returns:
+        ``(Wh, Ww, Wh, Ww)``, int64: query row and column, key row and column.
+    """
+    height, width = window_size
+    dy = torch.arange(height)[:, None] - torch.arange(height)[None] + height - 1
+    dx = torch.arange(width)[:, None] - torch.arange(width)[None] + width - 1
+    return dy[:, None, :, None] * (2 * width - 1) + dx[None, :, None, :]
+
+
+def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
+    """Cut ``(B, H, W, C)`` into ``(B * windows, Wh * Ww, C)``; H, W multiples of the window."""
+    batch, height, width, dims = x.shape
+    wh, ww = window_size
+    x = x.view(batch, height // wh, wh, width // ww, ww, dims)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, wh * ww, dims)
+
+
+def window_reverse(
+    windows: Tensor, window_size: tuple[int, int], height: int, width: int
+) -> Tensor:
+    """Undo :func:`window_partition`; returns ``(B, H, W, C)``."""
+    wh, ww = window_size
+    x = windows.view(-1, height // wh, width // ww, wh, ww, windows.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
+
+
+def shift_mask(
+    height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int]
+) -> Tensor:
+    """Logit offsets that separate what the cyclic shift brought together.
+
+    Returns:
+        ``(windows, Wh * Ww, Wh * Ww)``, float32: 0 inside a region, -100 between regions.
+    """
+
+    def regions(size: int, window: int, step: int) -> Tensor:
+        position = torch.arange(size)
+        return (position >= size - window).long() + (position >= size - step).long()
+
+    rows = regions(height, window_size[0], shift[0])
+    cols = regions(width, window_size[1], shift[1])
+    region = (3 * rows[:, None] + cols)[None, :, :, None]
+    region = window_partition(region, window_size).squeeze(-1)
+    return -100.0 * (region[:, :, None] != region[:, None, :]).float()
+
+
+class WindowAttention(nn.Module):
+    """Self-attention among the tokens of one window.
+
+    Args:
+        embed_dims: channels.
+        num_heads: must divide ``embed_dims``.
+        window_size: height and width of the largest window, in tokens.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        qk_scale: factor of q k^T; ``None`` for ``(embed_dims / num_heads) ** -0.5``.
+        attn_drop_rate: dropout on the attention map.
+        proj_drop_rate: dropout on the output.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``embed_dims``.
+
+    Source:
+        Swin Transformer, Liu et al. 2021, eq. 4.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if embed_dims % num_heads:
+            raise ValueError(
+                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
+            )
+        self.num_heads = num_heads
+        self.window_size = tuple(window_size)
+        self.qk_scale = qk_scale
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+
+        wh, ww = self.window_size
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * wh - 1) * (2 * ww - 1), num_heads)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer(
+            "relative_position_index", relative_position_index(self.window_size), persistent=False
+        )
+
+    def forward(
+        self, x: Tensor, window_size: tuple[int, int] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend within each window.
+
+        Args:
+            x: ``(B * windows, N, embed_dims)``, N = Wh * Ww tokens in row-major order.
+            window_size: Wh and Ww of these windows, at most those of the constructor (default).
+            mask: ``(windows, N, N)``, added to the logits.
+
+        Returns:
+            Shape of ``x``.
+        """
+        wh, ww = window_size or self.window_size
+        batch, tokens, dims = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dims // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+        index = self.relative_position_index[:wh, :ww, :wh, :ww].reshape(-1)
+        bias = self.relative_position_bias_table[index].view(tokens, tokens, self.num_heads)
+        bias = bias.permute(2, 0, 1)[None].to(q.dtype)
+        if mask is not None:
+            bias = (bias + mask[:, None].to(q.dtype)).repeat(batch // mask.shape[0], 1, 1, 1)
+        x = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=bias,
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+            scale=self.qk_scale,
+        )
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, dims)))
+
+
+class ShiftedWindowAttention(nn.Module):
+    """Window attention on a map of any size, the windows optionally shifted by half a window.
+
+    The map is zero-padded at the bottom and right to a multiple of the window. Padded tokens are
+    attended like any others, as in the original implementation.
+
+    Args:
+        embed_dims: channels.
+        num_heads: must divide ``embed_dims``.
+        window_size: width of a window, in tokens.
+        shift: whether to shift the windows by ``window_size // 2``.
+        fit_window: where the shorter side of the map is at most ``window_size``, use a window of
+            that side, unshifted, instead of padding.
+        **kwargs: to :class:`WindowAttention`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: int,
+        shift: bool = False,
+        fit_window: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.shift = shift
+        self.fit_window = fit_window
+        self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args and returns: ``(B, H, W, embed_dims)``."""
+        height, width = x.shape[1:3]
+        window, step = self.window_size, self.window_size // 2 if self.shift else 0
+        if self.fit_window and min(height, width) <= window:
+            window, step = min(height, width), 0
+        size = (window, window)
+
+        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        padded_height, padded_width = x.shape[1:3]
+        mask = None
+        if step:
+            x = x.roll((-step, -step), dims=(1, 2))
+            mask = shift_mask(padded_height, padded_width, size, (step, step)).to(x.device)
+        x = self.w_msa(window_partition(x, size), size, mask)
+        x = window_reverse(x, size, padded_height, padded_width)
+        if step:
+            x = x.roll((step, step), dims=(1, 2))
+        return x[:, :height, :width].contiguous()

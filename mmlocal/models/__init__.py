@@ -1,0 +1,5 @@
+"""Models by task. Importing this package registers every model whose library is installed."""
+
+from mmlocal.models import backbones
+
+__all__ = ["backbones"]

@@ -1,0 +1,73 @@
+"""What all backbones share: freezing, and pretrained weights that must fit."""
+
+from __future__ import annotations
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import update_init_info
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from mmlocal.checkpoints import load_file, match_state_dict
+
+
+class LocalBackbone(BaseModule):
+    """Base of the backbones.
+
+    ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)`` raises unless the checkpoint
+    holds every parameter of the backbone with the right shape; only the output norms
+    ``norm{i}``, which a classification model lacks, may be missing. MMEngine by itself would log
+    a warning and train from a partly random start.
+    """
+
+    # Names that a checkpoint need not hold, as a regular expression.
+    _optional_keys = r"norm\d+\."
+
+    def init_weights(self) -> None:
+        """Initialise by ``init_cfg``.
+
+        Raises:
+            FileNotFoundError: the checkpoint does not exist.
+            ValueError: the checkpoint is damaged, unsafe, or of another architecture.
+        """
+        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        pretrained = [cfg for cfg in configs if cfg["type"] == "Pretrained"]
+        if self.is_init or not pretrained:
+            super().init_weights()
+            return
+        self._load_pretrained(**{k: v for k, v in pretrained[-1].items() if k != "type"})
+        self.is_init = True
+
+    def _load_pretrained(
+        self, checkpoint: str, prefix: str | None = None, map_location: str = "cpu"
+    ) -> None:
+        if "://" in checkpoint:
+            content = CheckpointLoader.load_checkpoint(checkpoint, map_location)
+        else:
+            content = load_file(checkpoint, map_location)
+        state_dict = content.get("state_dict", content)
+        if prefix:
+            prefix = prefix.rstrip(".") + "."
+            state_dict = {
+                key[len(prefix) :]: value
+                for key, value in state_dict.items()
+                if key.startswith(prefix)
+            }
+        selected, report = match_state_dict(state_dict, self.state_dict(), self._optional_keys)
+        if report.missing or report.mismatched:
+            raise ValueError(
+                f"init_cfg: checkpoint={checkpoint!r} with prefix={prefix!r} does not fit this "
+                f"{type(self).__name__}: {report}. Check arch and prefix (full models need "
+                "prefix='backbone.')"
+            )
+        self.load_state_dict(selected, strict=False)
+        if hasattr(self, "_params_init_info"):
+            update_init_info(self, init_info=f"PretrainedInit: load from {checkpoint}")
+        print_log(f"{type(self).__name__}: {checkpoint}: {report}", logger="current")
+
+
+def freeze(module: nn.Module) -> None:
+    """Put ``module`` in eval mode and take its parameters out of training."""
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad = False

@@ -1,0 +1,5 @@
+"""Attention ops: functions of tensors, one folder per op."""
+
+from mmlocal.ops.elsa import elsa_attention
+
+__all__ = ["elsa_attention"]

@@ -1,0 +1,231 @@
+"""ELSA's neighbourhood aggregation: softmax over the window, ghost head, weighted sum.
+
+To add a backend, write a module with ``forward`` and ``backward`` of the signatures in ``eager``
+and list it in ``BACKENDS``, fastest first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmlocal.ops.backends import Backend, choose_backend
+from mmlocal.ops.elsa import reference
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+BACKENDS = (
+    Backend(
+        name="eager",
+        description="plain PyTorch, one tap at a time",
+        module="mmlocal.ops.elsa.eager",
+        devices=("any",),
+        dtypes=_FLOATS,
+        deterministic=True,
+        atol={
+            torch.float64: 1e-13,
+            torch.float32: 1e-5,
+            torch.bfloat16: 1e-2,
+            torch.float16: 1e-3,
+        },
+    ),
+    Backend(
+        name="reference",
+        description="the definition, every window written out",
+        module="mmlocal.ops.elsa.reference",
+        devices=("any",),
+        dtypes=_FLOATS,
+        deterministic=True,
+        atol={
+            torch.float64: 1e-13,
+            torch.float32: 1e-5,
+            torch.bfloat16: 1e-2,
+            torch.float16: 1e-3,
+        },
+    ),
+)
+
+
+def elsa_attention(
+    value: Tensor,
+    attn: Tensor,
+    ghost_mul: Tensor | None = None,
+    ghost_add: Tensor | None = None,
+    *,
+    kernel_size: int,
+    dilation: int = 1,
+    lam: float = 1.0,
+    gamma: float = 1.0,
+    softmax: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Weight each pixel's neighbours by its own attention map, refined by the ghost head.
+
+    For channel ``c`` of head ``n`` and the taps ``t`` of the window around pixel ``p``::
+
+        out[c, p] = sum_t (ghost_mul[c, t]**lam * a[n, t, p] + gamma * ghost_add[c, t])
+                          * value[c, p + offset(t)]
+        a[n, :, p] = softmax_t(attn[n, :, p])
+
+    Taps are in row-major order, as in a cross-correlation.
+
+    Args:
+        value: ``(B, C, H, W)``, any float dtype and memory format. Zero outside the map.
+        attn: ``(B, heads * kernel_size**2, H, W)``, head-major. Logits, or the weights themselves
+            if ``softmax`` is false. Channels ``[n * C / heads, (n + 1) * C / heads)`` of ``value``
+            use head ``n``.
+        ghost_mul: ``(C, kernel_size, kernel_size)``, multiplicative ghost head, or ``None`` for 1.
+            Not read if ``lam`` is 0. Must be positive if ``lam`` is no integer.
+        ghost_add: ``(C, kernel_size, kernel_size)``, additive ghost head, or ``None`` for 0.
+            Not read if ``gamma`` is 0.
+        kernel_size: odd width of the window, in taps.
+        dilation: distance between taps, in pixels.
+        lam: exponent of the multiplicative ghost head.
+        gamma: factor of the additive ghost head.
+        softmax: whether ``attn`` still has to pass a softmax over the taps.
+        backend: name out of ``BACKENDS``; ``None`` takes the fastest that runs here.
+
+    Returns:
+        ``(B, C, H, W)``, dtype of ``value``.
+
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: even ``kernel_size``, ``dilation`` below 1, shapes that do not fit each other,
+            unknown ``backend``.
+        RuntimeError: the named backend cannot run here.
+
+    Note:
+        float16 and bfloat16 inputs are accumulated in float32. Taps outside the map take part in
+        the softmax and add nothing to the sum. The gradient is deterministic and can be taken once
+        (``reference`` has higher derivatives).
+
+    Source:
+        ELSA: Enhanced Local Self-Attention for Vision Transformer, Zhou et al. 2021,
+        https://arxiv.org/abs/2112.12786, eq. 5.
+    """
+    _check(value, attn, ghost_mul, ghost_add, kernel_size, dilation)
+    ghost_mul = None if lam == 0 or ghost_mul is None else ghost_mul**lam
+    ghost_add = None if gamma == 0 or ghost_add is None else gamma * ghost_add
+    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
+    name = choose_backend("elsa_attention", BACKENDS, value, backend).name
+    if name == "reference":
+        return reference.forward(*args)
+    return _elsa_attention(*args, name)
+
+
+def _check(
+    value: Tensor,
+    attn: Tensor,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    kernel_size: int,
+    dilation: int,
+) -> None:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    for name, tensor in (("value", value), ("attn", attn)):
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{name} must have the 4 dimensions (B, C, H, W), got {tuple(tensor.shape)}"
+            )
+    for name, tensor in (
+        ("value", value),
+        ("attn", attn),
+        ("ghost_mul", ghost_mul),
+        ("ghost_add", ghost_add),
+    ):
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+    taps = kernel_size**2
+    if attn.shape[1] == 0 or attn.shape[1] % taps:
+        raise ValueError(
+            f"attn must have heads * kernel_size**2 channels (a multiple of {taps}), "
+            f"got {attn.shape[1]}"
+        )
+    heads = attn.shape[1] // taps
+    if value.shape[1] % heads:
+        raise ValueError(
+            f"value must have a multiple of heads={heads} channels, got {value.shape[1]}"
+        )
+    if attn.shape[0] != value.shape[0] or attn.shape[2:] != value.shape[2:]:
+        raise ValueError(
+            f"attn must have the batch size and map of value {tuple(value.shape)}, "
+            f"got {tuple(attn.shape)}"
+        )
+    ghost_shape = (value.shape[1], kernel_size, kernel_size)
+    for name, ghost in (("ghost_mul", ghost_mul), ("ghost_add", ghost_add)):
+        if ghost is not None and ghost.shape != ghost_shape:
+            raise ValueError(
+                f"{name} must have shape (C, kernel_size, kernel_size) = {ghost_shape}, "
+                f"got {tuple(ghost.shape)}"
+            )
+
+
+def _implementation(backend: str):
+    return next(b for b in BACKENDS if b.name == backend).load()
+
+
+@torch.library.custom_op("mmlocal::elsa_attention", mutates_args=())
+def _elsa_attention(
+    value: Tensor,
+    attn: Tensor,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    kernel_size: int,
+    dilation: int,
+    softmax: bool,
+    backend: str,
+) -> Tensor:
+    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
+    return _implementation(backend).forward(*args)
+
+
+@_elsa_attention.register_fake
+def _(value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend):
+    return value.new_empty(value.shape)
+
+
+# An op returns tensors only: an empty one stands for a gradient that is not needed.
+@torch.library.custom_op("mmlocal::elsa_attention_backward", mutates_args=())
+def _elsa_attention_backward(
+    grad: Tensor,
+    value: Tensor,
+    attn: Tensor,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    kernel_size: int,
+    dilation: int,
+    softmax: bool,
+    backend: str,
+    needs_grad: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
+    grads = _implementation(backend).backward(grad, *args, needs_grad)
+    return tuple(grad.new_empty(0) if g is None else g for g in grads)
+
+
+@_elsa_attention_backward.register_fake
+def _(grad, value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend, needs_grad):
+    inputs = (value, attn, ghost_mul, ghost_add)
+    return tuple(
+        x.new_empty(x.shape) if needed else grad.new_empty(0)
+        for x, needed in zip(inputs, needs_grad, strict=True)
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, kernel_size, dilation, softmax, backend = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.settings = (kernel_size, dilation, softmax, backend)
+
+
+def _autograd_backward(ctx, grad):
+    needs_grad = list(ctx.needs_input_grad[:4])
+    grads = _elsa_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, needs_grad)
+    grads = [g if needed else None for g, needed in zip(grads, needs_grad, strict=True)]
+    return *grads, None, None, None, None
+
+
+_elsa_attention.register_autograd(_autograd_backward, setup_context=_setup_context)

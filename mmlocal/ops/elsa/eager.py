@@ -1,0 +1,132 @@
+"""The ELSA op in plain PyTorch, tap by tap: no window is ever stored.
+
+Beside its inputs and outputs it holds the zero-padded value, the softmax and one temporary map,
+whatever the kernel size. The additive ghost head does not depend on the pixel, so its part of the
+sum is a depth-wise convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+
+def _taps(kernel_size: int, dilation: int, height: int, width: int) -> Iterator[tuple]:
+    """For each tap in row-major order, where its neighbours lie in the padded map."""
+    for row in range(kernel_size):
+        for col in range(kernel_size):
+            y, x = row * dilation, col * dilation
+            yield (..., slice(y, y + height), slice(x, x + width))
+
+
+def _split(
+    value: Tensor, attn: Tensor, ghost_mul: Tensor | None, kernel_size: int, softmax: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Bring value to (B, heads, C/heads, H, W), attn to (B, heads, taps, H, W) and the
+    multiplicative ghost head to (taps, heads, C/heads, 1, 1), in the dtype of the computation."""
+    batch, channels, height, width = value.shape
+    taps = kernel_size**2
+    heads = attn.shape[1] // taps
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    # The loop over taps reads whole rows, so W has to be the innermost dimension in memory.
+    value = value.to(dtype).contiguous().view(batch, heads, channels // heads, height, width)
+    attn = attn.to(dtype).contiguous().view(batch, heads, taps, height, width)
+    if softmax:
+        attn = attn.softmax(dim=2)
+    if ghost_mul is not None:
+        ghost_mul = ghost_mul.to(dtype).reshape(heads, channels // heads, taps, 1, 1)
+        ghost_mul = ghost_mul.permute(2, 0, 1, 3, 4)
+    return value, attn, ghost_mul
+
+
+def forward(
+    value: Tensor,
+    attn: Tensor,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    kernel_size: int,
+    dilation: int,
+    softmax: bool,
+) -> Tensor:
+    """See :func:`mmlocal.ops.elsa.elsa_attention`. Returns a contiguous tensor."""
+    shape, dtype = value.shape, value.dtype
+    pad = kernel_size // 2 * dilation
+    v, attn, mul = _split(value, attn, ghost_mul, kernel_size, softmax)
+    padded = F.pad(v, (pad, pad, pad, pad))
+
+    out = torch.zeros_like(v)
+    for tap, window in enumerate(_taps(kernel_size, dilation, *shape[2:])):
+        neighbour = padded[window] if mul is None else padded[window] * mul[tap]
+        out.addcmul_(neighbour, attn[:, :, tap, None])
+    out = out.view(shape)
+    if ghost_add is not None:
+        weight = ghost_add.to(v.dtype).unsqueeze(1)
+        out += F.conv2d(value.to(v.dtype), weight, padding=pad, dilation=dilation, groups=shape[1])
+    return out.to(dtype)
+
+
+def backward(
+    grad: Tensor,
+    value: Tensor,
+    attn: Tensor,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    kernel_size: int,
+    dilation: int,
+    softmax: bool,
+    needs_grad: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of ``value, attn, ghost_mul, ghost_add``, ``None`` where not needed.
+
+    The softmax is computed again rather than kept since the forward pass.
+    """
+    shape = value.shape
+    need_value, need_attn, need_mul, need_add = needs_grad
+    pad = kernel_size // 2 * dilation
+    v, weights, mul = _split(value, attn, ghost_mul, kernel_size, softmax)
+    g = grad.to(v.dtype).contiguous().view(v.shape)
+    padded = F.pad(v, (pad, pad, pad, pad))
+
+    grad_padded = torch.zeros_like(padded) if need_value else None
+    grad_weights = torch.empty_like(weights) if need_attn else None
+    grad_mul = torch.empty_like(mul) if need_mul else None
+    for tap, window in enumerate(_taps(kernel_size, dilation, *shape[2:])):
+        weight = weights[:, :, tap, None]
+        if need_value:
+            grad_padded[window].addcmul_(g if mul is None else g * mul[tap], weight)
+        if need_attn or need_mul:
+            product = g * padded[window]
+            if need_mul:
+                grad_mul[tap] = (product * weight).sum(dim=(0, 3, 4))[..., None, None]
+            if need_attn:
+                if mul is not None:
+                    product *= mul[tap]
+                torch.sum(product, dim=2, out=grad_weights[:, :, tap])
+    if need_attn and softmax:
+        # d softmax: w * (dw - <w, dw>)
+        grad_weights -= (grad_weights * weights).sum(dim=2, keepdim=True)
+        grad_weights *= weights
+
+    grad_value = grad_add = None
+    if need_value:
+        inner = (..., slice(pad, pad + shape[2]), slice(pad, pad + shape[3]))
+        grad_value = grad_padded[inner].reshape(shape)
+    conv = dict(padding=pad, dilation=dilation, groups=shape[1])
+    if ghost_add is not None and need_value:
+        grad_value += conv2d_input(shape, ghost_add.to(v.dtype).unsqueeze(1), g.view(shape), **conv)
+    if need_add:
+        weight_shape = (shape[1], 1, kernel_size, kernel_size)
+        grad_add = conv2d_weight(value.to(v.dtype), weight_shape, g.view(shape), **conv)
+        grad_add = grad_add.squeeze(1).to(ghost_add.dtype)
+    if need_mul:
+        grad_mul = grad_mul.permute(1, 2, 0, 3, 4).reshape(ghost_mul.shape).to(ghost_mul.dtype)
+    return (
+        grad_value.to(value.dtype) if need_value else None,
+        grad_weights.view(attn.shape).to(attn.dtype) if need_attn else None,
+        grad_mul,
+        grad_add,
+    )

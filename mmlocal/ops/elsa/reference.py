@@ -1,0 +1,38 @@
+"""Definition of the ELSA op: every window written out. Slow, and hungry for memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def forward(
+    value: Tensor,
+    attn: Tensor,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    kernel_size: int,
+    dilation: int,
+    softmax: bool,
+) -> Tensor:
+    """See :func:`mmlocal.ops.elsa.elsa_attention`; differentiable by autograd."""
+    batch, channels, height, width = value.shape
+    taps = kernel_size**2
+    heads = attn.shape[1] // taps
+    dtype = torch.promote_types(value.dtype, torch.float32)
+
+    attn = attn.to(dtype).reshape(batch, heads, 1, taps, height * width)
+    if softmax:
+        attn = attn.softmax(dim=3)
+    filters = attn
+    if ghost_mul is not None:
+        filters = filters * ghost_mul.to(dtype).reshape(1, heads, channels // heads, taps, 1)
+    if ghost_add is not None:
+        filters = filters + ghost_add.to(dtype).reshape(1, heads, channels // heads, taps, 1)
+
+    windows = F.unfold(
+        value.to(dtype), kernel_size, dilation=dilation, padding=kernel_size // 2 * dilation
+    )
+    windows = windows.reshape(batch, heads, channels // heads, taps, height * width)
+    return (filters * windows).sum(dim=3).reshape(value.shape).to(value.dtype)

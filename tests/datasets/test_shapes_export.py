@@ -1,0 +1,389 @@
+"""The files: the same from the same seed, readable by COCO, all or nothing."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mmlocal.datasets.shapes import CLASSES, TASKS, generate_shapes, read_manifest
+from mmlocal.datasets.shapes.export import (
+    _staging,
+    make_class_image,
+    make_scene,
+    semantic_map,
+)
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def generate(out, **changes):
+    arguments = {
+        "num_train": 3,
+        "num_val": 2,
+        "image_size": 96,
+        "cls_size": 32,
+        "seed": 5,
+        "progress": False,
+    }
+    return generate_shapes(out, **{**arguments, **changes})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Pictures of the default size, fewer than by default."""
+    out = tmp_path_factory.mktemp("shapes") / "shapes"
+    generate_shapes(out, num_train=60, num_val=40, progress=False)
+    return out
+
+
+def test_layout(data):
+    assert sorted(path.name for path in data.iterdir()) == [
+        "annotations",
+        "cls",
+        "shapes.json",
+        "train",
+        "val",
+    ]
+    for split, count in (("train", 60), ("val", 40)):
+        names = [f"{i + 1:06d}" for i in range(count)]
+        images = sorted((data / split).iterdir())
+        labels = sorted((data / "annotations" / split).iterdir())
+        assert [path.name for path in images] == [f"{name}.jpg" for name in names]
+        assert [path.name for path in labels] == [f"{name}.png" for name in names]
+        assert cv2.imread(str(images[-1])).shape == (256, 256, 3)
+        folders = sorted((data / "cls" / split).iterdir())
+        assert [folder.name for folder in folders] == list(CLASSES)
+        pictures = sorted(path.name for folder in folders for path in folder.iterdir())
+        assert pictures == [f"{name}.jpg" for name in names]
+    assert [path.name for path in data.parent.iterdir()] == ["shapes"]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_every_class_and_size_occurs(data, split):
+    counts = read_manifest(data)["counts"][split]
+    annotations = COCO(data / "annotations" / f"instances_{split}.json").dataset["annotations"]
+    classes = Counter(CLASSES[a["category_id"] - 1] for a in annotations)
+    edges = np.digitize([a["area"] for a in annotations], [32**2, 96**2])
+    assert counts["objects"] == len(annotations)
+    assert counts["objects_per_class"] == {name: classes[name] for name in CLASSES}
+    assert list(counts["objects_per_size"].values()) == np.bincount(edges).tolist()
+    assert min(classes[name] for name in CLASSES) >= 5
+    assert min(np.bincount(edges, minlength=3)) >= 0.05 * len(annotations)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_files_hold_the_scenes(data, split):
+    coco = COCO(data / "annotations" / f"instances_{split}.json")
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    for image in coco.loadImgs(coco.getImgIds()):
+        scene = make_scene(0, split, image["id"] - 1, 256)
+        path = data / split / image["file_name"]
+        difference = cv2.imread(str(path)).astype(int) - scene.image
+        assert np.abs(difference).mean() < 6  # JPEG of a noisy picture
+        label_path = data / "annotations" / split / path.with_suffix(".png").name
+        labels = cv2.imread(str(label_path), cv2.IMREAD_UNCHANGED)
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, semantic_map(scene))
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image["id"]]))
+        assert len(annotations) == len(scene.shapes)
+        for index, annotation in enumerate(annotations):
+            np.testing.assert_array_equal(coco.annToMask(annotation), scene.owner == index)
+
+
+def test_class_folders_hold_the_class_images(data):
+    for path in (data / "cls").glob("*/*/*.jpg"):
+        split, name = path.parts[-3:-1]
+        scene = make_class_image(0, split, int(path.stem) - 1, 64)
+        assert CLASSES[scene.shapes[0].category] == name
+        assert np.abs(cv2.imread(str(path)).astype(int) - scene.image).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_ground_truth_as_prediction_scores_1(data, kind):
+    coco = COCO(data / "annotations" / "instances_val.json")
+    found = [
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "bbox": a["bbox"],
+            "segmentation": coco.annToRLE(a),
+            "score": 0.9,
+        }
+        for a in coco.dataset["annotations"]
+    ]
+    if kind == "bbox":
+        for detection in found:
+            del detection["segmentation"]
+    evaluation = COCOeval(coco, coco.loadRes(found), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    ap, ap50, ap75, small, medium, large = evaluation.stats[:6]
+    assert (ap, ap50, ap75, small, medium, large) == pytest.approx([1.0] * 6)
+
+
+def test_same_arguments_give_the_same_bytes(tmp_path):
+    generate(tmp_path / "a")
+    generate(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_seed_and_split_change_the_pictures(tmp_path):
+    generate(tmp_path / "a")
+    generate(tmp_path / "b", seed=6)
+    first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
+    pictures = [name for name in first if name.endswith(".jpg")]
+    assert pictures
+    assert all(first[name] != second[name] for name in pictures)
+    assert first["train/000001.jpg"] != first["val/000001.jpg"]
+
+
+def test_more_pictures_begin_with_the_same_ones(tmp_path):
+    generate(tmp_path / "few")
+    generate(tmp_path / "many", num_train=7, num_val=4)
+    few, many = contents(tmp_path / "few"), contents(tmp_path / "many")
+    summaries = {"shapes.json"} | {name for name in few if name.startswith("annotations/instances")}
+    assert len(summaries) == 3
+    for name in few.keys() - summaries:
+        assert few[name] == many[name]
+    for name in summaries - {"shapes.json"}:
+        short, long = json.loads(few[name]), json.loads(many[name])
+        for key in ("images", "annotations"):
+            assert short[key] == long[key][: len(short[key])]
+
+
+def test_tasks_choose_what_is_written(tmp_path):
+    whole = generate(tmp_path / "all") and contents(tmp_path / "all")
+    for task in TASKS:
+        generate(tmp_path / task, tasks=[task])
+    parts = {task: contents(tmp_path / task) for task in TASKS}
+    assert {name.split("/")[0] for name in parts["cls"]} == {"cls", "shapes.json"}
+    assert not any(name.endswith(".png") for name in parts["det"])
+    assert not any("instances" in name for name in parts["seg"])
+    for files in parts.values():
+        assert all(whole[name] == files[name] for name in files if name != "shapes.json")
+    assert set().union(*parts.values()) == set(whole)
+
+
+def test_manifest_is_returned_and_written(tmp_path):
+    manifest = generate(tmp_path / "out", tasks=("seg", "det"))
+    assert manifest == read_manifest(tmp_path / "out")
+    assert manifest["arguments"] == {
+        "tasks": ["det", "seg"],
+        "num_train": 3,
+        "num_val": 2,
+        "image_size": 96,
+        "cls_size": 32,
+        "seed": 5,
+    }
+    assert manifest["counts"]["train"]["images"] == 3
+    assert read_manifest(tmp_path) is None
+
+
+# ------------------------------------------------------------------------------ all or nothing
+
+
+def test_existing_data_set_is_kept_without_overwrite(tmp_path):
+    generate(tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(FileExistsError, match="already holds a data set"):
+        generate(tmp_path / "out", seed=6)
+    assert contents(tmp_path / "out") == before
+
+
+def test_overwrite_replaces_everything(tmp_path):
+    generate(tmp_path / "out", num_train=4)
+    generate(tmp_path / "out", seed=6, overwrite=True)
+    generate(tmp_path / "fresh", seed=6)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out"]
+
+
+@pytest.mark.parametrize("marker", [None, "not json", '{"generator": "another"}', "[]"])
+def test_foreign_folders_are_never_overwritten(tmp_path, marker):
+    (tmp_path / "thesis.txt").write_text("five years of work")
+    if marker is not None:
+        (tmp_path / "shapes.json").write_text(marker)
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        generate(tmp_path, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_empty_folders_and_missing_parents_are_fine(tmp_path):
+    (tmp_path / "empty").mkdir()
+    generate(tmp_path / "empty")
+    generate(tmp_path / "a" / "b" / "c")
+    assert contents(tmp_path / "empty") == contents(tmp_path / "a" / "b" / "c")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_failure_midway_changes_nothing(tmp_path, monkeypatch, overwrite):
+    out = tmp_path / "out"
+    if overwrite:
+        generate(out)
+    before = contents(tmp_path)
+    real, calls = cv2.imencode, []
+
+    def full_disk(*args):
+        calls.append(args)
+        if len(calls) > 4:
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(cv2, "imencode", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        generate(out, seed=6, overwrite=overwrite)
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if overwrite else [])
+
+
+def test_failure_of_the_last_rename_puts_the_old_data_set_back(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    generate(out)
+    before = contents(tmp_path)
+    real = Path.rename
+
+    def rename(self, target):
+        if self.name.endswith("new"):
+            raise OSError("rename failed")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="rename failed"):
+        generate(out, seed=6, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_data_set_moved_aside_by_a_killed_run_comes_back(tmp_path):
+    out = tmp_path / "out"
+    generate(out)
+    before = contents(out)
+    out.rename(tmp_path / ".out.shapes-old")
+    with pytest.raises(FileExistsError, match="already holds a data set"):
+        generate(out, seed=6)
+    assert contents(out) == before
+
+
+@contextlib.contextmanager
+def long_run(out: Path, *flags: str) -> Iterator[subprocess.Popen]:
+    """A process that would write for hours and has begun; killed at the end of the block."""
+    command = [sys.executable, REPO / "tools" / "make_shapes.py", "--out", out, *flags]
+    process = subprocess.Popen(
+        [*command, "--num-train", "1000000", "--image-size", "64"],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(out.parent.glob(f".{out.name}.*/train/*.jpg"))) < 5:
+            assert process.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline, "the run did not start"
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_run_leaves_no_half_data_set(tmp_path, overwrite):
+    out = tmp_path / "out"
+    before = {}
+    if overwrite:
+        generate(out)
+        before = contents(out)
+    with long_run(out, *(["--overwrite"] if overwrite else [])) as process:
+        # While it runs, nobody else may write there, nor clear its files.
+        with pytest.raises(BlockingIOError, match="another process"):
+            generate(out, overwrite=True)
+        assert process.poll() is None
+    assert process.returncode == -signal.SIGKILL
+    assert contents(out) == before
+    assert out.exists() == overwrite
+    assert len(list(tmp_path.glob(".out.*"))) == 1  # what the dead process left
+
+    generate(out, seed=6, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert read_manifest(out)["arguments"]["seed"] == 6
+    assert len(list((out / "train").iterdir())) == 3
+
+
+def test_interrupted_run_cleans_up(tmp_path):
+    with long_run(tmp_path / "out") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staging_folder_of_a_live_process_is_not_touched(tmp_path):
+    with _staging(tmp_path / "out", False) as stage:
+        (stage / "file").write_text("work")
+        with pytest.raises(BlockingIOError, match="another process"):
+            generate(tmp_path / "out")
+        assert (stage / "file").read_text() == "work"
+    assert (tmp_path / "out" / "file").read_text() == "work"
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"num_train": 0}, ValueError, r"num_train=0 must be at least 1"),
+        ({"num_val": -1}, ValueError, r"num_val=-1 must be at least 1"),
+        ({"image_size": 31}, ValueError, r"image_size=31 must be at least 32"),
+        ({"cls_size": 8}, ValueError, r"cls_size=8 must be at least 32"),
+        ({"seed": -1}, ValueError, r"seed=-1 must be at least 0"),
+        ({"seed": 1.5}, TypeError, r"seed=1.5 is not an integer"),
+        ({"num_train": "10"}, TypeError, r"num_train='10' is not an integer"),
+        ({"tasks": ("det", "depth")}, ValueError, r"tasks=\('det', 'depth'\).*'seg'"),
+        ({"tasks": ()}, ValueError, r"tasks=\(\)"),
+        ({"tasks": "det"}, TypeError, r"tasks='det' is a string"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        generate(tmp_path / "out", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_dir_that_is_a_file(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(FileExistsError, match=r"out_dir=.*is a file"):
+        generate(tmp_path / "out", overwrite=True)
+    with pytest.raises(OSError, match=r"out_dir=.*cannot be written: Not a directory"):
+        generate(tmp_path / "out" / "shapes")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("size", [32, 33, 300])
+def test_any_picture_size(tmp_path, size):
+    manifest = generate(tmp_path / "out", image_size=size, cls_size=size)
+    assert manifest["counts"]["train"]["objects"] >= 3
+    for path in (tmp_path / "out").rglob("*.jpg"):
+        assert cv2.imread(str(path)).shape == (size, size, 3)
+
+
+def test_numpy_integers_are_integers(tmp_path):
+    manifest = generate(tmp_path / "out", seed=np.int64(5), num_train=np.int32(3))
+    generate(tmp_path / "plain")
+    assert manifest == read_manifest(tmp_path / "plain")

@@ -1,0 +1,398 @@
+"""The ELSA op: its definition, its backends against the definition, and how it meets PyTorch."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from mmlocal.ops import elsa_attention
+from mmlocal.ops.backends import Backend, choose_backend, list_ops
+from mmlocal.ops.elsa import BACKENDS
+
+NAMES = [b.name for b in BACKENDS]
+FAST = [b for b in BACKENDS if b.name != "reference"]
+# (lam, gamma): every kind of ghost head
+GHOSTS = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 2.0), (2, -0.5)]
+SHAPES = [
+    # batch, heads, channels per head, height, width, kernel, dilation
+    (1, 1, 1, 1, 1, 1, 1),
+    (1, 1, 2, 1, 1, 7, 1),
+    (2, 3, 2, 1, 5, 3, 2),
+    (1, 3, 4, 2, 6, 7, 1),  # height below the kernel
+    (2, 1, 3, 9, 4, 5, 1),  # width below the kernel
+    (1, 3, 2, 7, 7, 7, 1),  # equal
+    (1, 1, 4, 8, 6, 7, 1),  # one above, one below
+    (2, 3, 2, 5, 4, 3, 2),  # dilated: equal, one below
+    (1, 3, 2, 13, 10, 5, 2),
+    (2, 3, 4, 17, 23, 7, 1),  # no multiples of anything
+    (0, 3, 2, 5, 6, 3, 1),  # empty batch
+]
+
+
+def shape_id(shape: tuple) -> str:
+    b, n, c, h, w, k, d = shape
+    return f"B{b}-heads{n}-C{n * c}-{h}x{w}-k{k}-d{d}"
+
+
+def make(shape, ghost=(1, 1), dtype=torch.float64, seed=0) -> tuple[dict, dict]:
+    """Leaf tensors and settings; the multiplicative ghost head is positive where it has to be."""
+    batch, heads, per_head, height, width, k, dilation = shape
+    lam, gamma = ghost
+    g = torch.Generator().manual_seed(seed)
+
+    def randn(*size):
+        return torch.randn(*size, generator=g, dtype=torch.float64)
+
+    channels = heads * per_head
+    tensors = {
+        "value": randn(batch, channels, height, width),
+        "attn": randn(batch, heads * k * k, height, width),
+    }
+    if lam:
+        tensors["ghost_mul"] = randn(channels, k, k)
+        if lam != int(lam):
+            tensors["ghost_mul"] = tensors["ghost_mul"].abs() + 0.1
+    if gamma:
+        tensors["ghost_add"] = randn(channels, k, k)
+    tensors = {name: x.to(dtype).requires_grad_() for name, x in tensors.items()}
+    return tensors, dict(kernel_size=k, dilation=dilation, lam=lam, gamma=gamma)
+
+
+def run(tensors, settings, **kwargs) -> dict[str, torch.Tensor]:
+    """Output and gradients for one fixed cotangent."""
+    out = elsa_attention(**tensors, **settings, **kwargs)
+    cotangent = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).cos().view(out.shape)
+    leaves = {name: x for name, x in tensors.items() if x.requires_grad}
+    grads = torch.autograd.grad(out, list(leaves.values()), cotangent.to(out.dtype))
+    return {"out": out.detach()} | {
+        f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)
+    }
+
+
+def worst_error(ours: dict, expected: dict) -> float:
+    """Largest error relative to the largest value, over the tensors of two results."""
+    assert ours.keys() == expected.keys()
+    errors = [0.0]
+    for name, x in ours.items():
+        ref = expected[name].double()
+        assert x.shape == ref.shape, name
+        assert x.isfinite().all(), name
+        if ref.numel():
+            # A gradient that is all zero has to be matched absolutely.
+            scale = ref.abs().max().clamp_min(1e-30) if ref.any() else 1.0
+            errors.append(((x.double() - ref).abs().max() / scale).item())
+    return max(errors)
+
+
+def naive(value, attn, ghost_mul=None, ghost_add=None, *, kernel_size, dilation, lam, gamma):
+    """The equation of the docstring, one number at a time."""
+    batch, channels, height, width = value.shape
+    k, taps = kernel_size, kernel_size**2
+    per_head = channels // (attn.shape[1] // taps)
+    out = torch.zeros_like(value)
+    for b, c, y, x in itertools.product(*map(range, (batch, channels, height, width))):
+        head = c // per_head
+        logits = attn[b, head * taps : (head + 1) * taps, y, x]
+        weights = (logits - logits.max()).exp()
+        weights = weights / weights.sum()
+        for i, j in itertools.product(range(k), range(k)):
+            yy, xx = y + (i - k // 2) * dilation, x + (j - k // 2) * dilation
+            if not (0 <= yy < height and 0 <= xx < width):
+                continue
+            mul = 1.0 if ghost_mul is None or lam == 0 else ghost_mul[c, i, j] ** lam
+            add = 0.0 if ghost_add is None or gamma == 0 else gamma * ghost_add[c, i, j]
+            out[b, c, y, x] += (mul * weights[i * k + j] + add) * value[b, c, yy, xx]
+    return out
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("ghost", GHOSTS, ids=lambda g: f"lam{g[0]}-gamma{g[1]}")
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 2, 2, 4, 3, 3, 1), (1, 2, 1, 2, 4, 5, 1), (1, 1, 2, 4, 5, 3, 2), (1, 2, 1, 1, 1, 3, 1)],
+    ids=shape_id,
+)
+def test_equation(shape, ghost, backend):
+    tensors, settings = make(shape, ghost)
+    with torch.no_grad():
+        out = elsa_attention(**tensors, **settings, backend=backend)
+        torch.testing.assert_close(out, naive(**tensors, **settings), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("softmax", [True, False], ids=["logits", "weights"])
+@pytest.mark.parametrize("ghost", GHOSTS, ids=lambda g: f"lam{g[0]}-gamma{g[1]}")
+def test_gradcheck(ghost, softmax, backend):
+    for shape in [(2, 2, 2, 3, 4, 3, 1), (1, 1, 2, 4, 3, 3, 2)]:
+        tensors, settings = make(shape, ghost)
+        names = list(tensors)
+
+        def op(*args, names=names, settings=settings):
+            tensors = dict(zip(names, args, strict=True))
+            return elsa_attention(**tensors, **settings, softmax=softmax, backend=backend)
+
+        assert gradcheck(op, tuple(tensors.values()), raise_exception=True)
+
+
+@pytest.mark.parametrize("ghost", GHOSTS, ids=lambda g: f"lam{g[0]}-gamma{g[1]}")
+def test_second_derivatives_of_reference(ghost):
+    tensors, settings = make((1, 2, 1, 2, 3, 3, 1), ghost)
+
+    def op(*args):
+        tensors_ = dict(zip(tensors, args, strict=True))
+        return elsa_attention(**tensors_, **settings, backend="reference")
+
+    assert gradgradcheck(op, tuple(tensors.values()))
+
+
+@pytest.mark.parametrize("backend", [b.name for b in FAST])
+def test_second_derivatives_are_refused_elsewhere(backend):
+    """Never a wrong number in silence."""
+    tensors, settings = make((1, 1, 2, 3, 3, 3, 1))
+    out = elsa_attention(**tensors, **settings, backend=backend)
+    (grad,) = torch.autograd.grad(out.square().sum(), tensors["value"], create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        grad.sum().backward()
+
+
+def _unsupported(backend: Backend) -> str | None:
+    reasons = backend.not_supported_reasons(torch.empty(0))
+    return "; ".join(reasons) or None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
+@pytest.mark.parametrize("backend", BACKENDS, ids=NAMES)
+def test_backend_holds_its_tolerance(backend, shape, dtype):
+    """Against the definition in float64 on the same (rounded) numbers."""
+    if reason := _unsupported(backend):
+        pytest.skip(f"{backend.name}: {reason}")
+    for ghost, softmax in itertools.product(GHOSTS, (True, False)):
+        tensors, settings = make(shape, ghost, dtype)
+        exact = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
+        expected = run(exact, settings, softmax=softmax, backend="reference")
+        ours = run(tensors, settings, softmax=softmax, backend=backend.name)
+        assert all(x.dtype == dtype for x in ours.values())
+        error = worst_error(ours, expected)
+        assert error <= backend.atol[dtype], f"lam, gamma = {ghost}, softmax={softmax}"
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("layout", ["channels-last", "sliced", "transposed", "expanded"])
+def test_memory_layouts(layout, backend):
+    tensors, settings = make((2, 3, 2, 6, 5, 3, 1))
+
+    def change(x: torch.Tensor) -> torch.Tensor:
+        x = x.detach()
+        if layout == "channels-last":
+            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        elif layout == "sliced":
+            x = torch.stack((x, x + 1), dim=-1)[..., 0]
+        elif layout == "transposed":
+            x = x.transpose(-1, -2).contiguous().transpose(-1, -2)
+        elif x.dim() == 4:
+            x = x[:1].expand(2, -1, -1, -1)
+        return x
+
+    changed = {name: change(x).requires_grad_() for name, x in tensors.items()}
+    assert not changed["value"].is_contiguous()
+    plain = {n: x.detach().contiguous().requires_grad_() for n, x in changed.items()}
+    expected = run(plain, settings, backend="reference")
+    ours = run(changed, settings, backend=backend)
+    assert worst_error(ours, expected) < 1e-13
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_mixed_dtypes(backend):
+    """As in mixed precision: activations in bfloat16, parameters in float32."""
+    tensors, settings = make((2, 3, 2, 6, 5, 3, 1))
+    dtypes = dict.fromkeys(tensors, torch.float32) | {"value": torch.bfloat16}
+    mixed = {n: x.detach().to(dtypes[n]).requires_grad_() for n, x in tensors.items()}
+    exact = {n: x.detach().double().requires_grad_() for n, x in mixed.items()}
+    expected = run(exact, settings, backend="reference")
+    ours = run(mixed, settings, backend=backend)
+    assert ours["out"].dtype == torch.bfloat16
+    assert {n: ours[f"grad of {n}"].dtype for n in mixed} == dtypes
+    assert worst_error(ours, expected) < 1e-2
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_autocast_does_not_touch_the_op(backend):
+    """It accumulates in float32 whatever surrounds it, and returns the dtype of ``value``."""
+    tensors, settings = make((2, 3, 2, 6, 5, 3, 1), dtype=torch.float32)
+    expected = run(tensors, settings, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = run(tensors, settings, backend=backend)
+    for name, x in expected.items():
+        assert ours[name].dtype == torch.float32
+        assert torch.equal(ours[name], x), name
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("ghost", [(1, 1), (0, 1), (1, 0)], ids=lambda g: f"lam{g[0]}-gamma{g[1]}")
+def test_any_subset_of_inputs_may_be_frozen(ghost, backend):
+    tensors, settings = make((2, 3, 2, 5, 4, 3, 1), ghost)
+    full = run(tensors, settings, backend=backend)
+    for count in range(1, len(tensors)):
+        for live in itertools.combinations(tensors, count):
+            part = {n: x.detach().requires_grad_(n in live) for n, x in tensors.items()}
+            grads = run(part, settings, backend=backend)
+            assert set(grads) == {"out", *(f"grad of {n}" for n in live)}
+            assert worst_error(grads, {k: full[k] for k in grads}) < 1e-13
+    with torch.no_grad():
+        assert not elsa_attention(**tensors, **settings, backend=backend).requires_grad
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_switched_off_ghosts_are_not_read(backend):
+    tensors, settings = make((1, 2, 2, 4, 5, 3, 1), (1, 1))
+    settings |= dict(lam=0, gamma=0)
+    plain = elsa_attention(tensors["value"], tensors["attn"], **settings, backend=backend)
+    tensors["ghost_mul"] = torch.full_like(tensors["ghost_mul"], torch.nan)
+    tensors["ghost_add"] = torch.full_like(tensors["ghost_add"], torch.nan)
+    assert torch.equal(elsa_attention(**tensors, **settings, backend=backend), plain)
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_inputs_are_left_alone(backend):
+    tensors, settings = make((2, 2, 2, 5, 4, 3, 1))
+    before = {n: x.detach().clone() for n, x in tensors.items()}
+    result = run(tensors, settings, backend=backend)
+    assert all(torch.equal(x, before[n]) for n, x in tensors.items())
+    assert all(
+        x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
+        for x, y in itertools.product(result.values(), tensors.values())
+    )
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_large_logits_do_not_overflow(backend):
+    tensors, settings = make((1, 2, 2, 5, 4, 3, 1), dtype=torch.float16)
+    tensors["attn"] = (tensors["attn"].detach() * 1e4).requires_grad_()
+    assert all(x.isfinite().all() for x in run(tensors, settings, backend=backend).values())
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.deterministic], ids=lambda b: b.name)
+def test_two_runs_are_bit_equal(backend):
+    tensors, settings = make((2, 3, 4, 17, 23, 7, 1), dtype=torch.float32)
+    first = run(tensors, settings, backend=backend.name)
+    torch.use_deterministic_algorithms(True)
+    try:
+        second = run(tensors, settings, backend=backend.name)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(x, second[n]) for n, x in first.items())
+
+
+@pytest.mark.parametrize("backend", [b.name for b in FAST])
+@pytest.mark.parametrize("ghost", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
+def test_opcheck(ghost, backend):
+    """Schema, fake tensors (shapes *and* strides), autograd registration, AOT autograd."""
+    for shape, layout in [
+        ((2, 3, 2, 6, 5, 3, 1), torch.channels_last),
+        ((1, 1, 2, 5, 4, 5, 2), torch.contiguous_format),
+    ]:
+        tensors, settings = make(shape, ghost, torch.float32)
+        value = tensors["value"].detach().contiguous(memory_format=layout).requires_grad_()
+        args = [tensors[n] if n in tensors else None for n in ("attn", "ghost_mul", "ghost_add")]
+        args += [settings["kernel_size"], settings["dilation"], True, backend]
+        torch.library.opcheck(torch.ops.mmlocal.elsa_attention, (value, *args))
+        # AOT autograd only compares values, so hold the strides of the backward op on its own.
+        frozen = [x.detach() if isinstance(x, torch.Tensor) else x for x in (value, *args)]
+        grad = torch.randn(value.shape)
+        needs = [x is not None for x in frozen[:4]]
+        for keep in ({0, 1, 2, 3}, {0}, {1}, {2, 3}):
+            needed = [need and i in keep for i, need in enumerate(needs)]
+            torch.library.opcheck(
+                torch.ops.mmlocal.elsa_attention_backward, (grad, *frozen, needed)
+            )
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile(dynamic, backend):
+    torch.compiler.reset()
+    tensors, settings = make((2, 3, 2, 6, 5, 3, 1), dtype=torch.float32)
+    compiled = torch.compile(elsa_attention, fullgraph=True, backend="inductor", dynamic=dynamic)
+    for shape in [(2, 3, 2, 6, 5, 3, 1), (2, 3, 2, 9, 7, 3, 1)]:
+        tensors, settings = make(shape, dtype=torch.float32)
+        expected = run(tensors, settings, backend=backend)
+        out = compiled(**tensors, **settings, backend=backend)
+        cotangent = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).cos().view(out.shape)
+        grads = torch.autograd.grad(out, list(tensors.values()), cotangent.float())
+        ours = {"out": out.detach()} | {
+            f"grad of {n}": g for n, g in zip(tensors, grads, strict=True)
+        }
+        assert worst_error(ours, expected) < 1e-5
+
+
+def test_compile_under_autocast():
+    """Inputs that autocast made bfloat16, as in a mixed-precision model."""
+    torch.compiler.reset()
+    tensors, settings = make((1, 2, 2, 5, 4, 3, 1), dtype=torch.float32)
+
+    def step(value, weight, attn, ghost_mul, ghost_add):
+        with torch.autocast("cpu", torch.bfloat16):
+            value = nn.functional.conv2d(value, weight)
+            return elsa_attention(value, attn, ghost_mul, ghost_add, **settings)
+
+    weight = torch.eye(4)[:, :, None, None].requires_grad_()
+    args = (tensors["value"], weight, *list(tensors.values())[1:])
+    eager = step(*args)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*args)
+    assert eager.dtype == compiled.dtype == torch.bfloat16
+    assert torch.equal(eager, compiled)
+    compiled.sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", [b.name for b in FAST])
+def test_export_is_one_node(backend):
+    class Op(nn.Module):
+        def forward(self, value, attn):
+            return elsa_attention(value, attn, kernel_size=3, backend=backend)
+
+    tensors, _ = make((2, 2, 2, 6, 5, 3, 1), (0, 0), torch.float32)
+    args = tuple(x.detach() for x in tensors.values())
+    program = torch.export.export(Op(), args)
+    targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    assert targets == ["mmlocal.elsa_attention.default"]
+    assert torch.equal(program.module()(*args), Op()(*args))
+
+
+class _PeakMemory(torch.utils._python_dispatch.TorchDispatchMode):
+    """Bytes of storage alive at most at once, of those that were made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, tuple] = {}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage()._cdata for x in torch.utils._pytree.tree_leaves(args)
+                 if isinstance(x, torch.Tensor)}
+        for x in torch.utils._pytree.tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                self._add(x.untyped_storage(), known)
+        return out
+
+
+def peak_memory(function) -> int:
+    """Largest sum of CPU memory that ``function`` held at once, in bytes, from PyTorch's records
+    of every allocation and release; temporaries inside kernels count as well."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        result = function()
+    del result
+    now = peak = 0
+    for event in prof.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+

@@ -1,0 +1,306 @@
+"""From the command line to the config: what each flag changes, for each of the three tasks."""
+
+import os
+import sys
+
+import pytest
+
+from mmlocal.engine import UsageError, config_for_testing, config_for_training, launch, load_config
+
+from .conftest import TASKS, TOOLS, load_tool, start, write_config
+
+
+def cfg_for_training(config, *flags):
+    return config_for_training(load_tool("train").parse_args([str(config), *flags]))
+
+
+def cfg_for_testing(config, *flags):
+    checkpoint = config.with_suffix(".pth")
+    checkpoint.touch()
+    return config_for_testing(load_tool("test").parse_args([str(config), str(checkpoint), *flags]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["train", "test", "print_config", "browse_dataset"])
+def test_help(tool, tmp_path):
+    result = start(TOOLS / f"{tool}.py", "--help", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "--cfg-options" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "usage"),
+    [
+        ("dist_train.sh", "CONFIG GPUS"),
+        ("dist_test.sh", "CONFIG CHECKPOINT GPUS"),
+        ("slurm_train.sh", "PARTITION JOB_NAME CONFIG WORK_DIR"),
+        ("slurm_test.sh", "PARTITION JOB_NAME CONFIG CHECKPOINT"),
+    ],
+)
+def test_shell_scripts_say_what_they_need(script, usage, tmp_path):
+    result = start("bash", TOOLS / script, "one", cwd=tmp_path)
+    assert result.returncode == 2
+    assert usage in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_slurm_scripts_pass_everything_on(kind, tmp_path):
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    result = start(
+        *("bash", TOOLS / f"slurm_{kind}.sh", "gpu", "job", "a b.py", "other", "--amp"),
+        cwd=tmp_path,
+        PATH=f"{tmp_path}:/usr/bin:/bin",
+        GPUS="16",
+        SRUN_ARGS="--time=1 --mem=2",
+    )
+    assert result.returncode == 0, result.stderr
+    words = result.stdout.splitlines()
+    assert {"--partition=gpu", "--ntasks=16", "--time=1", "--mem=2", "a b.py", "other"} < {*words}
+    assert words[-3:] == ["--launcher", "slurm", "--amp"]
+
+
+# ------------------------------------------------------------------------------- every task
+
+
+def test_nothing_changes_without_flags(config, task):
+    cfg = cfg_for_training(config)
+    assert cfg.work_dir == f"work_dirs/tiny_{task}"
+    assert cfg.launcher == "none"
+    assert not cfg.get("resume")
+    assert cfg.optim_wrapper.type == "OptimWrapper"
+    assert cfg.val_cfg is not None
+
+
+def test_work_dir_of_flag_wins_over_config(config, tmp_path):
+    config.write_text(config.read_text() + '\nwork_dir = "of_config"\n')
+    assert cfg_for_training(config).work_dir == "of_config"
+    assert cfg_for_training(config, "--work-dir", "of_flag").work_dir == "of_flag"
+
+
+def test_cfg_options(config):
+    cfg = cfg_for_training(
+        *(config, "--cfg-options", "train_cfg.max_iters=7", "optim_wrapper.optimizer.lr=0.5"),
+        *("train_dataloader.dataset.pipeline.0.type=Other", "extra=[(1,2),(3,4)]"),
+    )
+    assert cfg.train_cfg.max_iters == 7
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+    assert cfg.train_dataloader.dataset.pipeline[0].type == "Other"
+    assert cfg.extra == [(1, 2), (3, 4)]
+
+
+def test_resume(config, tmp_path):
+    cfg = cfg_for_training(config, "--resume", "--cfg-options", "load_from=https://host/x.pth")
+    assert cfg.resume is True
+    assert cfg.load_from is None
+    checkpoint = tmp_path / "iter_1.pth"
+    checkpoint.touch()
+    cfg = cfg_for_training(config, "--resume", str(checkpoint))
+    assert cfg.resume is True
+    assert cfg.load_from == str(checkpoint)
+
+
+def test_amp_replaces_the_optim_wrapper(config, monkeypatch):
+    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    cfg = cfg_for_training(config, "--amp")
+    assert cfg.optim_wrapper.type == "AmpOptimWrapper"
+    assert cfg.optim_wrapper.loss_scale == "dynamic"
+    cfg = cfg_for_training(config, "--amp", "--cfg-options", "optim_wrapper.loss_scale=512")
+    assert cfg.optim_wrapper.loss_scale == 512
+    with pytest.raises(UsageError, match="ApexOptimWrapper"):
+        cfg_for_training(config, "--amp", "--cfg-options", "optim_wrapper.type=ApexOptimWrapper")
+
+
+def test_amp_training_needs_a_gpu(config, monkeypatch):
+    monkeypatch.setattr(launch, "get_device", lambda: "cpu")
+    with pytest.raises(UsageError, match=r"--amp.*GPU"):
+        cfg_for_training(config, "--amp")
+
+
+def test_auto_scale_lr(config):
+    assert cfg_for_training(config, "--auto-scale-lr").auto_scale_lr.enable is True
+    with pytest.raises(UsageError, match="base_batch_size"):
+        cfg_for_training(config, "--auto-scale-lr", "--cfg-options", "auto_scale_lr=None")
+
+
+def test_no_validate(config):
+    cfg = cfg_for_training(config, "--no-validate")
+    assert cfg.val_cfg is cfg.val_dataloader is cfg.val_evaluator is None
+
+
+def test_loader_flags(config):
+    cfg = cfg_for_training(config, "--no-pin-memory", "--no-persistent-workers")
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.pin_memory is False
+        assert loader.persistent_workers is False
+    assert cfg_for_testing(config, "--no-pin-memory").test_dataloader.pin_memory is False
+
+
+@pytest.mark.parametrize("flag", ["--local_rank", "--local-rank"])
+def test_local_rank_reaches_mmengine(flag, config, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK")
+    cfg_for_training(config, flag, "3", "--launcher", "pytorch")
+    assert os.environ["LOCAL_RANK"] == "3"
+
+
+def test_test_flags(config):
+    cfg = cfg_for_testing(config, "--amp", "--work-dir", "there", "--launcher", "pytorch")
+    assert cfg.load_from == str(config.with_suffix(".pth"))
+    assert cfg.test_cfg.fp16 is True
+    assert cfg.work_dir == "there"
+    assert cfg.launcher == "pytorch"
+
+
+def test_tta_of_the_config_is_used(config):
+    config.write_text(
+        config.read_text()
+        + '\ntta_model = dict(type="Mine")\ntta_pipeline = [dict(type="Load"), dict(type="Aug")]\n'
+    )
+    cfg = cfg_for_testing(config, "--tta")
+    assert cfg.model.type == "Mine"
+    assert cfg.model.module.backbone.depth == 18
+    assert [step.type for step in cfg.test_dataloader.dataset.pipeline] == ["Load", "Aug"]
+
+
+def test_tta_reaches_a_wrapped_dataset(config):
+    text = (
+        config.read_text() + "\ninner = dict(type='RepeatDataset', times=1, dataset=dataset('val'))"
+    )
+    config.write_text(text + "\ntest_dataloader = loader(inner, False)\n")
+    assert "TestTimeAug" in str(
+        cfg_for_testing(config, "--tta").test_dataloader.dataset.dataset.pipeline
+    )
+
+
+def test_show_needs_the_hook(config):
+    with pytest.raises(UsageError, match=r"default_hooks\.visualization"):
+        cfg_for_testing(config, "--show", "--cfg-options", "default_hooks.visualization=None")
+
+
+# ------------------------------------------------------------------------------- one task
+
+
+@pytest.fixture
+def configs(data, tmp_path):
+    return {task: write_config(task, data, tmp_path / f"{task}.py") for task in TASKS}
+
+
+def test_only_mmpretrain_gets_loader_defaults(configs):
+    options = ["--cfg-options", "train_dataloader.num_workers=2"]
+    loader = cfg_for_training(configs["mmpretrain"], *options).train_dataloader
+    assert loader.pin_memory is True
+    assert loader.persistent_workers is True
+    assert loader.collate_fn == {"type": "default_collate"}
+    # torch refuses persistent workers where there are none
+    assert cfg_for_training(configs["mmpretrain"]).train_dataloader.persistent_workers is False
+    own = "train_dataloader.pin_memory=False"
+    assert (
+        cfg_for_training(configs["mmpretrain"], *options, own).train_dataloader.pin_memory is False
+    )
+    for task in ("mmdet", "mmseg"):
+        assert not {"pin_memory", "collate_fn"} & {
+            *cfg_for_training(configs[task]).train_dataloader
+        }
+
+
+def test_default_tta(configs):
+    cfg = cfg_for_testing(configs["mmdet"], "--tta")
+    assert cfg.model.type == "DetTTAModel"
+    assert cfg.model.module.type == "RetinaNet"
+    step = cfg.test_dataloader.dataset.pipeline[-1]
+    assert step.type == "TestTimeAug"
+    assert len(step.transforms[0]) == 2
+    assert "flip_direction" in step.transforms[1][0].meta_keys
+
+    cfg = cfg_for_testing(configs["mmpretrain"], "--tta")
+    assert cfg.model.type == "mmpretrain.AverageClsScoreTTA"
+    assert cfg.test_dataloader.dataset.pipeline[-1].transforms[1][0].type == "PackInputs"
+
+    no_tta = configs["mmseg"].read_text().replace("tta_model", "unused")
+    configs["mmseg"].write_text(no_tta)
+    with pytest.raises(UsageError, match="tta_model"):
+        cfg_for_testing(configs["mmseg"], "--tta")
+
+
+def test_show_dir(configs):
+    hook = cfg_for_testing(configs["mmdet"], "--show-dir", "pictures").default_hooks.visualization
+    assert hook.draw is True
+    assert hook.test_out_dir == "pictures"
+    assert not hook.get("show")
+
+    cfg = cfg_for_testing(configs["mmseg"], "--show-dir", "pictures")
+    assert cfg.default_hooks.visualization.draw is True
+    assert cfg.visualizer.save_dir == "pictures"
+
+    flags = ["--show-dir", "pictures", "--interval", "3"]
+    hook = cfg_for_testing(configs["mmpretrain"], *flags).default_hooks.visualization
+    assert hook.enable is True
+    assert hook.out_dir == "pictures"
+    assert hook.interval == 3
+
+
+def test_show(configs):
+    for task in TASKS:
+        flags = ["--show", "--wait-time", "0.5"]
+        hook = cfg_for_testing(configs[task], *flags).default_hooks.visualization
+        assert hook.show is True
+        assert hook.wait_time == 0.5
+
+
+def test_out_of_mmseg_is_a_setting_of_the_metric(configs, tmp_path):
+    cfg = cfg_for_testing(configs["mmseg"], "--out", "predictions")
+    assert cfg.test_evaluator.output_dir == "predictions"
+    assert cfg.test_evaluator.keep_results is True
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="folder"):
+        cfg_for_testing(configs["mmseg"], "--out", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "message"),
+    [
+        ("mmdet", ["--out", "x.json"], r"--out.*\.pkl"),
+        ("mmpretrain", ["--out", "x.json"], r"--out.*\.pkl"),
+        ("mmpretrain", ["--out", "x.txt", "--out-item", "metrics"], r"--out.*\.json"),
+        ("mmpretrain", ["--out-item", "pred"], "--out-item.*--out FILE"),
+        ("mmdet", ["--out", "x.pkl", "--out-item", "pred"], "--out-item.*mmpretrain.*mmdet"),
+        ("mmseg", ["--out", "x", "--out-item", "pred"], "--out-item.*mmpretrain.*mmseg"),
+        ("mmdet", ["--interval", "2"], "--interval.*mmpretrain.*mmdet"),
+        ("mmseg", ["--interval", "2"], "--interval.*mmpretrain.*mmseg"),
+    ],
+)
+def test_output_flags_that_do_not_apply(configs, task, flags, message):
+    with pytest.raises(UsageError, match=message):
+        cfg_for_testing(configs[task], *flags)
+
+
+# ------------------------------------------------------------------------------- loading
+
+
+def test_config_by_name(monkeypatch, data, tmp_path):
+    path = write_config("mmseg", data, tmp_path / "known_name.py")
+    monkeypatch.setattr(launch, "config_path", lambda name: str(path))
+    assert load_config("known_name").default_scope == "mmseg"
+    with pytest.raises(UsageError, match=r"elsewhere/known_name\.py.*did you mean `known_name`"):
+        load_config("elsewhere/known_name.py")
+
+
+def test_config_that_cannot_be_used(tmp_path):
+    with pytest.raises(UsageError, match=r"no/such\.py.*does not exist"):
+        load_config("no/such.py")
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_config(str(tmp_path / "a.txt"))
+    (tmp_path / "b.py").write_text('default_scope = "mmpose"')
+    with pytest.raises(UsageError, match=r"mmpose.*mmdet, mmseg, mmpretrain"):
+        load_config(str(tmp_path / "b.py"))
+    (tmp_path / "c.py").write_text('default_scope = "mmdet"\nsteps = [1]')
+    with pytest.raises(UsageError, match="--cfg-options"):
+        load_config(str(tmp_path / "c.py"), {"steps.4.x": 1})
+
+
+def test_missing_library(config, task, monkeypatch):
+    monkeypatch.setitem(sys.modules, task, None)
+    with pytest.raises(UsageError, match=rf"{task}.*make setup.*mmlocal\[onedl\]"):
+        cfg_for_training(config)

@@ -1,0 +1,34 @@
+"""Show or write the images of a config's data set with their annotations."""
+
+import argparse
+
+from mmlocal.engine import add_config_arguments, browse, run_tool
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--output-dir", "-o", help="folder to write the pictures to")
+    parser.add_argument("--not-show", action="store_true", help="open no window")
+    parser.add_argument("--phase", "-p", choices=["train", "val", "test"], default="train")
+    parser.add_argument("--show-number", "-n", type=int, help="how many images (default: all)")
+    parser.add_argument("--show-interval", "-i", type=float, default=2, help="seconds per picture")
+    parser.add_argument(
+        "--mode",
+        "-m",
+        choices=["original", "transformed"],
+        default="transformed",
+        help="images as on disk, or after the pipeline (default)",
+    )
+    parser.add_argument(
+        "--channel-order",
+        "-c",
+        choices=["BGR", "RGB"],
+        default="BGR",
+        help="order in which the pipeline hands on the channels (default: BGR)",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_tool(lambda: browse(parse_args()))
