@@ -15,6 +15,10 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 
+# Elements of a temporary map that stay in the cache of one CPU core.
+_CPU_CHUNK = 2**17
+
+
 def _taps(kernel_size: int, dilation: int, height: int, width: int) -> Iterator[tuple]:
     """For each tap in row-major order, where its neighbours lie in the padded map."""
     for row in range(kernel_size):
@@ -43,6 +47,15 @@ def _split(
     return value, attn, ghost_mul
 
 
+def _chunks(value: Tensor) -> list[slice]:
+    """Samples to work on together: on a CPU, as many as leave the temporary map in its cache."""
+    batch = value.shape[0]
+    size = batch
+    if value.device.type == "cpu":
+        size = max(1, _CPU_CHUNK // max(1, value[:1].numel()))
+    return [slice(i, i + size) for i in range(0, batch, max(1, size))]
+
+
 def forward(
     value: Tensor,
     attn: Tensor,
@@ -59,9 +72,12 @@ def forward(
     padded = F.pad(v, (pad, pad, pad, pad))
 
     out = torch.zeros_like(v)
-    for tap, window in enumerate(_taps(kernel_size, dilation, *shape[2:])):
-        neighbour = padded[window] if mul is None else padded[window] * mul[tap]
-        out.addcmul_(neighbour, attn[:, :, tap, None])
+    for chunk in _chunks(v):
+        for tap, window in enumerate(_taps(kernel_size, dilation, *shape[2:])):
+            neighbour = padded[chunk][window]
+            if mul is not None:
+                neighbour = neighbour * mul[tap]
+            out[chunk].addcmul_(neighbour, attn[chunk, :, tap, None])
     out = out.view(shape)
     if ghost_add is not None:
         weight = ghost_add.to(v.dtype).unsqueeze(1)
@@ -93,19 +109,22 @@ def backward(
 
     grad_padded = torch.zeros_like(padded) if need_value else None
     grad_weights = torch.empty_like(weights) if need_attn else None
-    grad_mul = torch.empty_like(mul) if need_mul else None
-    for tap, window in enumerate(_taps(kernel_size, dilation, *shape[2:])):
-        weight = weights[:, :, tap, None]
-        if need_value:
-            grad_padded[window].addcmul_(g if mul is None else g * mul[tap], weight)
-        if need_attn or need_mul:
-            product = g * padded[window]
-            if need_mul:
-                grad_mul[tap] = (product * weight).sum(dim=(0, 3, 4))[..., None, None]
-            if need_attn:
-                if mul is not None:
-                    product *= mul[tap]
-                torch.sum(product, dim=2, out=grad_weights[:, :, tap])
+    grad_mul = torch.zeros_like(mul) if need_mul else None
+    for chunk in _chunks(v):
+        product = torch.empty_like(g[chunk])
+        for tap, window in enumerate(_taps(kernel_size, dilation, *shape[2:])):
+            weight = weights[chunk, :, tap, None]
+            if need_value:
+                scaled = g[chunk] if mul is None else torch.mul(g[chunk], mul[tap], out=product)
+                grad_padded[chunk][window].addcmul_(scaled, weight)
+            if need_attn or need_mul:
+                torch.mul(g[chunk], padded[chunk][window], out=product)
+                if need_mul:
+                    grad_mul[tap] += (product * weight).sum(dim=(0, 3, 4))[..., None, None]
+                if need_attn:
+                    if mul is not None:
+                        product *= mul[tap]
+                    torch.sum(product, dim=2, out=grad_weights[chunk, :, tap])
     if need_attn and softmax:
         # d softmax: w * (dw - <w, dw>)
         grad_weights -= (grad_weights * weights).sum(dim=2, keepdim=True)
@@ -115,13 +134,17 @@ def backward(
     if need_value:
         inner = (..., slice(pad, pad + shape[2]), slice(pad, pad + shape[3]))
         grad_value = grad_padded[inner].reshape(shape)
-    conv = dict(padding=pad, dilation=dilation, groups=shape[1])
-    if ghost_add is not None and need_value:
-        grad_value += conv2d_input(shape, ghost_add.to(v.dtype).unsqueeze(1), g.view(shape), **conv)
-    if need_add:
-        weight_shape = (shape[1], 1, kernel_size, kernel_size)
-        grad_add = conv2d_weight(value.to(v.dtype), weight_shape, g.view(shape), **conv)
-        grad_add = grad_add.squeeze(1).to(ghost_add.dtype)
+    if ghost_add is not None and (need_value or need_add):
+        conv = dict(padding=pad, dilation=dilation, groups=shape[1])
+        weight = ghost_add.to(v.dtype).unsqueeze(1)
+        # Depth-wise convolutions are fastest channels last.
+        g = g.view(shape).contiguous(memory_format=torch.channels_last)
+        if need_value:
+            grad_value += conv2d_input(shape, weight, g, **conv)
+        if need_add:
+            v = value.to(v.dtype).contiguous(memory_format=torch.channels_last)
+            grad_add = conv2d_weight(v, weight.shape, g, **conv)
+            grad_add = grad_add.view(ghost_add.shape).to(ghost_add.dtype)
     if need_mul:
         grad_mul = grad_mul.permute(1, 2, 0, 3, 4).reshape(ghost_mul.shape).to(ghost_mul.dtype)
     return (
