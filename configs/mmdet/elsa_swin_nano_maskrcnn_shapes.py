@@ -27,13 +27,17 @@ model = dict(
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            out_channels=channels, featmap_strides=strides, finest_scale=28,
-            roi_layer=dict(sampling_ratio=2),
+            out_channels=channels,
+            featmap_strides=strides,
+            finest_scale=28,
+            roi_layer=dict(sampling_ratio=1),
         ),
         bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=num_classes),
         mask_roi_extractor=dict(
-            out_channels=channels, featmap_strides=strides, finest_scale=28,
-            roi_layer=dict(sampling_ratio=2),
+            out_channels=channels,
+            featmap_strides=strides,
+            finest_scale=28,
+            roi_layer=dict(sampling_ratio=1),
         ),
         mask_head=dict(
             num_convs=2,
@@ -47,9 +51,7 @@ model = dict(
         rpn_proposal=dict(nms_pre=300, max_per_img=100),
         rcnn=dict(sampler=dict(num=64)),
     ),
-    test_cfg=dict(
-        rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=30)
-    ),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=30)),
 )
 
 max_epochs = 4
@@ -64,7 +66,14 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        by_epoch=True,
+        begin=0,
+        end=max_epochs,
+        T_max=max_epochs,
+        convert_to_iter_based=True,
+    ),
 ]
 randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +19,7 @@ _LAYERS = {
 }
 _LAYER = re.compile(r"(?P<owner>|.*\.)(?P<layer>pre_proj|post_proj|attn\.0|attn\.2)\.(?P<name>\w+)")
 # Buffers that depend on the window or the input size: ours are not saved.
-_BUFFER = re.compile(r"(|.*\.)(relative_id|attn_mask)")
+BUFFER = re.compile(r"(|.*\.)(relative_id|attn_mask)")
 
 
 def convert_elsa(
@@ -48,7 +49,7 @@ def convert_elsa(
     for key, tensor in state_dict.items():
         owner, _, name = key.rpartition(".")
         owner = f"{owner}." if owner else ""
-        if _BUFFER.fullmatch(key):
+        if BUFFER.fullmatch(key):
             continue
         if name == "ghost_head":
             for ghost, part in _split_ghost_head(key, tensor, lam, gamma).items():
@@ -66,9 +67,7 @@ def convert_elsa(
                     tensor = torch.cat((query, key_, value))
             converted[f"{owner}{_LAYERS[layer]}.{name}"] = tensor
         elif key == "absolute_pos_embed" and tensor.dim() == 3:
-            side = math.isqrt(tensor.shape[1])
-            if side**2 != tensor.shape[1]:
-                raise ValueError(f"{key} must hold a square map, got {tuple(tensor.shape)}")
+            side = _square(key, tensor.shape[1])
             converted[key] = tensor.transpose(1, 2).reshape(1, -1, side, side)
         elif owner == "norm." and stages:
             converted[f"norm{max(stages)}.{name}"] = tensor
@@ -96,3 +95,138 @@ def _split_ghost_head(key: str, tensor: Tensor, lam: float, gamma: float) -> dic
         name: part.reshape(tensor.shape[-3:])
         for name, part in zip(names, tensor if len(names) == 2 else (tensor,), strict=True)
     }
+
+
+def elsa_backbone_cfg(
+    state_dict: Mapping[str, Tensor], lam: float | None = None, gamma: float | None = None
+) -> dict:
+    """Recover the arguments of ``ELSASwin`` from official names and shapes.
+
+    What shapes do not tell keeps its default: ``qk_scale`` and the rates of dropout, which change
+    no output of a published model in eval mode.
+
+    Args:
+        state_dict: official names; a classification model, with or without head, or a dense
+            backbone.
+        lam: exponent of the multiplicative ghost head; ``None`` for 1 if shapes show one, else 0.
+        gamma: factor of the additive ghost head, likewise. A single ghost head may be either: it
+            counts as additive, as published, unless ``lam`` is given.
+
+    Returns:
+        Config with ``type``, complete but for the above. ``fit_window`` is set for classification.
+
+    Raises:
+        ValueError: a parameter that every ELSA-Swin has is missing or impossible.
+    """
+    embed_dims, in_channels, patch_size, _ = _shape(state_dict, "patch_embed.proj.weight", 4)
+    depths = _depths(state_dict)
+    last = len(depths) - 1
+    attentions = [f"layers.{i}.blocks.0.attn." for i in range(last + 1)]
+    heads, biases = _shape(state_dict, attentions[last] + "rb", 2)
+    classification = "norm.weight" in state_dict
+    norms = [i for i in range(last + 1) if f"norm{i}.weight" in state_dict]
+    if not classification and not norms:
+        raise ValueError("it is no ELSA-Swin: neither norm (classification) nor norm0, norm1, ...")
+    arch = dict(embed_dims=embed_dims, depths=depths, num_heads=(heads,))
+    cfg = dict(
+        type="mmlocal.ELSASwin",
+        arch=arch,
+        in_channels=in_channels,
+        patch_size=patch_size,
+        window_size=(_square(attentions[last] + "rb", biases) + 1) // 2,
+        fit_window=classification,
+        mlp_ratio=_mlp_ratio(state_dict, len(depths)),
+        qkv_bias=attentions[last] + "pre_proj.bias" in state_dict,
+        patch_norm="patch_embed.norm.weight" in state_dict,
+        out_indices=(last,) if classification else tuple(norms),
+    )
+    if last > 0:  # a single stage has window attention only
+        convs = [_shape(state_dict, name + "attn.0.weight", 4) for name in attentions[:-1]]
+        logits = [_shape(state_dict, name + "attn.2.weight", 4) for name in attentions[:-1]]
+        _, arch["group_width"], _, kernel_size = convs[0]
+        arch["num_heads"] = (*(shape[0] // kernel_size**2 for shape in logits), heads)
+        cfg["kernel_size"] = kernel_size
+        ghost_head = state_dict.get(attentions[0] + "ghost_head")
+        cfg["lam"], cfg["gamma"] = _ghost_factors(ghost_head, lam, gamma)
+    if "absolute_pos_embed" in state_dict:
+        shape = state_dict["absolute_pos_embed"].shape
+        side = shape[-1] if len(shape) == 4 else _square("absolute_pos_embed", shape[1])
+        cfg.update(use_abs_pos_embed=True, pretrain_img_size=side * patch_size)
+    return cfg
+
+
+def unused_by_elsa(state_dict: Mapping[str, Tensor], cfg: dict) -> list[str]:
+    """Official names of tensors that ``ELSASwin`` has no use for.
+
+    Buffers that depend on the window or the input size, and, in dense backbones that do not return
+    their last stage, what comes after the last stage returned.
+    """
+    top = max(cfg["out_indices"])
+
+    def unused(key: str) -> bool:
+        if match := re.match(r"layers\.(\d+)\.(downsample)?", key):
+            stage = int(match[1])
+            if stage > top or (stage == top and match[2]):
+                return True
+        return BUFFER.fullmatch(key) is not None
+
+    return [key for key in state_dict if unused(key)]
+
+
+def _shape(state_dict: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
+    if key not in state_dict:
+        raise ValueError(f"it is no ELSA-Swin: there is no {key}")
+    shape = tuple(state_dict[key].shape)
+    if len(shape) != dims or 0 in shape:
+        raise ValueError(f"it is no ELSA-Swin: {key} must have {dims} dimensions, got {shape}")
+    return shape
+
+
+def _depths(state_dict: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Number of blocks of each stage."""
+    found = {
+        (int(match[1]), int(match[2]))
+        for key in state_dict
+        if (match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key))
+    }
+    if not found:
+        raise ValueError("it is no official ELSA-Swin: there is no layers.0.blocks.0")
+    blocks = Counter(stage for stage, _ in found)
+    depths = tuple(blocks[stage] for stage in range(len(blocks)))
+    for i, depth in enumerate(depths):
+        for j in range(max(depth, 1)):
+            if (i, j) not in found:
+                raise ValueError(f"it is no whole ELSA-Swin: there is no layers.{i}.blocks.{j}")
+    return depths
+
+
+def _square(key: str, length: int) -> int:
+    side = math.isqrt(length)
+    if side**2 != length:
+        raise ValueError(f"{key} must hold a square map, got {length} positions")
+    return side
+
+
+def _mlp_ratio(state_dict: Mapping[str, Tensor], num_stages: int) -> float:
+    """The shortest decimal that gives the hidden channels of all stages, which are rounded down."""
+    shapes = [
+        _shape(state_dict, f"layers.{i}.blocks.0.mlp.fc1.weight", 2) for i in range(num_stages)
+    ]
+    least = max(hidden / dims for hidden, dims in shapes)
+    for digits in range(16):
+        ratio = math.ceil(least * 10**digits) / 10**digits
+        if all(int(dims * ratio) == hidden for hidden, dims in shapes):
+            return ratio
+    raise ValueError(f"no mlp_ratio gives the shapes {shapes} of mlp.fc1.weight in all stages")
+
+
+def _ghost_factors(
+    ghost_head: Tensor | None, lam: float | None, gamma: float | None
+) -> tuple[float, float]:
+    both = ghost_head is not None and ghost_head.dim() == 5
+    one = ghost_head is not None and not both
+    if lam is None:
+        lam = 1.0 if both or (one and gamma == 0) else 0.0
+    if gamma is None:
+        gamma = 1.0 if both or (one and lam == 0) else 0.0
+    return lam, gamma

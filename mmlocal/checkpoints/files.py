@@ -1,23 +1,57 @@
-"""Reading checkpoint files without executing what they hold."""
+"""Checkpoint files: read without executing what they hold, written whole or not at all."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
+import os
 import pickle
+import re
 from pathlib import Path
 
 import torch
 
 
+class _StandIn:
+    """Takes the place of an object beside the weights, and forgets what it is given."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# What MMEngine's training runs write beside the weights: NumPy numbers, and loss histories with
+# bound methods. None of it is needed here, and the real things must not be callable from a file:
+# with the real `getattr` a file reaches every module of this process.
+_STAND_INS = [
+    type(name, (_StandIn,), {"__module__": module})
+    for module, name in (
+        ("builtins", "getattr"),
+        ("builtins", "slice"),
+        ("mmengine.logging.history_buffer", "HistoryBuffer"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"),
+    )
+]
+
+
 def load_file(path: str | Path, map_location: str = "cpu") -> dict:
-    """Read a checkpoint written by PyTorch, timm's trainers or MMEngine.
+    """Read a checkpoint written by PyTorch, timm's trainers, MMCV or MMEngine.
 
     Args:
         path: a local file.
         map_location: as in :func:`torch.load`.
 
     Returns:
-        The dict in the file.
+        The dict in the file. NumPy arrays and numbers, and MMEngine's loss histories, are replaced
+        by empty objects.
 
     Raises:
         FileNotFoundError: no such file.
@@ -28,20 +62,61 @@ def load_file(path: str | Path, map_location: str = "cpu") -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, *_mmengine_globals()]):
+        with torch.serialization.safe_globals([argparse.Namespace, *_STAND_INS]):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be read safely: {reason}") from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise ValueError(f"checkpoint {path} cannot be read safely: {_reason(error)}") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"checkpoint {path} must hold a dict, got {type(checkpoint).__name__}")
     return checkpoint
 
 
-def _mmengine_globals() -> list:
-    """The plain-data classes that MMEngine writes beside the weights, if MMEngine is there."""
+def _reason(error: Exception) -> str:
+    """PyTorch's reason in one line, without its advice to turn safety off."""
+    text = str(error).strip()
+    if match := re.search(r"GLOBAL (\S+)", text):
+        return f"it refers to {match[1]}, which is neither a tensor nor plain data"
+    if isinstance(error, pickle.UnpicklingError) or not text:
+        return "it is damaged, or was not written by PyTorch"
+    return text.splitlines()[0]
+
+
+def save_file(checkpoint: dict, folder: str | Path, stem: str) -> Path:
+    """Write a checkpoint to ``<stem>-<first 8 hex digits of the file's SHA-256>.pth``.
+
+    Equal checkpoints give equal files, so writing one twice changes nothing. The file appears
+    under its name only when it is complete.
+
+    Args:
+        checkpoint: tensors and plain data.
+        folder: made if missing.
+        stem: name of the file up to the hash.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        OSError: the folder or file cannot be written.
+    """
+    # By way of memory: PyTorch puts the name of the file it writes to into the file.
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    content = buffer.getbuffer()
+    path = Path(folder) / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        from mmengine.runner.checkpoint import get_torch_safe_globals
-    except ImportError:
-        return []
-    return get_torch_safe_globals()
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file in hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,19 +17,21 @@ class MatchReport:
 
     Args:
         loaded: in both, with equal shapes.
+        resized: in both, and interpolated to the shape of the model.
         mismatched: in both, with different shapes.
         missing: in the model only.
         unexpected: in the state dict only.
     """
 
     loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} loaded"]
-        for name in ("mismatched", "missing", "unexpected"):
+        for name in ("resized", "mismatched", "missing", "unexpected"):
             keys = getattr(self, name)
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             parts.append(f"{len(keys)} {name}" + (f" ({shown})" if keys else ""))
@@ -38,6 +42,9 @@ def match_state_dict(
     state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor], optional: str = r"(?!)"
 ) -> tuple[dict[str, Tensor], MatchReport]:
     """Select the part of ``state_dict`` that fits ``target``.
+
+    A ``relative_position_bias_table`` of another square window, and an ``absolute_pos_embed`` of
+    another map, are resized by bicubic interpolation, as Swin's fine-tuning does. Nothing else is.
 
     Args:
         state_dict: names and tensors to load.
@@ -53,11 +60,35 @@ def match_state_dict(
         if key not in state_dict:
             if not re.match(optional, key):
                 report.missing.append(key)
-        elif state_dict[key].shape != tensor.shape:
-            shapes = f"{tuple(state_dict[key].shape)} for {tuple(tensor.shape)}"
-            report.mismatched.append(f"{key}: {shapes}")
-        else:
-            selected[key] = state_dict[key]
+            continue
+        source = state_dict[key]
+        if source.shape == tensor.shape:
+            selected[key] = source
             report.loaded.append(key)
+            continue
+        shapes = f"{key}: {tuple(source.shape)} for {tuple(tensor.shape)}"
+        resized = _resize(key.rpartition(".")[2], source, tensor)
+        if resized is None:
+            report.mismatched.append(shapes)
+        else:
+            selected[key] = resized
+            report.resized.append(shapes)
     report.unexpected = [key for key in state_dict if key not in target]
     return selected, report
+
+
+def _resize(name: str, source: Tensor, target: Tensor) -> Tensor | None:
+    """``source`` in the shape of ``target``, or ``None`` if it is not of a kind that resizes."""
+    if name == "absolute_pos_embed":  # (1, C, H, W)
+        if source.dim() == target.dim() == 4 and source.shape[:2] == target.shape[:2]:
+            return _bicubic(source, *target.shape[2:])
+    elif name == "relative_position_bias_table":  # (side * side, heads)
+        old, new = (math.isqrt(table.shape[0]) for table in (source, target))
+        if source.shape == (old**2, *target.shape[1:]) and target.shape[0] == new**2:
+            return _bicubic(source.t().reshape(1, -1, old, old), new, new).flatten(2)[0].t()
+    return None
+
+
+def _bicubic(maps: Tensor, height: int, width: int) -> Tensor:
+    resized = F.interpolate(maps.float(), (height, width), mode="bicubic", align_corners=False)
+    return resized.to(maps.dtype)

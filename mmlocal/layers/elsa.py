@@ -34,8 +34,8 @@ class ELSA(nn.Module):
         backend: of :func:`mmlocal.ops.elsa_attention`.
 
     Raises:
-        ValueError: even ``kernel_size``; ``num_heads``, ``group_width`` or ``groups`` that do not
-            divide what they group.
+        ValueError: even ``kernel_size``; ``num_heads`` or ``groups`` that do not divide what they
+            group; ``num_heads``, ``dilation``, ``group_width`` or ``groups`` below 1.
 
     Note:
         The multiplicative ghost head starts as N(0, 1), as in the official code, and as |N(0, 1)|
@@ -66,6 +66,12 @@ class ELSA(nn.Module):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        counts = dict(
+            num_heads=num_heads, dilation=dilation, group_width=group_width, groups=groups
+        )
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
         v_dims = v_dims or embed_dims
         if v_dims % num_heads:
             raise ValueError(
@@ -114,7 +120,15 @@ class ELSA(nn.Module):
             nn.init.trunc_normal_(self.ghost_add, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``, any H and W."""
+        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+
+        Raises:
+            ValueError: any other shape.
+        """
+        if x.dim() != 4 or x.shape[3] != self.qkv.in_channels:
+            raise ValueError(
+                f"x must be (B, H, W, embed_dims={self.qkv.in_channels}), got {tuple(x.shape)}"
+            )
         # A permuted view is a channels-last tensor to the convolutions: nothing is copied.
         qkv = self.qkv(x.permute(0, 3, 1, 2))
         q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)

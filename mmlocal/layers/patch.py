@@ -31,10 +31,16 @@ class PatchEmbed(nn.Module):
         """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / p), ceil(W / p), embed_dims)``.
 
         Raises:
-            ValueError: not 4-D, or smaller than one patch.
+            ValueError: not 4-D, other channels, or smaller than one patch.
+            TypeError: not floating point.
         """
-        if x.dim() != 4:
-            raise ValueError(f"x must be an image batch (B, C, H, W), got {tuple(x.shape)}")
+        if x.dim() != 4 or x.shape[1] != self.proj.in_channels:
+            raise ValueError(
+                f"x must be an image batch (B, in_channels={self.proj.in_channels}, H, W), "
+                f"got {tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point, got {x.dtype}")
         height, width = x.shape[2:]
         if height < self.patch_size or width < self.patch_size:
             raise ValueError(

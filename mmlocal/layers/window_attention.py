@@ -69,7 +69,7 @@ class WindowAttention(nn.Module):
         proj_drop_rate: dropout on the output.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``embed_dims``.
+        ValueError: ``num_heads`` does not divide ``embed_dims``; an empty window.
 
     Source:
         Swin Transformer, Liu et al. 2021, eq. 4.
@@ -86,7 +86,9 @@ class WindowAttention(nn.Module):
         proj_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if embed_dims % num_heads:
+        if min(window_size) < 1:
+            raise ValueError(f"window_size must be at least 1, got {window_size}")
+        if num_heads < 1 or embed_dims % num_heads:
             raise ValueError(
                 f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
             )

@@ -1,15 +1,17 @@
 """The ELSA op: its definition, its backends against the definition, and how it meets PyTorch."""
 
+import functools
 import itertools
 
 import pytest
 import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.profiler import ProfilerActivity, profile
 
 from mmlocal.ops import elsa_attention
 from mmlocal.ops.backends import Backend, choose_backend, list_ops
-from mmlocal.ops.elsa import BACKENDS
+from mmlocal.ops.elsa import BACKENDS, eager
 
 NAMES = [b.name for b in BACKENDS]
 FAST = [b for b in BACKENDS if b.name != "reference"]
@@ -60,12 +62,17 @@ def make(shape, ghost=(1, 1), dtype=torch.float64, seed=0) -> tuple[dict, dict]:
     return tensors, dict(kernel_size=k, dilation=dilation, lam=lam, gamma=gamma)
 
 
+def make_cotangent(out: torch.Tensor) -> torch.Tensor:
+    """Varied numbers in [-2, 2] that every dtype holds exactly."""
+    return (torch.arange(out.numel()).view(out.shape) * 37 % 65 - 32).to(out.dtype) / 16
+
+
 def run(tensors, settings, **kwargs) -> dict[str, torch.Tensor]:
     """Output and gradients for one fixed cotangent."""
     out = elsa_attention(**tensors, **settings, **kwargs)
-    cotangent = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).cos().view(out.shape)
+    cotangent = make_cotangent(out)
     leaves = {name: x for name, x in tensors.items() if x.requires_grad}
-    grads = torch.autograd.grad(out, list(leaves.values()), cotangent.to(out.dtype))
+    grads = torch.autograd.grad(out, list(leaves.values()), cotangent)
     return {"out": out.detach()} | {
         f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)
     }
@@ -179,6 +186,15 @@ def test_backend_holds_its_tolerance(backend, shape, dtype):
         assert error <= backend.atol[dtype], f"lam, gamma = {ghost}, softmax={softmax}"
 
 
+def test_eager_works_sample_by_sample(monkeypatch):
+    """A large batch on a CPU goes in chunks; what is summed over the batch must see all of them."""
+    tensors, settings = make((5, 2, 3, 6, 7, 3, 1))
+    expected = run(tensors, settings, backend="reference")
+    for samples in (1, 2, 5):
+        monkeypatch.setattr(eager, "_CPU_CHUNK", samples * tensors["value"][0].numel())
+        assert worst_error(run(tensors, settings, backend="eager"), expected) < 5e-15
+
+
 @pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("layout", ["channels-last", "sliced", "transposed", "expanded"])
 def test_memory_layouts(layout, backend):
@@ -215,7 +231,7 @@ def test_mixed_dtypes(backend):
     ours = run(mixed, settings, backend=backend)
     assert ours["out"].dtype == torch.bfloat16
     assert {n: ours[f"grad of {n}"].dtype for n in mixed} == dtypes
-    assert worst_error(ours, expected) < 1e-2
+    assert worst_error(ours, expected) < 8e-3
 
 
 @pytest.mark.parametrize("backend", NAMES)
@@ -296,7 +312,7 @@ def test_opcheck(ghost, backend):
     ]:
         tensors, settings = make(shape, ghost, torch.float32)
         value = tensors["value"].detach().contiguous(memory_format=layout).requires_grad_()
-        args = [tensors[n] if n in tensors else None for n in ("attn", "ghost_mul", "ghost_add")]
+        args = [tensors.get(n) for n in ("attn", "ghost_mul", "ghost_add")]
         args += [settings["kernel_size"], settings["dilation"], True, backend]
         torch.library.opcheck(torch.ops.mmlocal.elsa_attention, (value, *args))
         # AOT autograd only compares values, so hold the strides of the backward op on its own.
@@ -311,17 +327,24 @@ def test_opcheck(ghost, backend):
 
 
 @pytest.mark.parametrize("backend", NAMES)
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_compile(dynamic, backend):
+@pytest.mark.parametrize(
+    ("compiler", "dynamic"),
+    [("inductor", False), ("aot_eager", False), ("aot_eager", True)],
+    ids=["inductor", "aot", "aot-dynamic"],
+)
+def test_compile(compiler, dynamic, backend):
+    """Inductor's code relies on the strides that the op promises."""
     torch.compiler.reset()
-    tensors, settings = make((2, 3, 2, 6, 5, 3, 1), dtype=torch.float32)
-    compiled = torch.compile(elsa_attention, fullgraph=True, backend="inductor", dynamic=dynamic)
+
+    @functools.partial(torch.compile, fullgraph=True, backend=compiler, dynamic=dynamic)
+    def compiled(**tensors):
+        return elsa_attention(**tensors, kernel_size=3, lam=1, gamma=1, backend=backend)
+
     for shape in [(2, 3, 2, 6, 5, 3, 1), (2, 3, 2, 9, 7, 3, 1)]:
         tensors, settings = make(shape, dtype=torch.float32)
         expected = run(tensors, settings, backend=backend)
-        out = compiled(**tensors, **settings, backend=backend)
-        cotangent = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).cos().view(out.shape)
-        grads = torch.autograd.grad(out, list(tensors.values()), cotangent.float())
+        out = compiled(**tensors)
+        grads = torch.autograd.grad(out, list(tensors.values()), make_cotangent(out))
         ours = {"out": out.detach()} | {
             f"grad of {n}": g for n, g in zip(tensors, grads, strict=True)
         }
@@ -351,48 +374,165 @@ def test_compile_under_autocast():
 @pytest.mark.parametrize("backend", [b.name for b in FAST])
 def test_export_is_one_node(backend):
     class Op(nn.Module):
-        def forward(self, value, attn):
-            return elsa_attention(value, attn, kernel_size=3, backend=backend)
+        def forward(self, value, attn, ghost_add):
+            return elsa_attention(value, attn, None, ghost_add, kernel_size=3, backend=backend)
 
-    tensors, _ = make((2, 2, 2, 6, 5, 3, 1), (0, 0), torch.float32)
+    tensors, _ = make((2, 2, 2, 6, 5, 3, 1), (0, 1), torch.float32)
     args = tuple(x.detach() for x in tensors.values())
     program = torch.export.export(Op(), args)
     targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
-    assert targets == ["mmlocal.elsa_attention.default"]
+    assert [t for t in targets if "elsa" in t] == ["mmlocal.elsa_attention.default"]
     assert torch.equal(program.module()(*args), Op()(*args))
-
-
-class _PeakMemory(torch.utils._python_dispatch.TorchDispatchMode):
-    """Bytes of storage alive at most at once, of those that were made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, tuple] = {}
-        self.live = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        known = {x.untyped_storage()._cdata for x in torch.utils._pytree.tree_leaves(args)
-                 if isinstance(x, torch.Tensor)}
-        for x in torch.utils._pytree.tree_leaves(out):
-            if isinstance(x, torch.Tensor):
-                self._add(x.untyped_storage(), known)
-        return out
 
 
 def peak_memory(function) -> int:
     """Largest sum of CPU memory that ``function`` held at once, in bytes, from PyTorch's records
     of every allocation and release; temporaries inside kernels count as well."""
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         result = function()
     del result
-    now = peak = 0
-    for event in prof.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
 
 
+def extra_memory(backend: str, k: int, ghost: tuple, side: int) -> tuple[int, int, int]:
+    """Bytes of ``value``, and of what the forward and the backward pass hold at once beside the
+    op's inputs and outputs, and one softmax map, or two in the backward pass."""
+    tensors, settings = make((1, 2, 16, side, side, k, 1), ghost, torch.float32)
+    size = {name: x.numel() * x.element_size() for name, x in tensors.items()}
+    outs = []
+
+    def forward():
+        outs.append(elsa_attention(**tensors, **settings, backend=backend))
+
+    def backward():
+        return torch.autograd.grad(outs, list(tensors.values()), cotangent)
+
+    cotangent = torch.ones_like(tensors["value"])
+    forward_peak = peak_memory(forward)
+    backward_peak = peak_memory(backward)
+    return (
+        size["value"],
+        forward_peak - size["value"] - size["attn"],
+        backward_peak - sum(size.values()) - 2 * size["attn"],
+    )
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("ghost", [(0, 1), (1, 1)], ids=lambda g: f"lam{g[0]}-gamma{g[1]}")
+def test_memory_does_not_grow_with_the_window(ghost, backend):
+    """What the pixels cost, as a multiple of ``value``: from two maps, so that constants (the
+    weights of a convolution, re-ordered by the library) drop out."""
+    cost = {}
+    for k in (3, 7, 11):
+        small = extra_memory(backend, k, ghost, side=32)
+        large = extra_memory(backend, k, ghost, side=64)
+        value, *steps = (b - a for a, b in zip(small, large, strict=True))
+        cost[k] = [round(step / value, 1) for step in steps]
+    print(f"memory of {backend}, {ghost}: {cost} (kernel: [forward, backward] in maps)")
+    if backend == "reference":
+        assert min(cost[11]) > 100  # what the others must not do
+    else:
+        assert max(max(steps) for steps in cost.values()) < 9
+
+
+def _bad(**changes):
+    tensors = {
+        "value": torch.zeros(2, 6, 5, 4),
+        "attn": torch.zeros(2, 27, 5, 4),
+        "ghost_mul": torch.zeros(6, 3, 3),
+        "ghost_add": torch.zeros(6, 3, 3),
+    }
+    return tensors | {"kernel_size": 3} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"kernel_size": 4}, ValueError, "kernel_size must be a positive odd number, got 4"),
+        ({"kernel_size": 0}, ValueError, "kernel_size must be .* got 0"),
+        ({"kernel_size": -3}, ValueError, "kernel_size must be .* got -3"),
+        ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
+        ({"value": torch.zeros(6, 5, 4)}, ValueError, r"value must have .* got \(6, 5, 4\)"),
+        ({"attn": torch.zeros(27, 5, 4)}, ValueError, r"attn must have .* got \(27, 5, 4\)"),
+        (
+            {"value": torch.zeros(2, 6, 5, 4, dtype=torch.uint8)},
+            TypeError,
+            r"value must be floating point, got torch.uint8",
+        ),
+        (
+            {"attn": torch.zeros(2, 27, 5, 4, dtype=torch.int64)},
+            TypeError,
+            r"attn must be floating point, got torch.int64",
+        ),
+        (
+            {"ghost_mul": torch.zeros(6, 3, 3, dtype=torch.complex64)},
+            TypeError,
+            "ghost_mul must be floating point, got torch.complex64",
+        ),
+        (
+            {"ghost_add": torch.zeros(6, 3, 3, dtype=torch.bool)},
+            TypeError,
+            "ghost_add must be floating point, got torch.bool",
+        ),
+        ({"attn": torch.zeros(2, 28, 5, 4)}, ValueError, r"attn .* multiple of 9\), got 28"),
+        ({"attn": torch.zeros(2, 0, 5, 4)}, ValueError, r"attn .* multiple of 9\), got 0"),
+        ({"attn": torch.zeros(2, 36, 5, 4)}, ValueError, "value .* heads=4 channels, got 6"),
+        ({"attn": torch.zeros(1, 27, 5, 4)}, ValueError, r"attn must .*, got \(1, 27, 5, 4\)"),
+        ({"attn": torch.zeros(2, 27, 4, 5)}, ValueError, r"attn must .*, got \(2, 27, 4, 5\)"),
+        (
+            {"ghost_mul": torch.zeros(2, 3, 3)},
+            ValueError,
+            r"ghost_mul must have shape .* \(6, 3, 3\), got \(2, 3, 3\)",
+        ),
+        (
+            {"ghost_add": torch.zeros(1, 6, 3, 3)},
+            ValueError,
+            r"ghost_add must have shape .* got \(1, 6, 3, 3\)",
+        ),
+        ({"backend": "cuda"}, ValueError, "backend must be one of eager, reference, got 'cuda'"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else None,
+)
+def test_bad_input(changes, error, message):
+    elsa_attention(**_bad())
+    with pytest.raises(error, match=message):
+        elsa_attention(**_bad(**changes))
+
+
+def _backend(name: str, **changes) -> Backend:
+    settings = dict(
+        description="", module="math", devices=("any",), dtypes=(torch.float32,), atol={}
+    )
+    return Backend(name=name, deterministic=True, **(settings | changes))
+
+
+def test_choice_of_backend():
+    broken = _backend("broken", requires=lambda: "needs a thing")
+    gpu = _backend("gpu", devices=("cuda",))
+    half = _backend("half", dtypes=(torch.float16,))
+    good, other = _backend("good"), _backend("other")
+    value = torch.zeros(1)
+    assert choose_backend("op", (broken, gpu, half, good, other), value, None) is good
+    assert choose_backend("op", (good, other), value, "other") is other
+    for name, reason in [
+        ("broken", "broken: needs a thing"),
+        ("gpu", "gpu: runs on cuda, not on cpu"),
+        ("half", "half: does not take torch.float32"),
+    ]:
+        with pytest.raises(RuntimeError, match=reason):
+            choose_backend("op", (broken, gpu, half, good), value, name)
+    with pytest.raises(RuntimeError, match=r"op: .*needs a thing \| gpu: .* \| half: "):
+        choose_backend("op", (broken, gpu, half), value, None)
+
+
+@pytest.mark.parametrize("op", list_ops())
+def test_backends_are_complete(op):
+    backends = list_ops()[op]
+    assert len({b.name for b in backends}) == len(backends)
+    assert backends[-1].name == "reference"
+    for backend in backends:
+        assert set(backend.atol) == set(backend.dtypes)
+        if backend.unavailable_reason() is None:
+            assert callable(backend.load().forward)

@@ -26,12 +26,9 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
-def start(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    """Run a Python script, or a shell script, from ``cwd``; output as text."""
-    command = [str(part) for part in command]
-    if command[0].endswith(".py"):
-        command = [sys.executable, *command]
-    env = {
+def environment(**env: str) -> dict[str, str]:
+    """Environment of a tool: one thread, and what it needs to find this Python and mmlocal."""
+    return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         # the python of this environment for shell scripts, and mmlocal also if not installed
@@ -39,7 +36,16 @@ def start(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedPr
         "PYTHONPATH": str(Path(mmlocal.__file__).parents[1]),
         **env,
     }
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def start(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    """Run a Python script, or a shell script, from ``cwd``; output as text."""
+    command = [str(part) for part in command]
+    if command[0].endswith(".py"):
+        command = [sys.executable, *command]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ MANIFEST = "shapes.json"
 VERSION = 1  # goes up when the same arguments give other files
 MIN_SIZE = 32  # smallest picture, in pixels; MAX_SIDE of it must not be below MIN_SIDE
 
-OBJECTS_PER_IMAGE = (2, 6)
+OBJECTS_PER_IMAGE = (3, 8)
 MIN_SIDE = 14.0  # pixels, square root of an object's area; a disc of 16 pixels
 MAX_SIDE = 0.5  # the same for the largest objects, as a share of the picture's width
 SPREAD = 0.85  # share of the picture in which objects have their centres

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
@@ -41,10 +41,9 @@ class LocalBackbone(BaseModule):
     def _load_pretrained(
         self, checkpoint: str, prefix: str | None = None, map_location: str = "cpu"
     ) -> None:
-        if "://" in checkpoint:
-            content = CheckpointLoader.load_checkpoint(checkpoint, map_location)
-        else:
-            content = load_file(checkpoint, map_location)
+        # Not by MMEngine's CheckpointLoader, which ends up running what an unsafe file holds.
+        with get_local_path(checkpoint) as path:
+            content = load_file(path, map_location)
         state_dict = content.get("state_dict", content)
         if prefix:
             prefix = prefix.rstrip(".") + "."

@@ -113,7 +113,8 @@ class ELSASwin(LocalBackbone):
         patch_norm: whether a LayerNorm follows the patch embedding.
         use_abs_pos_embed: whether to add a learned position embedding, resized to the map.
         pretrain_img_size: image size in pixels that fixes the position embedding's own size.
-        out_indices: stages to return, each through its own LayerNorm.
+        out_indices: stages to return, each through its own LayerNorm. Stages after the last one
+            returned are not built: no parameter is left without a gradient.
         frozen_stages: -1 for none; ``n`` freezes the patch embedding, the position embedding and
             the first ``n`` stages with their output norms, as mmdet's Swin does. (The official
             code freezes one stage less, and never the norms.)
@@ -186,7 +187,9 @@ class ELSASwin(LocalBackbone):
 
         drop_path_rates = torch.linspace(0, drop_path_rate, sum(self.depths)).tolist()
         self.stages = nn.ModuleList()
-        for i, (dims, heads) in enumerate(zip(self.num_features, arch["num_heads"], strict=True)):
+        num_built = max(self.out_indices) + 1
+        for i in range(num_built):
+            dims, heads = self.num_features[i], arch["num_heads"][i]
             last = i == num_stages - 1
             blocks = []
             for j in range(self.depths[i]):
@@ -216,7 +219,7 @@ class ELSASwin(LocalBackbone):
                     )
                 rate = drop_path_rates.pop(0)
                 blocks.append(ELSASwinBlock(dims, attn, mlp_ratio, drop_rate, rate, with_cp))
-            downsample = None if last else PatchMerging(dims, 2 * dims)
+            downsample = None if i == num_built - 1 else PatchMerging(dims, 2 * dims)
             self.stages.append(ELSASwinStage(blocks, downsample))
         for i in self.out_indices:
             self.add_module(f"norm{i}", nn.LayerNorm(self.num_features[i]))
@@ -254,7 +257,8 @@ class ELSASwin(LocalBackbone):
             ``C_i = embed_dims * 2**i`` and ``H_i = ceil(ceil(H / patch_size) / 2**i)``.
 
         Raises:
-            ValueError: ``x`` is not 4-D or smaller than a patch.
+            ValueError: ``x`` is not 4-D, has other channels or is smaller than a patch.
+            TypeError: ``x`` is not floating point.
         """
         x = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
@@ -286,8 +290,8 @@ class ELSASwin(LocalBackbone):
         self.drop_after_pos.eval()
         if self.absolute_pos_embed is not None:
             self.absolute_pos_embed.requires_grad = False
-        for i in range(self.frozen_stages):
-            freeze(self.stages[i])
+        for i, stage in enumerate(self.stages[: self.frozen_stages]):
+            freeze(stage)
             if i in self.out_indices:
                 freeze(getattr(self, f"norm{i}"))
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-
 # Elements of a temporary map that stay in the cache of one CPU core.
 _CPU_CHUNK = 2**17
 
@@ -133,7 +132,7 @@ def backward(
     grad_value = grad_add = None
     if need_value:
         inner = (..., slice(pad, pad + shape[2]), slice(pad, pad + shape[3]))
-        grad_value = grad_padded[inner].reshape(shape)
+        grad_value = grad_padded[inner].contiguous().view(shape)
     if ghost_add is not None and (need_value or need_add):
         conv = dict(padding=pad, dilation=dilation, groups=shape[1])
         weight = ghost_add.to(v.dtype).unsqueeze(1)

@@ -20,7 +20,7 @@ def forward(
     batch, channels, height, width = value.shape
     taps = kernel_size**2
     heads = attn.shape[1] // taps
-    dtype = torch.promote_types(value.dtype, torch.float32)
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
 
     attn = attn.to(dtype).reshape(batch, heads, 1, taps, height * width)
     if softmax:

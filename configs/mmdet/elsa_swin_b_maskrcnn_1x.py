@@ -1,0 +1,20 @@
+"""Mask R-CNN with ELSA-Swin-B on COCO, 12 epochs.
+
+Our extension: the paper trains no detector on ELSA-Swin-B. Everything but the backbone is as in
+elsa_swin_s_maskrcnn_1x.py, including the drop path rate of 0.2.
+
+Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
+elsa_swin_t_maskrcnn_1x.py.
+"""
+
+_base_ = [
+    "./_base_/models/maskrcnn_fpn.py",
+    "./_base_/datasets/coco_instance_ms.py",
+    "./_base_/schedules/adamw_1x.py",
+    "./_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(type="mmlocal.ELSASwin", arch="base", drop_path_rate=0.2),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

@@ -1,0 +1,19 @@
+"""Cascade Mask R-CNN with ELSA-Swin-T on COCO, 36 epochs.
+
+Published: 51.0 box AP, 44.2 mask AP (ELSA, Zhou et al. 2021, COCO table). Not reproduced here.
+
+Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
+elsa_swin_t_maskrcnn_1x.py.
+"""
+
+_base_ = [
+    "./_base_/models/cascade_maskrcnn_fpn.py",
+    "./_base_/datasets/coco_instance_ms.py",
+    "./_base_/schedules/adamw_3x.py",
+    "./_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(type="mmlocal.ELSASwin", arch="tiny", drop_path_rate=0.2),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

@@ -1,0 +1,26 @@
+"""ELSA-Swin-T on ImageNet-1k, 224 pixels, 300 epochs and 10 of cool-down.
+
+Published: 82.7 % top-1 (ELSA, Zhou et al. 2021, ImageNet table). Not reproduced here.
+
+The official recipe, for 8 GPUs with 128 images each; it trains in mixed precision (add ``--amp``
+on a GPU) with seed 42 (``--cfg-options randomness.seed=42``). Two differences: RandAugment always
+interpolates bicubically, and the learning rate is up to 1 % lower during the warm-up.
+"""
+
+_base_ = [
+    "./_base_/models/pooled_linear.py",
+    "./_base_/datasets/imagenet_224.py",
+    "./_base_/schedules/adamw_300e.py",
+    "./_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="mmlocal.ELSASwin",
+        arch="tiny",
+        fit_window=True,
+        out_indices=(3,),
+        drop_path_rate=0.1,
+    ),
+    head=dict(in_channels=768),
+)

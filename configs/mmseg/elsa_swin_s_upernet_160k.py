@@ -1,0 +1,21 @@
+"""UPerNet with ELSA-Swin-S on ADE20K, 160k iterations.
+
+Published: 50.4 mIoU with six scales and flip (ELSA, Zhou et al. 2021, ADE20K table). Not
+reproduced here.
+
+Test protocol, weight decay and how to start from an ImageNet checkpoint: as in
+elsa_swin_t_upernet_160k.py.
+"""
+
+_base_ = [
+    "./_base_/models/upernet.py",
+    "./_base_/datasets/ade20k.py",
+    "./_base_/schedules/adamw_160k.py",
+    "./_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(type="mmlocal.ELSASwin", arch="small", drop_path_rate=0.3),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)

@@ -1,0 +1,77 @@
+"""Pictures of a training run: curves out of MMEngine's log, and a sheet of drawn predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+def plot_curves(
+    scalars: str | Path, out: str | Path, losses: Sequence[str], metrics: Sequence[str]
+) -> None:
+    """Plot losses and metrics of a run side by side over the iterations.
+
+    Args:
+        scalars: ``vis_data/scalars.json`` of MMEngine's ``LocalVisBackend``.
+        out: picture to write; the suffix is its format.
+        losses: names to plot on the left.
+        metrics: names to plot on the right.
+
+    Raises:
+        ValueError: the log holds none of ``losses``.
+    """
+    # Without a display, and without touching the caller's pyplot.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    entries = [json.loads(line) for line in Path(scalars).read_text().splitlines()]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    step = 0
+    curves: dict[str, tuple[list, list]] = {name: ([], []) for name in (*losses, *metrics)}
+    for entry in entries:
+        # A validation entry counts epochs, so it stands at the last training iteration.
+        step = entry["iter"] if "loss" in entry else step
+        for name, (steps, values) in curves.items():
+            if name in entry:
+                steps.append(step)
+                values.append(entry[name])
+    if not any(curves[name][0] for name in losses):
+        raise ValueError(f"{scalars} holds none of the losses {tuple(losses)}")
+    for axis, names, title in ((left, losses, "training loss"), (right, metrics, "validation")):
+        for name in names:
+            axis.plot(*curves[name], label=name, marker="o" if axis is right else None)
+        axis.set(xlabel="iteration", title=title, ylim=(0, None if axis is left else 1))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(out, dpi=120)
+
+
+def contact_sheet(images: Sequence[str | Path], out: str | Path, columns: int = 2) -> None:
+    """Tile pictures of one size into one, row by row.
+
+    Args:
+        images: picture files, all of one height and width.
+        out: picture to write.
+        columns: pictures per row.
+
+    Raises:
+        ValueError: no images, or one of them cannot be read.
+    """
+    if not images:
+        raise ValueError("images must name at least one picture")
+    tiles = []
+    for path in images:
+        tile = cv2.imread(str(path))
+        if tile is None:
+            raise ValueError(f"images: {path} cannot be read")
+        tiles.append(cv2.copyMakeBorder(tile, 4, 4, 4, 4, cv2.BORDER_CONSTANT, value=(255,) * 3))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    if not cv2.imwrite(str(out), np.vstack(rows)):
+        raise OSError(f"{out} cannot be written")

@@ -1,0 +1,113 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmlocal.layers import MLP, DropPath, PatchEmbed, PatchMerging
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (8, 12), (9, 4)], ids=str)
+def test_patch_embed_pads_at_the_bottom_and_right(size):
+    torch.manual_seed(0)
+    layer = PatchEmbed(3, 8, patch_size=4)
+    x = torch.randn(2, 3, *size)
+    out = layer(x)
+    height, width = -(-size[0] // 4), -(-size[1] // 4)
+    assert out.shape == (2, height, width, 8)
+    padded = F.pad(x, (0, 4 * width - size[1], 0, 4 * height - size[0]))
+    y, x_ = height - 1, width - 1
+    corner = padded[:, :, 4 * y : 4 * y + 4, 4 * x_ : 4 * x_ + 4].flatten(1)
+    expected = F.layer_norm(corner @ layer.proj.weight.flatten(1).T + layer.proj.bias, (8,))
+    torch.testing.assert_close(out[:, y, x_], expected, rtol=0, atol=1e-5)
+
+
+def test_patch_embed_without_norm():
+    layer = PatchEmbed(1, 6, patch_size=2, norm=False)
+    assert {name for name, _ in layer.named_parameters()} == {"proj.weight", "proj.bias"}
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(3, 8, 8), ValueError, r"x must be an image batch .* got \(3, 8, 8\)"),
+        (torch.zeros(1, 4, 8, 8), ValueError, r"in_channels=3.* got \(1, 4, 8, 8\)"),
+        (torch.zeros(1, 3, 3, 8), ValueError, "x must be at least one patch of 4x4 .* got 3x8"),
+        (torch.zeros(1, 3, 8, 3), ValueError, "x must be at least one patch of 4x4 .* got 8x3"),
+        (
+            torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+            TypeError,
+            "x must be floating point, got torch.uint8",
+        ),
+    ],
+    ids=["3-D", "channels", "low", "narrow", "uint8"],
+)
+def test_patch_embed_refuses(x, error, message):
+    with pytest.raises(error, match=message):
+        PatchEmbed(3, 8, patch_size=4)(x)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 2), (5, 7), (4, 6)], ids=str)
+def test_patch_merging_order_and_padding(size):
+    torch.manual_seed(0)
+    layer = PatchMerging(3, 5)
+    layer.norm.weight.data.normal_()
+    layer.norm.bias.data.normal_()
+    x = torch.randn(2, *size, 3)
+    height, width = -(-size[0] // 2), -(-size[1] // 2)
+    padded = torch.zeros(2, 2 * height, 2 * width, 3)
+    padded[:, : size[0], : size[1]] = x
+    out = layer(x)
+    assert out.shape == (2, height, width, 5)
+    for i in range(height):
+        for j in range(width):
+            corners = [(0, 0), (1, 0), (0, 1), (1, 1)]
+            four = torch.cat([padded[:, 2 * i + a, 2 * j + b] for a, b in corners], dim=-1)
+            expected = layer.norm(four) @ layer.reduction.weight.T
+            torch.testing.assert_close(out[:, i, j], expected, rtol=0, atol=1e-6)
+
+
+def test_mlp():
+    torch.manual_seed(0)
+    layer = MLP(6, 10)
+    x = torch.randn(2, 3, 4, 6)
+    hidden = x @ layer.fc1.weight.T + layer.fc1.bias
+    hidden = 0.5 * hidden * (1 + torch.erf(hidden / 2**0.5))  # the exact GELU
+    expected = hidden @ layer.fc2.weight.T + layer.fc2.bias
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-6)
+    dropping = MLP(6, 10, drop_rate=0.5)
+    assert 0.2 < (dropping(x) == 0).double().mean() < 0.8
+    assert (dropping.eval()(x) != 0).all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_drop_path_statistics(rate):
+    torch.manual_seed(0)
+    layer = DropPath(rate)
+    out = layer(torch.ones(20000, 2, 1, 3))
+    per_sample = out.flatten(1)
+    assert (per_sample == per_sample[:, :1]).all()
+    values = per_sample[:, 0].unique()
+    torch.testing.assert_close(values, torch.tensor([0, 1 / (1 - rate)]))
+    dropped = (per_sample[:, 0] == 0).double().mean().item()
+    assert abs(dropped - rate) < 0.02
+    assert abs(out.mean().item() - 1) < 0.1
+
+
+def test_drop_path_is_off_in_eval_mode_and_at_zero():
+    x = torch.randn(4, 3)
+    assert DropPath(0.5).eval()(x) is x
+    assert DropPath(0.0)(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_drop_path_keeps_the_dtype(dtype):
+    x = torch.randn(8, 3).to(dtype).requires_grad_()
+    out = DropPath(0.5)(x)
+    assert out.dtype == dtype
+    out.sum().backward()
+    assert torch.equal(x.grad, (out / x).nan_to_num().round().detach())
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5])
+def test_drop_path_refuses(rate):
+    with pytest.raises(ValueError, match=rf"drop_prob must be in \[0, 1\), got {rate}"):
+        DropPath(rate)

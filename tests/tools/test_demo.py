@@ -1,0 +1,103 @@
+"""The demo end to end, on a few steps: train, be killed, resume, test, draw."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+from mmengine.config import Config
+
+from mmlocal import config_path
+from mmlocal.datasets.shapes import CLASSES, PALETTE, generate_shapes
+from mmlocal.engine.demo import METRICS, format_summary
+from tests.tools.conftest import TOOLS, environment, start
+
+SMOKE = "elsa_swin_nano_maskrcnn_shapes_smoke"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A working directory with ``data/shapes``."""
+    folder = tmp_path_factory.mktemp("demo")
+    generate_shapes(
+        folder / "data/shapes",
+        tasks=("det",),
+        num_train=8,
+        num_val=4,
+        image_size=128,
+        progress=False,
+    )
+    return folder
+
+
+def _scalars(work_dir: Path) -> list[dict]:
+    """Training entries of the newest log."""
+    path = max(work_dir.glob("*/vis_data/scalars.json"))
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    return [entry for entry in entries if "loss" in entry]
+
+
+def test_config_knows_the_classes():
+    cfg = Config.fromfile(config_path("elsa_swin_nano_maskrcnn_shapes"))
+    assert cfg.metainfo.classes == CLASSES
+    assert [tuple(colour) for colour in cfg.metainfo.palette] == list(PALETTE)
+    assert cfg.model.roi_head.bbox_head.num_classes == len(CLASSES)
+    assert cfg.model.roi_head.mask_head.num_classes == len(CLASSES)
+
+
+@pytest.mark.slow
+def test_killed_training_resumes(folder):
+    work_dir = folder / "killed"
+    command = [sys.executable, TOOLS / "train.py", SMOKE, "--work-dir", work_dir]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL
+    ) as process:
+        # Written after the checkpoint of the first epoch.
+        deadline = time.monotonic() + 200
+        while not (work_dir / "last_checkpoint").exists():
+            assert process.poll() is None, "training ended before its first checkpoint"
+            assert time.monotonic() < deadline, "no checkpoint in time"
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not (work_dir / "epoch_3.pth").exists()
+    saved = int(Path((work_dir / "last_checkpoint").read_text()).stem.removeprefix("epoch_"))
+
+    result = start(TOOLS / "train.py", SMOKE, "--work-dir", work_dir, "--resume", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = [entry["step"] for entry in _scalars(work_dir)]
+    assert steps == list(range(4 * saved + 1, 13))
+    assert (work_dir / "epoch_3.pth").exists()
+
+
+@pytest.mark.slow
+def test_demo(folder):
+    result = start(TOOLS / "demo.py", "--config", SMOKE, "--work-dir", "out", cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    summary = json.loads((folder / "out/summary.json").read_text())
+    assert list(summary["metrics"]) == list(METRICS)
+    assert set(summary["seconds"]) == {"data", "train", "test"}
+    assert format_summary(summary) in result.stdout
+    for name in (summary["checkpoint"], summary["curves"], *summary["pictures"]):
+        assert (folder / name).exists()
+    for name in (summary["curves"], summary["pictures"][0]):
+        assert cv2.imread(str(folder / name)).std() > 10
+    # Ground truth and prediction side by side, for each validation image.
+    drawn = list((folder / "out/pictures").iterdir())
+    assert len(drawn) == 4
+    assert cv2.imread(str(drawn[0])).shape == (128, 256, 3)
+
+
+@pytest.mark.slow
+def test_demo_says_which_step_failed(folder):
+    bad = folder / "bad.py"
+    bad.write_text(f"_base_ = {config_path(SMOKE)!r}\nmodel = dict(backbone=dict(kernel_size=4))\n")
+    result = start(TOOLS / "demo.py", "--config", bad, "--work-dir", "bad", cwd=folder)
+    assert result.returncode == 2
+    assert "training failed" in result.stderr
+    assert "kernel_size must be a positive odd number, got 4" in result.stderr
+    assert not (folder / "bad/summary.json").exists()
