@@ -15,7 +15,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="what to write")
     parser.add_argument("--num-train", type=int, default=1000, help="pictures in train")
     parser.add_argument("--num-val", type=int, default=200, help="pictures in val")
-    parser.add_argument("--image-size", type=int, default=256, help="side of a scene, pixels")
+    parser.add_argument("--image-size", type=int, default=192, help="side of a scene, pixels")
     parser.add_argument("--cls-size", type=int, default=64, help="side of a cls picture, pixels")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")

@@ -312,6 +312,7 @@ def _build_runner(cfg: Config) -> Runner:
 def _use_gloo(cfg: Config) -> None:
     """MMEngine's torchrun launcher pins each rank to a GPU; without GPUs, join the group here."""
     torch.distributed.init_process_group("gloo")
+    cfg.sync_bn = None  # SyncBatchNorm runs on GPUs only
     cfg.model_wrapper_cfg = ConfigDict(
         type="MMDistributedDataParallel",
         device_ids=None,

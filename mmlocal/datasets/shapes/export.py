@@ -25,11 +25,11 @@ MANIFEST = "shapes.json"
 VERSION = 1  # goes up when the same arguments give other files
 MIN_SIZE = 32  # smallest picture, in pixels; MAX_SIDE of it must not be below MIN_SIDE
 
-OBJECTS_PER_IMAGE = (3, 8)
+OBJECTS_PER_IMAGE = (3, 7)
 MIN_SIDE = 14.0  # pixels, square root of an object's area; a disc of 16 pixels
-MAX_SIDE = 0.5  # the same for the largest objects, as a share of the picture's width
+MAX_SIDE = 0.66  # the same for the largest objects, as a share of the picture's width
 SPREAD = 0.85  # share of the picture in which objects have their centres
-MIN_VISIBLE = 0.6  # share of each object in a scene that shows
+MIN_VISIBLE = 0.7  # share of each object in a scene that shows
 CLS_SIDE = (0.3, 0.5)  # share of the picture's width, for the one object in it
 CLS_SPREAD = 0.2
 CLS_MIN_VISIBLE = 0.9
@@ -41,7 +41,7 @@ def generate_shapes(
     tasks: Sequence[str] = TASKS,
     num_train: int = 1000,
     num_val: int = 200,
-    image_size: int = 256,
+    image_size: int = 192,
     cls_size: int = 64,
     seed: int = 0,
     overwrite: bool = False,
@@ -63,7 +63,7 @@ def generate_shapes(
         num_train: pictures in ``train``, and in ``cls/train``. At least 1.
         num_val: the same for ``val``.
         image_size: width and height of the scenes in pixels, at least 32. Objects of all three COCO
-            sizes need about 200 or more.
+            sizes need about 180 or more.
         cls_size: width and height of the pictures in the class folders in pixels, at least 32.
         seed: any integer from 0.
         overwrite: replace an existing data set, which stays until the new one is complete.
