@@ -6,9 +6,10 @@ PYTHON ?= $(shell $(RUN) -c "" 2>/dev/null && echo $(RUN) || echo python3)
 # What these name belongs to another Python.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo test lint clean distclean
+.PHONY: help setup demo demo-seg demo-cls test lint clean distclean
 help:
 	@echo "make demo       train, test and draw a small ELSA-Swin Mask R-CNN on generated data"
+	@echo "make demo-seg   the same for segmentation (UPerNet), make demo-cls for classification"
 	@echo "make test       run all tests"
 	@echo "make lint       check format and style"
 	@echo "make setup      build .venv (the others do it first): about 20 minutes on 2 cores, once"
@@ -26,6 +27,9 @@ setup:
 demo: setup
 	$(RUN) tools/demo.py
 
+demo-seg demo-cls: demo-%: setup
+	$(RUN) tools/demo.py $*
+
 test: setup
 	$(RUN) -m pytest
 
@@ -36,7 +40,7 @@ lint: setup
 # .venv took long to build, mmlocal/.mim belongs to the installation in it, and nobody wants
 # to lose a data set or a training run.
 clean:
-	rm -rf build dist *.egg-info work_dirs/demo .pytest_cache .ruff_cache .coverage
+	rm -rf build dist *.egg-info work_dirs/demo* .pytest_cache .ruff_cache .coverage
 	find . -name .venv -prune -o -name data -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean

@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -62,7 +63,11 @@ def load_file(path: str | Path, map_location: str = "cpu") -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, *_STAND_INS]):
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([argparse.Namespace, *_STAND_INS]),
+        ):
+            warnings.simplefilter("ignore")  # the error says it
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(f"checkpoint {path} cannot be read safely: {_reason(error)}") from error

@@ -1,4 +1,4 @@
-"""The demo: generate data, train, test and draw, through the same tools as any other run."""
+"""The demos: generate data, train, test and draw, through the same tools as any other run."""
 
 from __future__ import annotations
 
@@ -6,53 +6,101 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from mmlocal.datasets.shapes import generate_shapes, read_manifest
+from mmlocal.datasets.shapes import TASKS, generate_shapes, read_manifest
 from mmlocal.engine.cli import UsageError
 from mmlocal.visualization import contact_sheet, plot_curves
 
-CONFIG = "elsa_swin_nano_maskrcnn_shapes"
 DATA_ROOT = Path("data/shapes")
-METRICS = {
-    f"{kind}_{name}": f"coco/{kind}_{key}"
-    for kind in ("bbox", "segm")
-    for name, key in (
-        ("AP", "mAP"),
-        ("AP50", "mAP_50"),
-        ("AP75", "mAP_75"),
-        ("APs", "mAP_s"),
-        ("APm", "mAP_m"),
-        ("APl", "mAP_l"),
-    )
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo trains and what it shows.
+
+    Args:
+        config: name of the config, for the data in ``data/shapes``.
+        metrics: name in the summary -> name in the results of the test.
+        losses: names in the training log, to plot.
+        curves: names in the validation log, to plot.
+        scale: factor that brings the metrics to [0, 1].
+        columns: pictures per row of the contact sheet.
+    """
+
+    config: str
+    metrics: dict[str, str]
+    losses: tuple[str, ...]
+    curves: tuple[str, ...]
+    scale: float = 1.0
+    columns: int = 2
+
+
+DEMOS = {
+    "det": Demo(
+        config="elsa_swin_nano_maskrcnn_shapes",
+        metrics={
+            f"{kind}_{name}": f"coco/{kind}_{key}"
+            for kind in ("bbox", "segm")
+            for name, key in (
+                ("AP", "mAP"),
+                ("AP50", "mAP_50"),
+                ("AP75", "mAP_75"),
+                ("APs", "mAP_s"),
+                ("APm", "mAP_m"),
+                ("APl", "mAP_l"),
+            )
+        },
+        losses=("loss", "loss_cls", "loss_bbox", "loss_mask", "loss_rpn_cls", "loss_rpn_bbox"),
+        curves=("coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP", "coco/segm_mAP_50"),
+    ),
+    "seg": Demo(
+        config="elsa_swin_nano_upernet_shapes",
+        metrics={"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"},
+        losses=("loss", "decode.loss_ce", "aux.loss_ce"),
+        curves=("mIoU", "mAcc", "aAcc"),
+        scale=0.01,
+    ),
+    "cls": Demo(
+        config="elsa_swin_nano_shapes",
+        metrics={"top1": "accuracy/top1"},
+        losses=("loss",),
+        curves=("accuracy/top1",),
+        scale=0.01,
+        columns=6,
+    ),
 }
 NUM_PICTURES = 12
 
 
-def run_demo(tools: Path, work_dir: Path, config: str = CONFIG) -> dict:
-    """Train and test a narrow ELSA-Swin Mask R-CNN on generated shapes.
+def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None = None) -> dict:
+    """Train and test a narrow ELSA-Swin on generated shapes.
 
-    Writes to ``work_dir``: ``train/`` and ``test/`` with logs and the checkpoint, ``pictures/`` with
-    ground truth beside prediction for each validation image, ``predictions.png``, ``curves.png``
-    and ``summary.json``. The data goes to ``data/shapes`` unless a set is there already.
+    Writes to ``work_dir``: ``train/`` and ``test/`` with logs and checkpoint, ``pictures/`` with
+    the predictions for validation images, ``predictions.png``, ``curves.png`` and
+    ``summary.json``. The data goes to ``data/shapes`` unless a set is there already.
 
     Args:
         tools: folder of ``train.py`` and ``test.py``.
         work_dir: folder for the results.
-        config: name or path of a config for the data in ``data/shapes``.
+        task: a key of :data:`DEMOS`.
+        config: name or path of another config for the same data and task.
 
     Returns:
-        The contents of ``summary.json``: the metrics of :data:`METRICS` and seconds per step.
+        The contents of ``summary.json``: metrics in [0, 1] and seconds per step.
 
     Raises:
         UsageError: ``data/shapes`` holds something else, or a step failed.
     """
+    demo = DEMOS[task]
+    config = config or demo.config
     work_dir = work_dir.resolve()
     (work_dir / "summary.json").unlink(missing_ok=True)
     seconds = {}
 
     start = time.perf_counter()
-    _prepare_data()
+    _prepare_data(task)
     seconds["data"] = time.perf_counter() - start
 
     start = time.perf_counter()
@@ -67,20 +115,16 @@ def run_demo(tools: Path, work_dir: Path, config: str = CONFIG) -> dict:
     _run("testing", work_dir, tools / "test.py", *arguments)
     seconds["test"] = time.perf_counter() - start
 
-    results = _newest(work_dir / "test", "*/*.json")
-    results = json.loads(results.read_text())
+    results = json.loads(_newest(work_dir / "test", "*/*.json").read_text())
     scalars = _newest(train_dir, "*/vis_data/scalars.json")
-    plot_curves(
-        scalars,
-        work_dir / "curves.png",
-        losses=("loss", "loss_cls", "loss_bbox", "loss_mask", "loss_rpn_cls", "loss_rpn_bbox"),
-        metrics=[METRICS[name] for name in ("bbox_AP", "bbox_AP50", "segm_AP", "segm_AP50")],
-    )
-    drawn = sorted(pictures.rglob("*.png")) + sorted(pictures.rglob("*.jpg"))
-    contact_sheet(drawn[:NUM_PICTURES], work_dir / "predictions.png")
+    plot_curves(scalars, work_dir / "curves.png", demo.losses, demo.curves, demo.scale)
+    drawn = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg"))
+    contact_sheet(drawn[:NUM_PICTURES], work_dir / "predictions.png", demo.columns)
     summary = {
         "config": config,
-        "metrics": {name: results[key] for name, key in METRICS.items()},
+        "metrics": {
+            name: round(results[key] * demo.scale, 4) for name, key in demo.metrics.items()
+        },
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "checkpoint": _relative(checkpoint),
         "pictures": [_relative(work_dir / "predictions.png"), _relative(pictures)],
@@ -92,29 +136,31 @@ def run_demo(tools: Path, work_dir: Path, config: str = CONFIG) -> dict:
 
 def format_summary(summary: dict) -> str:
     """A few lines for the terminal."""
-    metrics, seconds = summary["metrics"], summary["seconds"]
-    names = [name.removeprefix("bbox_") for name in metrics if name.startswith("bbox_")]
-    lines = ["", "      " + "".join(f"{name:>8}" for name in names)]
-    for kind, title in (("bbox", "box"), ("segm", "mask")):
-        lines.append(f"{title:<6}" + "".join(f"{metrics[f'{kind}_{n}']:8.3f}" for n in names))
+    seconds = summary["seconds"]
+    rows: dict[str, list[str]] = {}
+    for name, value in summary["metrics"].items():
+        kind, _, short = name.rpartition("_")
+        rows.setdefault(kind, []).append(f"{short} {value:.3f}")
+    titles = {"bbox": "box", "segm": "mask"}
     steps = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    lines = [""]
+    lines += [f"{titles.get(kind, 'result'):<9} {'  '.join(row)}" for kind, row in rows.items()]
     lines += [
-        "",
         f"time      {sum(seconds.values()):.0f} s ({steps})",
-        f"pictures  {', '.join(summary['pictures'])} (ground truth left, prediction right)",
+        f"pictures  {', '.join(summary['pictures'])}",
         f"curves    {summary['curves']}",
     ]
     return "\n".join(lines)
 
 
-def _prepare_data() -> None:
+def _prepare_data(task: str) -> None:
     manifest = read_manifest(DATA_ROOT)
-    if manifest is not None and "det" in manifest["arguments"]["tasks"]:
+    if manifest is not None and task in manifest["arguments"]["tasks"]:
         print(f"data: {DATA_ROOT} is there already", flush=True)
         return
     print(f"data: generating {DATA_ROOT}", flush=True)
     try:
-        generate_shapes(DATA_ROOT)
+        generate_shapes(DATA_ROOT, tasks=TASKS)
     except (ValueError, OSError) as error:
         raise UsageError(f"the data cannot be generated: {error}") from error
 
@@ -134,8 +180,8 @@ def _run(step: str, work_dir: Path, *command: str | Path) -> None:
         try:
             for line in process.stdout:
                 file.write(line)
-                if "INFO - Epoch(" in line:
-                    print("  " + line.split("INFO - ")[1].rstrip()[:150], flush=True)
+                if " - Epoch(" in line or " - Iter(" in line:
+                    print("  " + line.split(" - ", 3)[-1].rstrip()[:150], flush=True)
             code = process.wait()
         finally:
             process.terminate()

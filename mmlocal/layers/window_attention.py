@@ -182,8 +182,10 @@ class ShiftedWindowAttention(nn.Module):
             window, step = min(height, width), 0
         size = (window, window)
 
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-        padded_height, padded_width = x.shape[1:3]
+        # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
+        padded_height = (height + window - 1) // window * window
+        padded_width = (width + window - 1) // window * window
+        x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
         mask = None
         if step:
             x = x.roll((-step, -step), dims=(1, 2))

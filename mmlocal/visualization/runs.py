@@ -11,7 +11,11 @@ import numpy as np
 
 
 def plot_curves(
-    scalars: str | Path, out: str | Path, losses: Sequence[str], metrics: Sequence[str]
+    scalars: str | Path,
+    out: str | Path,
+    losses: Sequence[str],
+    metrics: Sequence[str],
+    scale: float = 1.0,
 ) -> None:
     """Plot losses and metrics of a run side by side over the iterations.
 
@@ -20,6 +24,7 @@ def plot_curves(
         out: picture to write; the suffix is its format.
         losses: names to plot on the left.
         metrics: names to plot on the right.
+        scale: factor that brings the metrics to [0, 1].
 
     Raises:
         ValueError: the log holds none of ``losses``.
@@ -35,12 +40,12 @@ def plot_curves(
     step = 0
     curves: dict[str, tuple[list, list]] = {name: ([], []) for name in (*losses, *metrics)}
     for entry in entries:
-        # A validation entry counts epochs, so it stands at the last training iteration.
-        step = entry["iter"] if "loss" in entry else step
+        # A validation entry may count epochs: it stands at the last training iteration.
+        step = entry["step"] if "loss" in entry else step
         for name, (steps, values) in curves.items():
             if name in entry:
                 steps.append(step)
-                values.append(entry[name])
+                values.append(entry[name] * (scale if name in metrics else 1))
     if not any(curves[name][0] for name in losses):
         raise ValueError(f"{scalars} holds none of the losses {tuple(losses)}")
     for axis, names, title in ((left, losses, "training loss"), (right, metrics, "validation")):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope, Registry
 
 import mmlocal.registry
 from mmlocal.paths import TASKS
@@ -17,9 +17,11 @@ ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in ROOT.rglob("*.py") if "_base_" not in path.parts)
 BASES = sorted(path for path in ROOT.rglob("*.py") if "_base_" in path.parts)
 
-for registry in (mmlocal.registry.MODELS, mmlocal.registry.DATASETS):
-    registry.import_from_location()
-OURS = {*mmlocal.registry.MODELS.module_dict, *mmlocal.registry.DATASETS.module_dict}
+OURS = set()
+for registry in vars(mmlocal.registry).values():
+    if isinstance(registry, Registry) and registry.scope == "mmlocal":
+        registry.import_from_location()
+        OURS |= set(registry.module_dict)
 
 
 def types(node: object) -> set[str]:

@@ -96,7 +96,7 @@ def test_elsa_stages_are_shift_equivariant_in_the_interior():
         # each ELSA block of kernel 3 reaches 2 pixels of its map
         reach = sum(2 * 2**j for j in range(i + 1)) // 2**i + 2
         inner = (..., slice(reach, -reach), slice(reach, -reach))
-        assert a[inner].shape[-1] >= 5
+        assert min(a[inner].shape[2:]) >= 3
         torch.testing.assert_close(a[inner], b[inner], rtol=0, atol=1e-12)
         assert not torch.allclose(a, b, atol=1e-3)
 
@@ -122,7 +122,7 @@ def test_stages_after_the_last_output_are_not_built():
     part.load_state_dict({k: v for k, v in full.state_dict().items() if k in keys})
     image = torch.randn(1, 3, 40, 48)
     for a, b in zip(full.eval()(image)[:2], part.eval()(image), strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -485,42 +485,42 @@ def test_training_is_deterministic():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_compile(dynamic):
-    """One graph, forward and backward; with dynamic shapes, one graph for all sizes."""
+def results(model: nn.Module, backbone: ELSASwin, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Outputs and gradients of ``model``, which is ``backbone`` or compiled from it."""
+    outs = model(image)
+    names, parameters = zip(*backbone.named_parameters(), strict=True)
+    # Not the sum of squares: after a LayerNorm that is a constant.
+    cotangents = [torch.linspace(-3, 9, o.numel()).cos().view(o.shape) for o in outs]
+    grads = torch.autograd.grad(outs, parameters, cotangents)
+    named = {f"grad of {name}": grad for name, grad in zip(names, grads, strict=True)}
+    return named | {f"out {i}": out.detach() for i, out in enumerate(outs)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compiler", "dynamic", "sizes"),
+    [
+        ("aot_eager", False, [(40, 56)]),
+        ("aot_eager", True, [(40, 56), (48, 72), (36, 100)]),
+        # Inductor's code relies on the strides that the op promises.
+        ("inductor", False, [(24, 32)]),
+    ],
+    ids=["aot", "aot-dynamic", "inductor"],
+)
+def test_compile(compiler, dynamic, sizes):
+    """One graph, forward and backward; with dynamic shapes, the same graph for all sizes."""
     torch.compiler.reset()
-    backbone = make(arch=THREE, out_indices=(0, 1, 2))
-    compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    for size in [(40, 56), (48, 72)] if dynamic else [(40, 56)]:
+    arch = dict(embed_dims=6, depths=(1, 2), num_heads=(1, 2), group_width=4)
+    backbone = make(arch=arch, out_indices=(0, 1))
+    compiled = torch.compile(backbone, backend=compiler, fullgraph=True, dynamic=dynamic)
+    for size in sizes:
         image = torch.randn(2, 3, *size)
-        grads = []
-        for model in (backbone, compiled):
-            backbone.zero_grad()
-            outs = model(image)
-            sum(out.square().sum() for out in outs).backward()
-            grads.append({n: p.grad for n, p in backbone.named_parameters()} | {
-                str(i): out.detach() for i, out in enumerate(outs)
-            })  # fmt: skip
-        for name, grad in grads[0].items():
-            scale = grad.abs().max().clamp_min(1e-3)
-            assert (grad - grads[1][name]).abs().max() < 2e-5 * scale, name
-
-
-def test_compile_with_inductor():
-    """Inductor's code relies on strides; the backward pass meets channels-last activations."""
-    torch.compiler.reset()
-    backbone = make(
-        arch=dict(embed_dims=6, depths=(1, 1), num_heads=(1, 2), group_width=4), out_indices=(0, 1)
-    )
-    image = torch.randn(2, 3, 24, 32)
-    outs = backbone(image)
-    compiled = torch.compile(backbone, fullgraph=True)(image)
-    for a, b in zip(outs, compiled, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    grads = torch.autograd.grad(sum(o.square().sum() for o in outs), backbone.parameters())
-    ours = torch.autograd.grad(sum(o.square().sum() for o in compiled), backbone.parameters())
-    for a, b in zip(grads, ours, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * a.abs().max().item())
+        expected = results(backbone, backbone, image)
+        with torch.compiler.set_stance("default" if size == sizes[0] else "fail_on_recompile"):
+            ours = results(compiled, backbone, image)
+        for name, x in expected.items():
+            scale = x.abs().max().clamp_min(1e-3)
+            assert (ours[name] - x).abs().max() < 5e-5 * scale, name
 
 
 def test_export():

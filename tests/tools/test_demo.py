@@ -14,8 +14,9 @@ from mmengine.config import Config
 
 from mmlocal import config_path
 from mmlocal.datasets.shapes import CLASSES, PALETTE, generate_shapes
-from mmlocal.engine.demo import METRICS, format_summary
-from tests.tools.conftest import TOOLS, environment, start
+from mmlocal.engine.demo import DEMOS, format_summary
+
+from .conftest import TOOLS, environment, start
 
 SMOKE = "elsa_swin_nano_maskrcnn_shapes_smoke"
 
@@ -79,7 +80,7 @@ def test_demo(folder):
     result = start(TOOLS / "demo.py", "--config", SMOKE, "--work-dir", "out", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     summary = json.loads((folder / "out/summary.json").read_text())
-    assert list(summary["metrics"]) == list(METRICS)
+    assert list(summary["metrics"]) == list(DEMOS["det"].metrics)
     assert set(summary["seconds"]) == {"data", "train", "test"}
     assert format_summary(summary) in result.stdout
     for name in (summary["checkpoint"], summary["curves"], *summary["pictures"]):

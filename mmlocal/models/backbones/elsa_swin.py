@@ -168,7 +168,11 @@ class ELSASwin(LocalBackbone):
         self.depths = arch["depths"]
         num_stages = len(self.depths)
         self.num_features = [arch["embed_dims"] * 2**i for i in range(num_stages)]
-        if not out_indices or not all(0 <= i < num_stages for i in out_indices):
+        if (
+            not isinstance(out_indices, Sequence)
+            or not out_indices
+            or not all(0 <= i < num_stages for i in out_indices)
+        ):
             raise ValueError(
                 f"out_indices must name stages out of 0 to {num_stages - 1}, got {out_indices}"
             )
@@ -185,7 +189,8 @@ class ELSASwin(LocalBackbone):
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
 
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(self.depths)).tolist()
+        num_blocks = sum(self.depths)
+        drop_path_rates = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
         self.stages = nn.ModuleList()
         num_built = max(self.out_indices) + 1
         for i in range(num_built):

@@ -1,0 +1,68 @@
+"""Optimizer wrappers and constructors for what MMEngine and the task libraries leave out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from torch import nn
+
+from mmlocal.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPERS.register_module()
+class CPUAmpOptimWrapper(OptimWrapper):
+    """Mixed precision on the CPU, in bfloat16; MMEngine's ``AmpOptimWrapper`` demands a GPU.
+
+    bfloat16 has the range of float32, so there is no loss scaling. Arguments are those of
+    ``OptimWrapper``.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Context of the forward pass of ``model``."""
+        with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
+            yield
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Layer-wise learning-rate decay for any model around a backbone with ``get_layer_depth``.
+
+    Those of mmdet and mmseg know a few backbones by name, that of mmpretrain takes only models with
+    a ``get_layer_depth`` of their own, which detectors and segmentors lack. The learning rate of a
+    parameter is multiplied by ``layer_decay_rate ** (num_layers - 1 - layer)``; whatever is not of
+    the backbone counts as its last layer.
+
+    Args:
+        optim_wrapper_cfg: as in MMEngine's default constructor.
+        paramwise_cfg: as there, and ``layer_decay_rate``, a float in (0, 1].
+
+    Raises:
+        ValueError: no ``layer_decay_rate``, or not in (0, 1].
+        TypeError: the model has no ``backbone`` with ``get_layer_depth``.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        self.rate = self.paramwise_cfg.get("layer_decay_rate")
+        if not isinstance(self.rate, (int, float)) or not 0 < self.rate <= 1:
+            raise ValueError(f"paramwise_cfg.layer_decay_rate must be in (0, 1], got {self.rate!r}")
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", **kwargs) -> None:
+        """Append one group for each parameter of ``module``, which is the whole model at first."""
+        super().add_params(params, module, prefix, **kwargs)
+        if prefix:
+            return
+        backbone = getattr(module, "backbone", None)
+        if not hasattr(backbone, "get_layer_depth"):
+            raise TypeError(
+                "layer-wise decay needs model.backbone.get_layer_depth, got a "
+                f"{type(module).__name__} with the backbone {type(backbone).__name__}"
+            )
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        for group in params:
+            (parameter,) = group["params"]
+            layer, num_layers = backbone.get_layer_depth(names[parameter], "backbone.")
+            lr = group.get("lr", self.base_lr)
+            group["lr"] = lr * self.rate ** (num_layers - 1 - layer)

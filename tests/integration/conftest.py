@@ -1,0 +1,119 @@
+"""The generated data, tiny versions of our own configs, and a finished run of each."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tools.conftest import TASKS, TOOLS, start
+
+from mmlocal import config_path
+from mmlocal.datasets.shapes import generate_shapes
+
+# The model of each task, narrower still, with everything random that our models have.
+_MODELS = {
+    "mmdet": (
+        "elsa_swin_nano_maskrcnn_shapes",
+        """
+model = dict(
+    neck=dict(in_channels=[16, 32, 64, 128]),
+    roi_head=dict(bbox_head=dict(fc_out_channels=32)),
+)
+train_cfg = dict(max_epochs=3, val_interval=1)
+""",
+    ),
+    "mmseg": (
+        "elsa_swin_nano_upernet_shapes",
+        """
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    decode_head=dict(in_channels=[16, 32, 64, 128], channels=16),
+    auxiliary_head=dict(in_channels=64, channels=16),
+)
+train_cfg = dict(max_iters=6, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2))
+""",
+    ),
+    "mmpretrain": (
+        "elsa_swin_nano_shapes",
+        """
+model = dict(
+    head=dict(in_channels=128), train_cfg=dict(augments=[dict(type="Mixup", alpha=0.8)])
+)
+train_cfg = dict(max_epochs=3, val_interval=1)
+""",
+    ),
+}
+_COMMON = """
+model = dict(
+    backbone=dict(
+        arch=dict(embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], group_width=4),
+        drop_path_rate=0.3,
+    )
+)
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
+val_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
+test_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=-1))
+"""
+
+
+def succeeds(*command, cwd: Path, **env: str) -> str:
+    """Run a tool that must succeed; its output."""
+    result = start(*command, cwd=cwd, **env)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def scalars(work_dir: Path, key: str = "loss") -> dict[int, dict]:
+    """Logged entries with ``key`` by step, without times; later runs in a folder win."""
+    entries = {}
+    for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if key in entry:
+                kept = {k: v for k, v in entry.items() if k not in ("time", "data_time", "memory")}
+                entries[entry["step"]] = kept
+    return entries
+
+
+def write_config(task: str, path: Path, more: str = "") -> Path:
+    """A config of ``task`` that inherits from the tiny one, or the tiny one itself."""
+    name, body = _MODELS[task]
+    base = path.with_name(f"base_of_{path.name}")
+    base.write_text(f'_base_ = "{config_path(name)}"\n{_COMMON}')
+    own = path.with_name(f"own_of_{path.name}")
+    own.write_text(f'_base_ = "{base.name}"\n{body}')
+    path.write_text(f'_base_ = "{own.name}"\n{more}')
+    return path
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A working directory with ``data/shapes``: 8 pictures to train on, 4 for validation."""
+    folder = tmp_path_factory.mktemp("integration")
+    generate_shapes(
+        folder / "data/shapes",
+        num_train=8,
+        num_val=4,
+        image_size=64,
+        cls_size=32,
+        progress=False,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(folder) -> dict[str, tuple[Path, Path]]:
+    """Config and work dir of an uninterrupted run of each task."""
+    runs = {}
+    for task in TASKS:
+        config = write_config(task, folder / f"tiny_{task}.py")
+        work_dir = folder / f"whole_{task}"
+        succeeds(TOOLS / "train.py", config, "--work-dir", work_dir, cwd=folder)
+        runs[task] = config, work_dir
+    return runs
+
+
+@pytest.fixture(params=TASKS)
+def task(request) -> str:
+    return request.param

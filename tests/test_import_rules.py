@@ -1,0 +1,172 @@
+"""Who may import whom: the layers of the package, and what works without the optional libraries."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.registry import Registry
+
+import mmlocal.registry
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mmlocal"
+
+# Modules by path, most specific first, and what they may import beside the standard library and
+# their own folder. The rest of the package (data sets, engine, ...) is free.
+RULES = {
+    "mmlocal/ops/*/triton*.py": {"torch", "triton", "mmlocal.ops"},
+    "mmlocal/ops/**/*.py": {"torch", "mmlocal.ops"},
+    "mmlocal/layers/**/*.py": {"torch", "mmlocal.ops", "mmlocal.layers"},
+    "mmlocal/models/backbones/**/*.py": {
+        "torch",
+        "mmengine",
+        "mmlocal.layers",
+        "mmlocal.checkpoints",
+        "mmlocal.registry",
+        "mmlocal.models.backbones",
+    },
+    "mmlocal/models/detectors/**/*.py": {"torch", "mmengine", "mmdet", "mmlocal"},
+    "mmlocal/models/segmentors/**/*.py": {"torch", "mmengine", "mmseg", "mmlocal"},
+    "mmlocal/models/classifiers/**/*.py": {"torch", "mmengine", "mmpretrain", "mmlocal"},
+    "mmlocal/models/*.py": {"mmlocal.models"},
+    "mmlocal/checkpoints/**/*.py": {"torch", "mmlocal.checkpoints", "mmlocal.version"},
+    "mmlocal/__init__.py": {"mmlocal.paths", "mmlocal.version"},
+    "mmlocal/paths.py": set(),
+    "mmlocal/version.py": set(),
+    "mmlocal/registry.py": {"mmengine"},
+    "tools/*.py": {"mmengine", "mmlocal"},
+}
+# A first run needs these before anything is installed.
+STANDARD_LIBRARY_ONLY = {"tools/setup_env.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a module imports anywhere in it, those in functions included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def violations(path: Path, allowed: set[str]) -> set[str]:
+    return {
+        name
+        for name in imports(path)
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not any(f"{name}.".startswith(f"{prefix}.") for prefix in allowed)
+    }
+
+
+def ruled_modules() -> dict[str, set[str]]:
+    modules = {}
+    for pattern, allowed in RULES.items():
+        for path in sorted(ROOT.glob(pattern)):
+            modules.setdefault(path.relative_to(ROOT).as_posix(), allowed)
+    return modules | {path: set() for path in STANDARD_LIBRARY_ONLY}
+
+
+@pytest.mark.parametrize("module", ruled_modules())
+def test_imports(module):
+    assert violations(ROOT / module, ruled_modules()[module]) == set()
+
+
+def test_the_rules_find_something():
+    modules = set(ruled_modules())
+    assert {
+        "mmlocal/ops/elsa/eager.py",
+        "mmlocal/layers/elsa.py",
+        "mmlocal/models/backbones/elsa_swin.py",
+        "mmlocal/checkpoints/elsa.py",
+        "tools/train.py",
+    } <= modules
+    backbone = PACKAGE / "models" / "backbones" / "elsa_swin.py"
+    assert violations(backbone, {"torch", "mmengine"}) >= {"mmlocal.layers.ELSA"}
+
+
+def run_without(code: str, *blocked: str) -> None:
+    """Run ``code`` in a process in which ``blocked`` libraries cannot be imported."""
+    prelude = f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is not installed")
+
+sys.meta_path.insert(0, Blocked())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+OPENMM = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
+TASKS = ("mmcv", "mmdet", "mmseg", "mmpretrain")
+
+
+def test_the_block_blocks():
+    with pytest.raises(AssertionError, match="mmengine is not installed"):
+        run_without("import mmengine", *OPENMM)
+
+
+def test_package_alone():
+    """Also without torch: an error here would come out as a missing registry entry."""
+    run_without("import mmlocal; mmlocal.list_configs()", *OPENMM, "torch", "numpy", "triton")
+
+
+def test_registry_without_torch():
+    """It may only import MMEngine, whose own imports are its own affair."""
+    run_without("import mmlocal.registry", *TASKS, "triton")
+
+
+def test_ops_and_layers_without_openmmlab():
+    code = """
+import torch
+from mmlocal.layers import ELSA
+from mmlocal.ops.backends import list_ops
+import mmlocal.checkpoints
+
+ELSA(12, 3, kernel_size=3)(torch.zeros(1, 4, 5, 12)).sum().backward()
+assert any(b.unavailable_reason() is None for b in list_ops()["elsa"])
+"""
+    run_without(code, *OPENMM, "triton")
+
+
+def test_backbones_without_task_libraries():
+    code = """
+import torch
+from mmengine.registry import MODELS
+
+arch = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2))
+backbone = MODELS.build(dict(type="mmlocal.ELSASwin", arch=arch, out_indices=(0, 1)))
+backbone.init_weights()
+backbone(torch.zeros(1, 3, 32, 40))[1].sum().backward()
+"""
+    run_without(code, *TASKS, "triton")
+
+
+def registries() -> dict[str, Registry]:
+    return {k: v for k, v in vars(mmlocal.registry).items()
+            if isinstance(v, Registry) and v.scope == "mmlocal"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", registries())
+def test_locations_import(name):
+    """MMEngine imports these on first use; here, and without the task libraries."""
+    locations = registries()[name]._locations
+    assert locations
+    for location in locations:
+        importlib.import_module(location)
+        run_without(f"import {location}", *TASKS, "triton")

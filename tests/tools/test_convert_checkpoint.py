@@ -1,0 +1,142 @@
+"""The command line of the converter: reports, exit codes, files."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmlocal.engine import run_tool
+
+from .conftest import TOOLS, load_tool, start
+
+GOLDEN = Path(__file__).parents[1] / "data" / "elsa"
+
+
+@pytest.fixture
+def official(tmp_path) -> Path:
+    """A classification model as timm's trainer saves it, with other averaged weights."""
+    with np.load(GOLDEN / "cls_02_img32_ape.npz") as arrays:
+        weights = {
+            key.removeprefix("param."): torch.from_numpy(value)
+            for key, value in arrays.items()
+            if key.startswith("param.")
+        }
+    averaged = {key: value / 2 for key, value in weights.items()}
+    checkpoint = dict(state_dict=weights, state_dict_ema=averaged, epoch=3)
+    torch.save(checkpoint, tmp_path / "model_best.pth.tar")
+    return tmp_path / "model_best.pth.tar"
+
+
+@pytest.fixture
+def convert(monkeypatch, capsys, tmp_path):
+    """Run the tool in this process; returns exit code, standard output and standard error."""
+    tool = load_tool("convert_checkpoint")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["convert_checkpoint.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            run_tool(tool.main)
+        except SystemExit as stop:
+            return (stop.code, *capsys.readouterr())
+        return (0, *capsys.readouterr())
+
+    return run
+
+
+def fails(result: tuple[int, str, str]) -> str:
+    """The one line of a mistake."""
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_as_users_start_it(official, tmp_path):
+    result = start(
+        *(TOOLS / "convert_checkpoint.py", "--from", "elsa", official, "out"), cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    (path,) = (tmp_path / "out").iterdir()
+    assert f"wrote out/{path.name}" in result.stdout
+    content = torch.load(path, weights_only=True)
+    assert content["meta"]["source"]["file"] == "model_best.pth.tar"
+    assert "backbone.stages.0.blocks.0.attn.qkv.weight" in content["state_dict"]
+
+
+def test_report(convert, official):
+    code, out, _ = convert("--from", "elsa", official, "out", "--dry-run")
+    assert code == 0
+    assert out.startswith("mmlocal.ELSASwin(arch={'embed_dims': 8, ")
+    assert "backbone: 67 loaded; 0 resized; 0 mismatched; 0 missing; 0 unexpected\n" in out
+    assert "heads: 2 kept (head)\n" in out
+    assert "not carried over: state_dict_ema, epoch\n" in out
+    assert out.endswith("dry run: nothing written\n")
+    assert not Path("out").exists()
+
+
+def test_averaged_weights(convert, official, tmp_path):
+    assert convert("--from", "elsa", official, "last.pth")[0] == 0
+    assert convert("--from", "elsa", official, "ema.pth", "--ema")[0] == 0
+    (last,), (ema,) = tmp_path.glob("last-*.pth"), tmp_path.glob("ema-*.pth")
+    last, ema = (torch.load(path, weights_only=True) for path in (last, ema))
+    assert (last["meta"]["source"]["ema"], ema["meta"]["source"]["ema"]) == (False, True)
+    for key, value in last["state_dict"].items():
+        assert torch.equal(ema["state_dict"][key], value / 2)
+
+
+def test_ghost_head_of_the_other_kind(convert, official):
+    assert "gamma=1.0" in convert("--from", "elsa", official, "out", "--dry-run")[1]
+    out = convert("--from", "elsa", official, "out", "--dry-run", "--lam", "2")[1]
+    assert "lam=2.0, gamma=0.0" in out
+    message = fails(convert("--from", "elsa", official, "out", "--lam", "2", "--gamma", "1"))
+    assert "does not fit lam=2.0 and gamma=1.0" in message
+
+
+def test_unusable_sources(convert, official, tmp_path):
+    whole = official.read_bytes()
+    (tmp_path / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pth").write_text(json.dumps({"state_dict": {}}))
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
+    torch.save({"state_dict": {}, "hook": _Payload()}, tmp_path / "hostile.pth")
+    before = sorted(tmp_path.iterdir())
+    for name, words in {
+        "no.pth": "no.pth does not exist",
+        ".": "does not exist",
+        "truncated.pth": "cannot be read safely",
+        "text.pth": "cannot be read safely: it is damaged, or was not written by PyTorch",
+        "resnet.pth": "cannot be converted: it is no ELSA-Swin: there is no patch_embed.proj",
+        "hostile.pth": f"it refers to {os.system.__module__}.system",
+    }.items():
+        assert words in fails(convert("--from", "elsa", name, "out")), name
+    assert sorted(tmp_path.iterdir()) == before
+
+
+class _Payload:
+    """Creates a file when unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def test_unusable_outputs(convert, official, tmp_path):
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.iterdir())
+    assert "'file" in fails(convert("--from", "elsa", official, "file"))
+    assert "'file" in fails(convert("--from", "elsa", official, "file/out"))
+    assert "'file" in fails(convert("--from", "elsa", official, "file/out.pth"))
+    assert "end in .pth, got out.tar" in fails(convert("--from", "elsa", official, "out.tar"))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_system_is_required(convert, official):
+    for arguments in ((official, "out"), ("--from", "swin", official, "out")):
+        code, _, err = convert(*arguments)
+        assert code == 2
+        assert "--from" in err
