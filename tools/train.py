@@ -23,7 +23,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="resume from this checkpoint; without a path, from the latest one in the work dir",
     )
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision (GPU)")
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="train in mixed precision; without a GPU, the backbone in bfloat16",
+    )
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",

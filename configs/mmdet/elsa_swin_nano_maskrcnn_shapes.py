@@ -17,7 +17,7 @@ norm_cfg = dict(type="BN")
 roi_extractor = dict(
     out_channels=channels,
     featmap_strides=strides,
-    # The objects are 14 to 127 pixels wide: half of COCO's.
+    # The objects are 14 to 130 pixels wide: half of COCO's.
     finest_scale=28,
     roi_layer=dict(sampling_ratio=1),
 )
@@ -70,7 +70,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=30)),
 )
 
-max_epochs = 8
+max_epochs = 7
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=2)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

@@ -1,5 +1,5 @@
 """What a model costs: parameters and multiply-accumulates."""
 
-from mmlocal.analysis.flops import Complexity, count_macs, markdown_table, model_complexity
+from mmlocal.analysis.flops import Complexity, count_macs, model_complexity, published_table
 
-__all__ = ["Complexity", "count_macs", "markdown_table", "model_complexity"]
+__all__ = ["Complexity", "count_macs", "model_complexity", "published_table"]

@@ -24,6 +24,7 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from mmlocal import config_path
+from mmlocal.checkpoints import load_file
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.data import check_data
 
@@ -93,7 +94,7 @@ def config_for_training(args: argparse.Namespace) -> Config:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    _check_file(cfg.get("load_from"), "checkpoint to start from")
+    _check_checkpoint(cfg.get("load_from"), "checkpoint to start from")
     for loader in _loaders(cfg, ("train", "val", "test")):
         if cfg.default_scope == "mmpretrain":
             loader.setdefault("persistent_workers", loader.get("num_workers", 0) > 0)
@@ -120,7 +121,7 @@ def config_for_testing(args: argparse.Namespace) -> Config:
     cfg = _common_config(args)
     task = cfg.default_scope
     _check_output_flags(args, task)
-    _check_file(args.checkpoint, "checkpoint")
+    _check_checkpoint(args.checkpoint, "checkpoint")
     cfg.load_from = args.checkpoint
     check_data(cfg, ["test"])
     if args.amp:
@@ -209,18 +210,36 @@ def _loaders(cfg: Config, phases: tuple[str, ...]) -> list[ConfigDict]:
     return [loader for loader in loaders if loader is not None]
 
 
-def _check_file(path: str | None, what: str) -> None:
-    """Raise unless ``path`` is a file or has a scheme (``https://``, ``torchvision://``)."""
-    if path and "://" not in path and not osp.isfile(osp.expanduser(path)):
+def _check_checkpoint(path: str | None, what: str) -> None:
+    """Raise unless ``path`` is a readable checkpoint or has a scheme (``torchvision://``).
+
+    What MMEngine lets a checkpoint refer to is enough to run code, so one that is not plain data
+    is refused before MMEngine sees it.
+    """
+    if not path or "://" in path:
+        return
+    if not osp.isfile(osp.expanduser(path)):
         raise UsageError(f"{what} {path!r} is not a file")
+    if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1") != "0":
+        try:
+            load_file(path)
+        except ValueError as error:
+            raise UsageError(
+                f"{what}: {error}. If you trust it, set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 and repeat"
+            ) from error
 
 
 def _train_with_amp(cfg: Config) -> None:
     kind = cfg.optim_wrapper.get("type", "OptimWrapper")
     if kind not in ("OptimWrapper", "AmpOptimWrapper"):
         raise UsageError(f"--amp can only replace the optim_wrapper type OptimWrapper, not {kind}")
-    if get_device() in ("cpu", "mps"):
-        raise UsageError(f"--amp: mixed precision training needs a GPU, this is {get_device()}")
+    if get_device() == "mps":
+        raise UsageError("--amp: no mixed precision training on mps; use a GPU or the CPU")
+    if get_device() == "cpu":
+        cfg.optim_wrapper.type = "mmlocal.CPUAmpOptimWrapper"
+        for key in ("loss_scale", "dtype"):
+            cfg.optim_wrapper.pop(key, None)
+        return
     cfg.optim_wrapper.type = "AmpOptimWrapper"
     cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 

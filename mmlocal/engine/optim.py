@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from mmlocal.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
@@ -14,15 +14,34 @@ from mmlocal.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 class CPUAmpOptimWrapper(OptimWrapper):
     """Mixed precision on the CPU, in bfloat16; MMEngine's ``AmpOptimWrapper`` demands a GPU.
 
-    bfloat16 has the range of float32, so there is no loss scaling. Arguments are those of
-    ``OptimWrapper``.
+    Only ``model.backbone`` computes in bfloat16, its outputs are float32 again: mmcv's ops for the
+    CPU (NMS, RoIAlign) know no bfloat16. It has the range of float32, so no loss is scaled.
+    Arguments are those of ``OptimWrapper``.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Context of the forward pass of ``model``."""
-        with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
-            yield
+        """Context of the forward pass of ``model``, which may be wrapped for distributed runs."""
+        autocast = torch.autocast("cpu", torch.bfloat16)
+
+        def enter(module: nn.Module, args: tuple) -> None:
+            autocast.__enter__()
+
+        def leave(module: nn.Module, args: tuple, outputs: tuple[Tensor, ...] | None) -> tuple:
+            autocast.__exit__(None, None, None)
+            return tuple(output.float() for output in outputs or ())  # none after an error
+
+        backbone = getattr(model, "module", model).backbone
+        hooks = [
+            backbone.register_forward_pre_hook(enter),
+            backbone.register_forward_hook(leave, always_call=True),
+        ]
+        try:
+            with super().optim_context(model):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

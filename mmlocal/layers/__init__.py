@@ -2,6 +2,7 @@
 
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.elsa import ELSA
+from mmlocal.layers.ghost_attention import GhostAttention
 from mmlocal.layers.mlp import MLP
 from mmlocal.layers.patch import PatchEmbed, PatchMerging
 from mmlocal.layers.window_attention import ShiftedWindowAttention, WindowAttention
@@ -10,6 +11,7 @@ __all__ = [
     "ELSA",
     "MLP",
     "DropPath",
+    "GhostAttention",
     "PatchEmbed",
     "PatchMerging",
     "ShiftedWindowAttention",

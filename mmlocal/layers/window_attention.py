@@ -37,7 +37,11 @@ def window_reverse(
 
 
 def shift_mask(
-    height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int]
+    height: int,
+    width: int,
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    device: torch.device | None = None,
 ) -> Tensor:
     """Logit offsets that separate what the cyclic shift brought together.
 
@@ -46,7 +50,7 @@ def shift_mask(
     """
 
     def regions(size: int, window: int, step: int) -> Tensor:
-        position = torch.arange(size)
+        position = torch.arange(size, device=device)
         return (position >= size - window).long() + (position >= size - step).long()
 
     rows = regions(height, window_size[0], shift[0])
@@ -189,7 +193,7 @@ class ShiftedWindowAttention(nn.Module):
         mask = None
         if step:
             x = x.roll((-step, -step), dims=(1, 2))
-            mask = shift_mask(padded_height, padded_width, size, (step, step)).to(x.device)
+            mask = shift_mask(padded_height, padded_width, size, (step, step), x.device)
         x = self.w_msa(window_partition(x, size), size, mask)
         x = window_reverse(x, size, padded_height, padded_width)
         if step:

@@ -1,11 +1,13 @@
 """The generated data, tiny versions of our own configs, and a finished run of each."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from tools.conftest import TASKS, TOOLS, start
 
+import mmlocal
 from mmlocal import config_path
 from mmlocal.datasets.shapes import generate_shapes
 
@@ -64,6 +66,11 @@ def succeeds(*command, cwd: Path, **env: str) -> str:
     return result.stdout + result.stderr
 
 
+def helpers_path() -> str:
+    """A ``PYTHONPATH`` with mmlocal and the hooks of this folder."""
+    return os.pathsep.join([str(Path(__file__).parent), str(Path(mmlocal.__file__).parents[1])])
+
+
 def scalars(work_dir: Path, key: str = "loss") -> dict[int, dict]:
     """Logged entries with ``key`` by step, without times; later runs in a folder win."""
     entries = {}
@@ -102,18 +109,15 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def trained(folder) -> dict[str, tuple[Path, Path]]:
-    """Config and work dir of an uninterrupted run of each task."""
-    runs = {}
-    for task in TASKS:
-        config = write_config(task, folder / f"tiny_{task}.py")
-        work_dir = folder / f"whole_{task}"
-        succeeds(TOOLS / "train.py", config, "--work-dir", work_dir, cwd=folder)
-        runs[task] = config, work_dir
-    return runs
-
-
-@pytest.fixture(params=TASKS)
+@pytest.fixture(scope="session", params=TASKS)
 def task(request) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def trained(task, folder) -> tuple[Path, Path]:
+    """Config and work dir of an uninterrupted run of each task in turn."""
+    config = write_config(task, folder / f"tiny_{task}.py")
+    work_dir = folder / f"whole_{task}"
+    succeeds(TOOLS / "train.py", config, "--work-dir", work_dir, cwd=folder)
+    return config, work_dir

@@ -4,6 +4,7 @@ import os
 import sys
 
 import pytest
+import torch
 
 from mmlocal.engine import UsageError, config_for_testing, config_for_training, launch, load_config
 
@@ -16,7 +17,7 @@ def cfg_for_training(config, *flags):
 
 def cfg_for_testing(config, *flags):
     checkpoint = config.with_suffix(".pth")
-    checkpoint.touch()
+    torch.save({}, checkpoint)
     return config_for_testing(load_tool("test").parse_args([str(config), str(checkpoint), *flags]))
 
 
@@ -95,7 +96,7 @@ def test_resume(config, tmp_path):
     assert cfg.resume is True
     assert cfg.load_from is None
     checkpoint = tmp_path / "iter_1.pth"
-    checkpoint.touch()
+    torch.save({}, checkpoint)
     cfg = cfg_for_training(config, "--resume", str(checkpoint))
     assert cfg.resume is True
     assert cfg.load_from == str(checkpoint)
@@ -112,9 +113,15 @@ def test_amp_replaces_the_optim_wrapper(config, monkeypatch):
         cfg_for_training(config, "--amp", "--cfg-options", "optim_wrapper.type=ApexOptimWrapper")
 
 
-def test_amp_training_needs_a_gpu(config, monkeypatch):
+def test_amp_without_a_gpu(config, monkeypatch):
     monkeypatch.setattr(launch, "get_device", lambda: "cpu")
-    with pytest.raises(UsageError, match=r"--amp.*GPU"):
+    gpu = ["optim_wrapper.type=AmpOptimWrapper", "optim_wrapper.loss_scale=dynamic"]
+    for options in ([], ["--cfg-options", *gpu, "optim_wrapper.dtype=float16"]):
+        cfg = cfg_for_training(config, "--amp", *options)
+        assert cfg.optim_wrapper.type == "mmlocal.CPUAmpOptimWrapper"
+        assert not {"loss_scale", "dtype"} & {*cfg.optim_wrapper}
+    monkeypatch.setattr(launch, "get_device", lambda: "mps")
+    with pytest.raises(UsageError, match=r"--amp.*mps"):
         cfg_for_training(config, "--amp")
 
 

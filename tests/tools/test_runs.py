@@ -84,14 +84,6 @@ def test_tta_and_amp(trained):
         assert {"mmdet": "coco/bbox_mAP:", "mmseg": "mIoU:"}[task] in log
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="AMP training needs a GPU")
-def test_train_with_amp(trained):
-    _, config, folder = trained
-    flags = ["--amp", "--work-dir", "amp", "--no-validate"]
-    succeeds(TOOLS / "train.py", config, *flags, cwd=folder)
-    assert (folder / "amp/iter_2.pth").is_file()
-
-
 def test_browse_dataset(trained):
     task, config, folder = trained
     flags, count = (["--mode", "original", "--phase", "val"], 2) if task == "mmseg" else ([], 3)
