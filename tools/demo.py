@@ -14,7 +14,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         choices=DEMOS,
         default="det",
-        help="Mask R-CNN (det), UPerNet (seg) or a classifier (cls)",
+        help="Mask R-CNN (det) or a classifier (cls)",
     )
     parser.add_argument(
         "--work-dir",

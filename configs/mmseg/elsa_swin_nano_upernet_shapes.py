@@ -1,7 +1,6 @@
-"""A narrow ELSA-Swin UPerNet on the generated shapes: ``make demo-seg``.
+"""A narrow ELSA-Swin UPerNet on the generated shapes, to try the segmentation tools on.
 
-Not from the paper. Trains from scratch on two CPU cores in minutes, which is why it is narrow and
-initialised for its width.
+Not from the paper, and not tuned: after 800 iterations on a CPU it had 0.21 mIoU.
 """
 
 _base_ = [

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.structures import PixelData
 from tools.conftest import TASKS, TOOLS, start
 
 import mmlocal
@@ -56,6 +58,7 @@ train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
 val_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
 test_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=-1))
+randomness = dict(deterministic=True)
 """
 
 
@@ -92,6 +95,29 @@ def write_config(task: str, path: Path, more: str = "") -> Path:
     own.write_text(f'_base_ = "{base.name}"\n{body}')
     path.write_text(f'_base_ = "{own.name}"\n{more}')
     return path
+
+
+def random_batch(task: str, num_classes: int = 80, size: int = 64) -> dict:
+    """Two random images with labels, as the data loader of ``task`` gives them."""
+    torch.manual_seed(0)
+    inputs = list(torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8))
+    if task == "mmdet":
+        from mmdet.testing import demo_mm_inputs
+
+        shapes = [[3, size, size]] * 2
+        return demo_mm_inputs(2, shapes, num_items=[1, 2], num_classes=num_classes, with_mask=True)
+    if task == "mmseg":
+        from mmseg.structures import SegDataSample
+
+        samples = [SegDataSample(metainfo=dict(img_shape=(size, size))) for _ in inputs]
+        for sample in samples:
+            labels = torch.randint(0, num_classes, (1, size, size))
+            sample.gt_sem_seg = PixelData(data=labels)
+    else:
+        from mmpretrain.structures import DataSample
+
+        samples = [DataSample().set_gt_label(label) for label in (3, 7)]
+    return dict(inputs=inputs, data_samples=samples)
 
 
 @pytest.fixture(scope="session")

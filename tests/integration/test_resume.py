@@ -1,4 +1,7 @@
-"""A run that is killed and resumed repeats the uninterrupted run."""
+"""A run that is killed and resumed repeats the uninterrupted run, bit for bit.
+
+All runs have ``randomness.deterministic``, which refuses ops without a deterministic backward.
+"""
 
 import signal
 from pathlib import Path
