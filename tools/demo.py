@@ -19,7 +19,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work-dir",
         type=Path,
-        help="folder for the results; default: work_dirs/demo (det), demo-seg, demo-cls",
+        help="folder for the results; default: work_dirs/demo (det), work_dirs/demo-cls",
     )
     parser.add_argument("--config", help="another config for the same task and data")
     return parser.parse_args(argv)

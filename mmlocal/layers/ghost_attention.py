@@ -1,0 +1,133 @@
+"""Global self-attention with a ghost head over its attention maps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GhostAttention(nn.Module):
+    """Global self-attention in which each head's map is turned into several by static matrices.
+
+    Head ``n`` has one attention map, after the softmax, and ``ghost_ratio`` groups of value
+    channels. Group ``g`` sees, for query ``p`` and key ``s``::
+
+        ghost_mul[g, s - p]**lam * softmax_s(q_n k_n^T)[p, s] + gamma * ghost_add[g, s - p]
+
+    With ``ghost_mul`` 1 and ``ghost_add`` 0 this is plain attention with ``num_heads`` heads.
+
+    Args:
+        embed_dims: channels.
+        num_heads: heads of queries and keys; ``num_heads * ghost_ratio`` must divide
+            ``embed_dims``.
+        map_size: height and width in tokens that the static matrices are kept for. On a map of
+            another size they are interpolated, and ``ghost_add`` is scaled by the ratio of the
+            areas, as a softmax over more tokens gives each of them less.
+        ghost_ratio: maps made of each head's map; 2 doubles the heads.
+        lam: exponent of the multiplicative matrices; 0 for none.
+        gamma: factor of the additive matrices; 0 for none.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        qk_scale: factor of q k^T; ``None`` for ``(embed_dims / num_heads) ** -0.5``.
+        attn_drop_rate: dropout on the attention maps, before the ghost head.
+        proj_drop_rate: dropout on the output.
+
+    Raises:
+        ValueError: channels that the heads do not divide; ``map_size``, ``num_heads`` or
+            ``ghost_ratio`` below 1.
+
+    Note:
+        The ghost head is that of the paper's equation for local attention, to which the official
+        code is restricted. For global attention no text or code was at hand beyond: the heads are
+        doubled, after the softmax, in a DeiT-Ti without class token. Our choices are: the matrices
+        depend on the offset from query to key alone, as those of the local ghost head do (a window
+        as large as the map); one matrix for each new head instead of each channel; all maps pass
+        the ghost head, none is kept as it is; queries and keys keep their heads; ``ghost_mul``
+        starts at 1 and ``ghost_add`` as truncated normal of 0.02.
+
+        A negative ``ghost_mul`` has no real power if ``lam`` is no integer.
+
+    Source:
+        ELSA, Zhou et al. 2021, section 3.3 and appendix C.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        map_size: tuple[int, int] = (14, 14),
+        ghost_ratio: int = 2,
+        lam: float = 1.0,
+        gamma: float = 1.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if min(map_size) < 1:
+            raise ValueError(f"map_size must be at least 1, got {map_size}")
+        for name, count in dict(num_heads=num_heads, ghost_ratio=ghost_ratio).items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        if embed_dims % (num_heads * ghost_ratio):
+            raise ValueError(
+                f"num_heads * ghost_ratio must divide embed_dims={embed_dims}, "
+                f"got num_heads={num_heads} and ghost_ratio={ghost_ratio}"
+            )
+        self.num_heads = num_heads
+        self.map_size = tuple(map_size)
+        self.ghost_ratio = ghost_ratio
+        self.lam = lam
+        self.gamma = gamma
+        self.qk_scale = (embed_dims // num_heads) ** -0.5 if qk_scale is None else qk_scale
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.attn_drop = nn.Dropout(attn_drop_rate)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+
+        self.ghost_mul = self.ghost_add = None
+        height, width = self.map_size
+        shape = (num_heads * ghost_ratio, 2 * height - 1, 2 * width - 1)
+        if lam != 0:
+            self.ghost_mul = nn.Parameter(torch.ones(shape))
+        if gamma != 0:
+            self.ghost_add = nn.Parameter(torch.empty(shape))
+            nn.init.trunc_normal_(self.ghost_add, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+
+        Raises:
+            ValueError: any other shape.
+        """
+        if x.dim() != 4 or x.shape[3] != self.proj.in_features:
+            raise ValueError(
+                f"x must be (B, H, W, embed_dims={self.proj.in_features}), got {tuple(x.shape)}"
+            )
+        height, width = x.shape[1:3]
+        q, k, v = self.qkv(x).flatten(1, 2).chunk(3, dim=2)
+        q, k = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (q, k))
+        v = v.unflatten(2, (self.num_heads * self.ghost_ratio, -1)).transpose(1, 2)
+
+        maps = (q * self.qk_scale @ k.transpose(2, 3)).softmax(dim=3)
+        maps = self.attn_drop(maps).repeat_interleave(self.ghost_ratio, dim=1)
+        if self.ghost_mul is not None:
+            maps = maps * self._matrices(self.ghost_mul, height, width) ** self.lam
+        if self.ghost_add is not None:
+            area = self.map_size[0] * self.map_size[1]
+            gamma = self.gamma * area / (height * width)
+            maps = maps + gamma * self._matrices(self.ghost_add, height, width)
+        x = (maps @ v).transpose(1, 2).flatten(2).unflatten(1, (height, width))
+        return self.proj_drop(self.proj(x))
+
+    @staticmethod
+    def _matrices(table: Tensor, height: int, width: int) -> Tensor:
+        """Spread ``(heads, rows, columns)`` of offsets over pairs: ``(heads, H * W, H * W)``."""
+        size = (2 * height - 1, 2 * width - 1)
+        if table.shape[1:] != size:
+            table = F.interpolate(table[None], size, mode="bicubic", align_corners=False)[0]
+        # Two views without an index: [h, i, j, y, x] is the table at row i + y and column j + x,
+        # and the query in row p starts at i = height - 1 - p.
+        pairs = table.unfold(1, height, 1).unfold(2, width, 1).flip(1, 2)
+        return pairs.reshape(-1, height * width, height * width)

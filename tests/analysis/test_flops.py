@@ -1,0 +1,212 @@
+"""Counts by hand, counts from the official code, and published figures."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine import Config
+from torch import nn
+
+import mmlocal
+from mmlocal.analysis import count_macs, model_complexity, published_table
+from mmlocal.analysis.flops import default_shape
+from mmlocal.layers import ELSA, GhostAttention, WindowAttention
+from mmlocal.models.backbones import ELSASwin
+from mmlocal.ops import elsa_attention
+
+DOC = Path(__file__).parents[2] / "docs" / "models.md"
+OP = "mmlocal.elsa_attention"
+
+device = pytest.mark.parametrize("device", ["meta", "cpu"])
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+@device
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize(
+    ("lam", "gamma", "steps"), [(0, 0, 1), (0, 1, 2), (1, 0, 2), (1, 1, 2)], ids=str
+)
+def test_op(device, softmax, lam, gamma, steps):
+    """Weighted sum: one for each tap and value; its weight: one more if there is a ghost head."""
+    value, attn = torch.zeros(2, 6, 5, 4, device=device), torch.zeros(2, 3 * 9, 5, 4, device=device)
+    ghost = torch.ones(6, 3, 3, device=device)
+    macs = count_macs(
+        Call(elsa_attention),
+        *(value, attn, ghost, ghost),
+        kernel_size=3,
+        dilation=2,
+        lam=lam,
+        gamma=gamma,
+        softmax=softmax,
+    )
+    assert macs == {OP: steps * 9 * 2 * 6 * 5 * 4}
+
+
+@device
+def test_elsa_layer(device):
+    layer = ELSA(12, 3, kernel_size=3, group_width=4).eval().to(device)
+    pixels = 2 * 5 * 4
+    macs = count_macs(layer, torch.zeros(2, 5, 4, 12, device=device))
+    qk = 8  # 2 * (12 // 3)
+    assert macs.pop(OP) == 2 * 9 * 12 * pixels
+    # q, k, v; the grouped 3x3 convolution; the maps of 3 heads with 9 taps
+    assert macs.pop("aten.convolution") == pixels * (12 * (2 * qk + 12) + 9 * qk * 4 + qk * 27)
+    assert sum(macs.values()) == pixels * 12 * 12
+
+
+@device
+@pytest.mark.parametrize("masked", [True, False])
+def test_window_attention(device, masked):
+    """On a CPU, PyTorch has a fused kernel for the two products that its counter does not know."""
+    layer = WindowAttention(12, 3, (2, 3)).eval().to(device)
+    mask = torch.zeros(2, 6, 6, device=device) if masked else None
+    windows, tokens = 4, 6
+    macs = count_macs(layer, torch.zeros(windows, tokens, 12, device=device), mask=mask)
+    products = windows * 3 * tokens * tokens * (4 + 4)
+    projections = windows * tokens * (12 * 36 + 12 * 12)
+    assert macs["aten.bmm"] == products
+    assert sum(macs.values()) == products + projections
+
+
+@device
+def test_ghost_attention(device):
+    layer = GhostAttention(12, 3, (2, 3)).eval().to(device)
+    macs = count_macs(layer, torch.zeros(2, 2, 3, 12, device=device))
+    assert macs["aten.bmm"] == 2 * (3 * 6 * 6 * 4 + 6 * 6 * 6 * 2)
+    assert sum(macs.values()) - macs["aten.bmm"] == 2 * 6 * (12 * 36 + 12 * 12)
+
+
+def test_counting_leaves_the_module_alone():
+    layer = ELSA(6, 1, kernel_size=3, group_width=2)
+    count_macs(layer, torch.zeros(1, 3, 3, 6))
+    assert layer.training
+    assert torch.is_grad_enabled()
+
+
+# GMACs of convolutions and matrix products, and with aggregation, counted in the official code.
+@pytest.mark.parametrize(
+    ("arch", "size", "products", "total"),
+    [
+        ("tiny", (224, 224), 4.64, 4.77),
+        ("small", (224, 224), 9.34, 9.56),
+        ("base", (224, 224), 16.37, 16.67),
+        ("tiny", (800, 1280), 95.5, None),
+        ("small", (800, 1280), 191.3, None),
+    ],
+)
+def test_backbones_against_the_official_code(arch, size, products, total):
+    with torch.device("meta"):
+        backbone = ELSASwin(arch, fit_window=size == (224, 224)).eval()
+        macs = count_macs(backbone, torch.zeros(1, 3, *size))
+    local = macs.pop(OP)
+    assert sum(macs.values()) / 1e9 == pytest.approx(products, rel=2e-3)
+    if total is not None:
+        assert (sum(macs.values()) + local) / 1e9 == pytest.approx(total, rel=2e-3)
+
+
+def need(library: str) -> None:
+    pytest.importorskip(library, reason="the library of this config is not installed")
+    if library != "mmpretrain":
+        pytest.importorskip("mmcv._ext", reason=f"{library} needs the compiled ops of mmcv")
+
+
+# Millions of parameters and GFLOPs in Swin's tables: the same heads on another backbone.
+@pytest.mark.parametrize(
+    ("name", "library", "parameters", "gflops"),
+    [
+        ("elsa_swin_t_maskrcnn_1x", "mmdet", 48, 267),
+        ("elsa_swin_t_cascade_maskrcnn_1x", "mmdet", 86, 745),
+        ("elsa_swin_t_upernet_160k", "mmseg", 60, 945),
+    ],
+)
+def test_heads_against_the_figures_of_swin(name, library, parameters, gflops):
+    need(library)
+    cfg = Config.fromfile(mmlocal.config_path(name))
+    cfg.model.backbone = dict(type=f"{library}.SwinTransformer")
+    found = model_complexity(cfg)
+    assert found.parameters / 1e6 == pytest.approx(parameters, abs=0.55)
+    assert found.total_macs / 1e9 == pytest.approx(gflops, rel=2e-3)
+    assert found.local_macs == 0
+
+
+def test_shapes_of_the_published_figures():
+    cases = {
+        "elsa_swin_t_maskrcnn_1x": (800, 1280),
+        "elsa_swin_t_upernet_160k": (512, 2048),
+        "elsa_swin_t_in1k_300e": (224, 224),
+        "elsa_swin_b_in1k_30e_384": (384, 384),
+    }
+    for name, shape in cases.items():
+        assert default_shape(Config.fromfile(mmlocal.config_path(name))) == shape
+    cfg = Config.fromfile(mmlocal.config_path("elsa_swin_t_in1k_300e"))
+    cfg.test_dataloader.dataset.pipeline = [dict(type="Resize", scale=(64, 32))]  # width first
+    assert default_shape(cfg) == (32, 64)
+    cfg.test_dataloader.dataset.pipeline = [dict(type="PackInputs")]
+    with pytest.raises(ValueError, match="shape must be given"):
+        default_shape(cfg)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_proposals_and_masks_are_those_of_the_test_cfg(device):
+    """Each box more costs as much as its head, whatever the untrained weights find."""
+    need("mmdet")
+    cfg = Config.fromfile(mmlocal.config_path("elsa_swin_t_maskrcnn_1x"))
+    cfg.model.backbone.arch = dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1])
+    cfg.model.neck.in_channels = [8, 16, 32, 64]
+
+    def total(proposals: int, masks: int) -> int:
+        cfg.model.test_cfg.rpn.max_per_img = proposals
+        cfg.model.test_cfg.rcnn.max_per_img = masks
+        return model_complexity(cfg, (64, 96), device).total_macs
+
+    base = total(2, 1)
+    box_head = 256 * 7 * 7 * 1024 + 1024 * 1024 + 1024 * 81 + 1024 * 4 * 80
+    assert total(5, 1) - base == 3 * box_head
+    mask_head = 14 * 14 * (4 * 9 * 256 * 256 + 4 * 256 * 256) + 28 * 28 * 256 * 80
+    assert total(2, 3) - base == 2 * mask_head
+
+
+def test_meta_and_cpu_agree():
+    need("mmpretrain")
+    cfg = Config.fromfile(mmlocal.config_path("elsa_swin_t_in1k_300e"))
+    cfg.model.backbone.arch = dict(embed_dims=8, depths=[1, 1, 1, 2], num_heads=[1, 2, 4, 8])
+    cfg.model.head.in_channels = 64
+    before = cfg.pretty_text
+    meta, cpu = (model_complexity(cfg, (64, 100), device) for device in ("meta", "cpu"))
+    assert meta == cpu
+    assert meta.shape == (64, 100)
+    assert cfg.pretty_text == before
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Cells of the rows of a Markdown table that begin with the name of a config."""
+    found = re.findall(r"^\| (\w+) \|(.*)\|$", text, flags=re.MULTILINE)
+    configs = set(mmlocal.list_configs())
+    return {name: [cell.strip() for cell in rest.split("|")] for name, rest in found
+            if name in configs}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_table_in_the_docs_is_up_to_date():
+    for library in ("mmdet", "mmseg", "mmpretrain"):
+        need(library)
+    table = published_table()
+    assert set(rows(table)) == {n for n in mmlocal.list_configs() if "shapes" not in n}
+    assert table in DOC.read_text(), "paste the output of tools/get_flops.py --table"
+
+
+def test_docs_agree_with_the_published_figures():
+    published, counted = DOC.read_text().split("## All configs")
+    published, counted = rows(published), rows(counted)
+    assert len(published) == 9
+    for name, (parameters, gflops) in published.items():
+        ours = int(counted[name][1].replace(",", "")) / 1e6, float(counted[name][2])
+        assert ours[0] == pytest.approx(float(parameters), rel=0.02)
+        if gflops != "-":
+            assert ours[1] == pytest.approx(float(gflops), rel=0.02)

@@ -1,0 +1,16 @@
+"""A hook for configs under test, imported by the training process."""
+
+import os
+import signal
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class Killer(Hook):
+    """Kill the process before its fourth training iteration."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 3:
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,70 @@
+"""The configs in docs/plugging_in.md build, and train a step."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from tools.conftest import environment
+
+from .conftest import random_batch
+
+pytestmark = pytest.mark.slow
+
+PAGE = (Path(__file__).parents[2] / "docs/plugging_in.md").read_text()
+CONFIGS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
+
+
+def test_every_block_is_found():
+    assert len(CONFIGS) == PAGE.count("```python") == 7
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory) -> Path:
+    """A folder with the configs of the page, made as the page says."""
+    folder = tmp_path_factory.mktemp("plugging_in")
+    (commands,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    subprocess.run(["bash", "-e", "-c", commands], cwd=folder, env=environment(), check=True)
+    for name, text in CONFIGS.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_training_step(name, configs):
+    cfg = Config.fromfile(configs / name)
+    scope = cfg.default_scope
+    cfg.model.setdefault("data_preprocessor", cfg.get("data_preprocessor"))
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
+        model.init_weights()
+        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        size = 256 if "dino" in name else 64  # DINO needs more tokens than queries
+        data = model.data_preprocessor(random_batch(scope, size=size), training=True)
+        loss, _ = model.parse_losses(model(**data, mode="loss"))
+    assert loss.isfinite()
+    loss.backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []
+    optim_wrapper.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_layer_decay_is_as_described(configs):
+    cfg = Config.fromfile(configs / "layer_decay.py")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(cfg.model)
+        groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {names[group["params"][0]]: group["lr"] / 1e-4 for group in groups}
+    blocks = sum(model.backbone.depths)
+    assert rates["backbone.patch_embed.proj.weight"] == pytest.approx(0.8 ** (blocks + 1))
+    assert rates["backbone.stages.0.blocks.0.norm1.weight"] == pytest.approx(0.8**blocks)
+    assert rates["backbone.stages.3.blocks.1.norm1.weight"] == pytest.approx(0.8)
+    assert rates["backbone.norm3.weight"] == rates["neck.lateral_convs.0.conv.weight"] == 1

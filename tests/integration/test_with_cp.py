@@ -1,0 +1,28 @@
+"""``with_cp`` changes no gradient of a whole model, dropped paths included."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from .conftest import random_batch, write_config
+
+pytestmark = pytest.mark.slow
+
+
+def test_same_gradients(task, tmp_path):
+    cfg = Config.fromfile(write_config(task, tmp_path / "c.py"))
+    cfg.model.setdefault("data_preprocessor", cfg.get("data_preprocessor"))
+    gradients = []
+    for with_cp in (False, True):
+        cfg.model.backbone.with_cp = with_cp
+        torch.manual_seed(0)
+        with DefaultScope.overwrite_default_scope(task):
+            model = MODELS.build(cfg.model).train()
+            model.init_weights()
+            data = model.data_preprocessor(random_batch(task, num_classes=9), training=True)
+            loss, _ = model.parse_losses(model(**data, mode="loss"))
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")

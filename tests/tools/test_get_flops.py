@@ -1,0 +1,111 @@
+"""tools/get_flops.py: what it prints, and what it says to a mistake."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from mmlocal.engine import UsageError
+
+from .conftest import TOOLS, load_tool, start, write_config
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Output of the tool, run in this process."""
+
+    def call(*argv) -> str:
+        monkeypatch.setattr(sys, "argv", ["get_flops.py", *map(str, argv)])
+        load_tool("get_flops").main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_stock_models(run, config):
+    """RetinaNet, an encoder-decoder and a classifier of the libraries."""
+    out = run(config, "--shape", "64", "96")
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        parameters = sum(p.numel() for p in MODELS.build(cfg.model).parameters())
+    assert "64x96" in out
+    assert f"({parameters:,})" in out
+    # The printed parts make up the sum.
+    total = float(re.search(r"GFLOPs +([\d.]+)", out).group(1))
+    parts = [float(part) for part in re.findall(r"^ +([\d.]+)  aten\.", out, re.MULTILINE)]
+    assert parts
+    assert total == pytest.approx(sum(parts), abs=0.01)
+    assert run(config, "--shape", "64", "96", "--device", "cpu") == out
+
+
+def test_our_models_by_name(run):
+    out = run("elsa_swin_t_in1k_300e", "--shape", "56")
+    assert "56x56" in out
+    assert "29,140,978" in out
+    assert "mmlocal.elsa_attention" in out
+
+
+def test_options_change_the_model(run):
+    out = run("elsa_swin_t_in1k_300e", "--cfg-options", "model.head.num_classes=10")
+    assert f"{29_140_978 - 990 * 769:,}" in out
+    assert "224x224" in out
+
+
+def test_sizes():
+    parse = load_tool("get_flops").parse_args
+    assert parse(["x"]).shape is None
+    assert parse(["x", "--shape", "64"]).shape == (64, 64)
+    assert parse(["x", "--shape", "64", "96"]).shape == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shape", "0"], "expected a number of pixels, got '0'"),
+        (["--shape", "1.5"], "expected a number of pixels, got '1.5'"),
+        (["--shape", "1", "2", "3"], "a height and a width, got 3 numbers"),
+        (["--device", "abacus"], "invalid choice: 'abacus'"),
+    ],
+)
+def test_bad_flags(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_tool("get_flops").parse_args(["x", *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_too_small(run):
+    with pytest.raises(UsageError, match=r"--shape: x must be at least one patch .*, got 2x2"):
+        run("elsa_swin_t_in1k_300e", "--shape", "2")
+
+
+def test_model_that_needs_values(run, data, tmp_path):
+    """Deformable attention asks for the sizes of the maps, which are tensors there."""
+    mmdet = pytest.importorskip("mmdet", reason="has the model of this test")
+    pytest.importorskip("mmcv._ext", reason="mmdet needs the compiled ops of mmcv")
+    folder = Path(mmdet.__file__).parent / ".mim/configs/deformable_detr"
+    cfg = Config.fromfile(folder / "deformable-detr_r50_16xb2-50e_coco.py")
+    cfg.model.backbone.depth = 18
+    cfg.model.neck.in_channels = [128, 256, 512]
+    cfg.model.num_queries = 5
+    for part in ("encoder", "decoder"):
+        cfg.model[part].num_layers = 1
+    cfg.dump(tmp_path / "small.py")
+    with pytest.raises(UsageError, match=r"without values.*; add --device cpu"):
+        run(tmp_path / "small.py", "--shape", "64")
+    assert "GFLOPs" in run(tmp_path / "small.py", "--shape", "64", "--device", "cpu")
+
+
+@pytest.mark.slow
+def test_as_a_command(data, tmp_path):
+    """Nothing but the figures on stdout; a mistake is one line and exit code 2."""
+    config = write_config("mmpretrain", data, tmp_path / "tiny.py")
+    done = start(TOOLS / "get_flops.py", config, "--shape", "32", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("image       32x32\n")
+    done = start(TOOLS / "get_flops.py", "elsa_swin_x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: config 'elsa_swin_x' does not exist")
