@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from tools.conftest import TASKS, TOOLS, load_tool
 
-from mmlocal.checkpoints import sha256_of
+from mmlocal.checkpoints.files import sha256_of
 from mmlocal.engine.publish import publish_checkpoint
 
 from .conftest import start, succeeds

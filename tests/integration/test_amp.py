@@ -3,12 +3,52 @@
 import math
 
 import pytest
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from mmlocal.engine.optim import CPUAmpOptimWrapper
 
 from .conftest import TOOLS, scalars, succeeds
 
-pytestmark = pytest.mark.slow
+
+class Backbone(nn.Linear):
+    def forward(self, x):
+        if x.isnan().any():
+            raise FloatingPointError
+        out = super().forward(x)
+        self.seen = out.dtype
+        return (out,)
 
 
+class Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.backbone = Backbone(4, 4)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        (features,) = self.backbone(x)
+        return features, self.head(features)
+
+
+def test_only_the_backbone_is_in_bfloat16():
+    model, x = Model(), torch.ones(2, 4)
+    wrapper = CPUAmpOptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    with wrapper.optim_context(model):
+        features, out = model(x)
+    assert model.backbone.seen == torch.bfloat16
+    assert features.dtype == out.dtype == torch.float32
+    wrapper.update_params(out.sum())
+    assert model.backbone.weight.dtype == torch.float32
+    with pytest.raises(FloatingPointError), wrapper.optim_context(model):
+        model(x * torch.nan)
+    assert not torch.is_autocast_enabled("cpu")
+    model(x)
+    assert model.backbone.seen == torch.float32
+
+
+@pytest.mark.slow
 def test_amp_is_near_float32(task, trained, folder):
     config, whole = trained
     work_dir = folder / f"amp_{task}"

@@ -21,7 +21,7 @@ train_dataloader = dict(
     dataset=dict(pipeline=[dict(type="LoadImageFromFile"), dict(type="PackInputs")]),
 )
 train_cfg = dict(max_epochs=2)
-optim_wrapper = dict(optimizer=dict(_delete_=True, type="SGD", lr=0.1, momentum=0.9))
+optim_wrapper = dict(optimizer=dict(_delete_=True, type="SGD", lr=0.1, weight_decay=1e-4))
 param_scheduler = None
 """
 
