@@ -112,7 +112,7 @@ def test_pretrained_at_another_image_size(tmp_path):
     image = torch.randn(1, 3, 40, 24)
     torch.testing.assert_close(backbone.eval()(image)[1], source.eval()(image)[0])
     other = make(init_cfg=init_cfg, ghost_ratio=1)
-    with pytest.raises(ValueError, match="does not fit this GhostDeiT.*ghost_mul"):
+    with pytest.raises(ValueError, match=r"does not fit this GhostDeiT.*ghost_mul"):
         other.init_weights()
 
 
