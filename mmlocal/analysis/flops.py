@@ -116,7 +116,8 @@ def _build(cfg: Config, device: str) -> nn.Module:
             model = MODELS.build(deepcopy(cfg.model))
     except RuntimeError:  # a constructor reads values, as those do that use torch.linspace
         model = MODELS.build(deepcopy(cfg.model))
-    return model.eval().to(device)
+    # The counter fails on a trainable tensor that is handed to a module, as learned queries are.
+    return model.requires_grad_(False).eval().to(device)
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
