@@ -113,7 +113,7 @@ def backends() -> list[dict[str, str]]:
             "what": backend.description,
             "devices": ", ".join(backend.devices),
             "dtypes and largest error": ", ".join(
-                f"{short(dtype)} {backend.atol[dtype]:.0e}" for dtype in backend.dtypes
+                f"{short(dtype)} {backend.atol[dtype]:.2g}" for dtype in backend.dtypes
             ),
             "deterministic": "yes" if backend.deterministic else "no",
             "runs here": backend.unavailable_reason() or "yes",

@@ -29,16 +29,18 @@ def weights_of(work_dir: Path) -> Path:
 def test_inferencer(task, trained, folder):
     config, work_dir = trained
     picture = next((folder / "data/shapes/val").iterdir())
+    # an untrained detector is sure of nothing
+    block = BLOCKS[task].replace('"detected",', '"detected", pred_score_thr=0.0,')
     script = folder / f"infer_{task}.py"
     script.write_text(
         f"config, weights, picture = {str(config)!r}, {str(weights_of(work_dir))!r}, "
-        f"{str(picture)!r}\n{BLOCKS[task]}"
+        f"{str(picture)!r}\n{block}"
         "print('drawn with', (inferencer.visualizer.dataset_meta or {}).get('classes'))\n"
     )
     output = succeeds(script, cwd=folder, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1")
     (drawn,) = (folder / DRAWN[task]).iterdir()
-    assert cv2.imread(str(drawn)).shape == (64, 64, 3)
-    assert not np.array_equal(cv2.imread(str(drawn)), cv2.imread(str(picture)))
+    difference = cv2.absdiff(cv2.imread(str(drawn)), cv2.imread(str(picture)))
+    assert (difference.max(axis=2) > 50).mean() > 0.01, "nothing is drawn"
     if task == "mmseg":
         assert "drawn with ('background', 'arrow', 'circle'" in output
         assert "(64, 64)" in output
@@ -47,7 +49,7 @@ def test_inferencer(task, trained, folder):
         assert (folder / f"detected/preds/{picture.stem}.json").is_file()
     else:
         names = Config.fromfile(config).metainfo.classes
-        assert re.search(r"(\w+) 0\.\d+\n", output)[1] in names
+        assert any(f"{name} 0." in output for name in names)
 
 
 @pytest.mark.slow
