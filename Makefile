@@ -12,7 +12,7 @@ help:
 	@echo "make demo-cls   the same for a classifier"
 	@echo "make test       run all tests"
 	@echo "make lint       check format and style"
-	@echo "make setup      build .venv (the others do it first): about 20 minutes on 2 cores, once"
+	@echo "make setup      build .venv (the others do it first): 10 to 20 minutes on 2 cores, once"
 	@echo "make clean      remove what builds, tests and the demo left; keeps .venv, data/ and"
 	@echo "                the other folders in work_dirs/"
 	@echo "make distclean  clean, and remove .venv"
