@@ -39,17 +39,23 @@ class MatchReport:
 
 
 def match_state_dict(
-    state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor], optional: str = r"(?!)"
+    state_dict: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    optional: str = r"(?!)",
+    antialias: bool = False,
 ) -> tuple[dict[str, Tensor], MatchReport]:
     """Select the part of ``state_dict`` that fits ``target``.
 
-    A ``relative_position_bias_table`` of another square window, and an ``absolute_pos_embed`` of
-    another map, are resized by bicubic interpolation, as Swin's fine-tuning does. Nothing else is.
+    Tables of another square window (``relative_position_bias_table`` of window attention,
+    ``rel_pos_table`` and ``attn_scale_table`` of QnA), and an ``absolute_pos_embed`` of another map,
+    are resized by bicubic interpolation, as Swin's fine-tuning does. Nothing else is.
 
     Args:
         state_dict: names and tensors to load.
         target: state dict of the model.
         optional: regular expression of the names that may be missing without being reported.
+        antialias: interpolate as JAX does, and QnA's fine-tuning with it: with another cubic, and
+            without aliasing when a table shrinks.
 
     Returns:
         What can be loaded, and the report.
@@ -67,7 +73,7 @@ def match_state_dict(
             report.loaded.append(key)
             continue
         shapes = f"{key}: {tuple(source.shape)} for {tuple(tensor.shape)}"
-        resized = _resize(key.rpartition(".")[2], source, tensor)
+        resized = _resize(key.rpartition(".")[2], source, tensor, antialias)
         if resized is None:
             report.mismatched.append(shapes)
         else:
@@ -77,18 +83,24 @@ def match_state_dict(
     return selected, report
 
 
-def _resize(name: str, source: Tensor, target: Tensor) -> Tensor | None:
+_SQUARE_TABLES = ("relative_position_bias_table", "rel_pos_table", "attn_scale_table")
+
+
+def _resize(name: str, source: Tensor, target: Tensor, antialias: bool) -> Tensor | None:
     """``source`` in the shape of ``target``, or ``None`` if it is not of a kind that resizes."""
     if name == "absolute_pos_embed":  # (1, C, H, W)
         if source.dim() == target.dim() == 4 and source.shape[:2] == target.shape[:2]:
-            return _bicubic(source, *target.shape[2:])
-    elif name == "relative_position_bias_table":  # (side * side, heads)
+            return _bicubic(source, *target.shape[2:], antialias)
+    elif name in _SQUARE_TABLES:  # (side * side, heads)
         old, new = (math.isqrt(table.shape[0]) for table in (source, target))
         if source.shape == (old**2, *target.shape[1:]) and target.shape[0] == new**2:
-            return _bicubic(source.t().reshape(1, -1, old, old), new, new).flatten(2)[0].t()
+            maps = source.t().reshape(1, -1, old, old)
+            return _bicubic(maps, new, new, antialias).flatten(2)[0].t()
     return None
 
 
-def _bicubic(maps: Tensor, height: int, width: int) -> Tensor:
-    resized = F.interpolate(maps.float(), (height, width), mode="bicubic", align_corners=False)
+def _bicubic(maps: Tensor, height: int, width: int, antialias: bool) -> Tensor:
+    resized = F.interpolate(
+        maps.float(), (height, width), mode="bicubic", align_corners=False, antialias=antialias
+    )
     return resized.to(maps.dtype)

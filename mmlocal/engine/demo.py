@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlocal.datasets.shapes import TASKS, generate_shapes, read_manifest
+from mmlocal.datasets.shapes import TASKS, VERSION, generate_shapes, read_manifest
 from mmlocal.engine.cli import UsageError
 from mmlocal.visualization import contact_sheet, plot_curves
 
@@ -148,6 +148,11 @@ def format_summary(summary: dict) -> str:
 
 def _prepare_data(task: str) -> None:
     manifest = read_manifest(DATA_ROOT)
+    if manifest is not None and manifest["version"] != VERSION:
+        raise UsageError(
+            f"{DATA_ROOT} was made by version {manifest['version']} of the generator, the demo "
+            f"needs version {VERSION}; make it anew with 'python tools/make_shapes.py --overwrite'"
+        )
     if manifest is not None and task in manifest["arguments"]["tasks"]:
         print(f"data: {DATA_ROOT} is there already", flush=True)
         return

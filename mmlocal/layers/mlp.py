@@ -6,18 +6,21 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear, GELU (exact), dropout, Linear, dropout over the last dimension.
+    """Linear, GELU, dropout, Linear, dropout over the last dimension.
 
     Args:
         embed_dims: channels in and out.
         hidden_dims: channels in between.
         drop_rate: dropout after each Linear.
+        gelu: ``'none'`` for the exact GELU, ``'tanh'`` for its approximation, which JAX defaults to.
     """
 
-    def __init__(self, embed_dims: int, hidden_dims: int, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self, embed_dims: int, hidden_dims: int, drop_rate: float = 0.0, gelu: str = "none"
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dims, hidden_dims)
-        self.act = nn.GELU()
+        self.act = nn.GELU(gelu)
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop_rate)
 

@@ -17,14 +17,20 @@ class PatchEmbed(nn.Module):
         embed_dims: channels of a patch.
         patch_size: width of a patch in pixels.
         norm: whether a LayerNorm follows.
+        bias: whether the convolution has a bias.
     """
 
     def __init__(
-        self, in_channels: int, embed_dims: int, patch_size: int = 4, norm: bool = True
+        self,
+        in_channels: int,
+        embed_dims: int,
+        patch_size: int = 4,
+        norm: bool = True,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size, bias=bias)
         self.norm = nn.LayerNorm(embed_dims) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

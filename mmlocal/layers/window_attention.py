@@ -71,6 +71,7 @@ class WindowAttention(nn.Module):
         qk_scale: factor of q k^T; ``None`` for ``(embed_dims / num_heads) ** -0.5``.
         attn_drop_rate: dropout on the attention map.
         proj_drop_rate: dropout on the output.
+        proj_bias: whether the projection of the output has a bias.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``embed_dims``; an empty window.
@@ -88,6 +89,7 @@ class WindowAttention(nn.Module):
         qk_scale: float | None = None,
         attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
+        proj_bias: bool = True,
     ) -> None:
         super().__init__()
         if min(window_size) < 1:
@@ -101,7 +103,7 @@ class WindowAttention(nn.Module):
         self.qk_scale = qk_scale
         self.attn_drop_rate = attn_drop_rate
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
         wh, ww = self.window_size
@@ -121,7 +123,7 @@ class WindowAttention(nn.Module):
         Args:
             x: ``(B * windows, N, embed_dims)``, N = Wh * Ww tokens in row-major order.
             window_size: Wh and Ww of these windows, at most those of the constructor (default).
-            mask: ``(windows, N, N)``, added to the logits.
+            mask: ``(windows, N, N)`` or ``(windows, 1, N)``, added to the logits.
 
         Returns:
             Shape of ``x``.
@@ -199,3 +201,40 @@ class ShiftedWindowAttention(nn.Module):
         if step:
             x = x.roll((step, step), dims=(1, 2))
         return x[:, :height, :width].contiguous()
+
+
+class EvenWindowAttention(nn.Module):
+    """Window attention on a map of any size, cut into windows as equal as possible.
+
+    Along each side there are as few windows as their largest size allows, all of the same size: a
+    map of 20 tokens has two windows of 10 where ``window_size`` is 14, and a smaller map is one
+    window. What is missing at the bottom and right is padded, and nothing attends to it.
+
+    Args:
+        embed_dims: channels.
+        num_heads: must divide ``embed_dims``.
+        window_size: largest width of a window, in tokens.
+        **kwargs: to :class:`WindowAttention`.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, window_size: int, **kwargs) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args and returns: ``(B, H, W, embed_dims)``."""
+        height, width = x.shape[1:3]
+        rows, cols = (-(-side // self.window_size) for side in (height, width))
+        size = (-(-height // rows), -(-width // cols))
+        padded_height, padded_width = rows * size[0], cols * size[1]
+        mask = None
+        if (padded_height, padded_width) != (height, width):
+            x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+            mask = x.new_zeros(1, padded_height, padded_width, 1)
+            mask[:, height:] = float("-inf")
+            mask[:, :, width:] = float("-inf")
+            mask = window_partition(mask, size).transpose(1, 2)
+        x = self.w_msa(window_partition(x, size), size, mask)
+        x = window_reverse(x, size, padded_height, padded_width)
+        return x[:, :height, :width]

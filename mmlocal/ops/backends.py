@@ -57,7 +57,7 @@ class Backend:
 
 
 # The packages under ``mmlocal.ops`` that hold an op; each one has a ``BACKENDS`` tuple.
-_OPS = {"elsa": "mmlocal.ops.elsa"}
+_OPS = {"elsa": "mmlocal.ops.elsa", "qna": "mmlocal.ops.qna"}
 
 
 def list_ops() -> dict[str, tuple[Backend, ...]]:

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from mmlocal.checkpoints import convert_elsa
-from mmlocal.layers import ELSA, PatchMerging, WindowAttention
+from mmlocal.layers import ELSA, PatchMerging, TransformerBlock, WindowAttention
 from mmlocal.models.backbones import ELSASwin
-from mmlocal.models.backbones.elsa_swin import ELSASwinBlock
 from mmlocal.ops import elsa_attention
 from mmlocal.ops.elsa import BACKENDS
 
@@ -132,7 +131,7 @@ def check_layer(golden: Golden) -> None:
 def check_block(golden: Golden) -> None:
     init = dict(golden.init)
     dims, mlp_ratio = init.pop("dim"), init.pop("mlp_ratio")
-    check_module(golden, ELSASwinBlock(dims, ELSA(dims, qk_scale=1, **init), mlp_ratio))
+    check_module(golden, TransformerBlock(dims, ELSA(dims, qk_scale=1, **init), mlp_ratio))
 
 
 def check_window_attention(golden: Golden) -> None:

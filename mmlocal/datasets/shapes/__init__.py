@@ -1,6 +1,6 @@
 """A generated data set: textured pictures of overlapping shapes, for three tasks.
 
-Nothing is downloaded. Colour and texture are random, so only the outline tells the class. The
+Nothing is downloaded. The outline tells the class; colour is a hint to it, texture is random. The
 scenes hold objects of all three COCO sizes, turned, on top of each other and cut by the border;
 what is hidden is not annotated, and more than half of each object shows. ``det`` and ``seg`` share
 the pictures; ``cls`` has its own, with one whole object each::
@@ -53,7 +53,7 @@ metainfo=dict(classes=CLASSES))``.
 Needs OpenCV, rich and Shapely, which mmcv, mmengine and mmdet bring along.
 """
 
-from mmlocal.datasets.shapes.export import TASKS, generate_shapes, read_manifest
+from mmlocal.datasets.shapes.export import TASKS, VERSION, generate_shapes, read_manifest
 from mmlocal.datasets.shapes.render import CLASSES
 
 #: RGB of each class in drawings of predictions and annotations.
@@ -77,6 +77,7 @@ __all__ = [
     "SEG_CLASSES",
     "SEG_PALETTE",
     "TASKS",
+    "VERSION",
     "generate_shapes",
     "read_manifest",
 ]

@@ -22,12 +22,12 @@ from mmlocal.datasets.shapes.render import CLASSES, Scene, draw_scene
 TASKS = ("det", "seg", "cls")
 SPLITS = ("train", "val")
 MANIFEST = "shapes.json"
-VERSION = 1  # goes up when the same arguments give other files
+VERSION = 2  # goes up when the same arguments give other files
 MIN_SIZE = 32  # smallest picture, in pixels; MAX_SIDE of it must not be below MIN_SIDE
 
 OBJECTS_PER_IMAGE = (3, 7)
 MIN_SIDE = 14.0  # pixels, square root of an object's area; a disc of 16 pixels
-MAX_SIDE = 0.68  # the same for the largest objects, as a share of the picture's width
+MAX_SIDE = 0.6  # the same for the largest objects, as a share of the picture's width
 SPREAD = 0.75  # share of the picture in which objects have their centres
 MIN_VISIBLE = 0.8  # share of each object in a scene that shows
 CLS_SIDE = (0.3, 0.5)  # share of the picture's width, for the one object in it

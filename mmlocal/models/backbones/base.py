@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -22,6 +24,8 @@ class LocalBackbone(BaseModule):
 
     # Names that a checkpoint need not hold, as a regular expression.
     _optional_keys = r"norm\d+\."
+    # Of the interpolation of tables whose size differs.
+    _antialias = False
 
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``.
@@ -52,7 +56,9 @@ class LocalBackbone(BaseModule):
                 for key, value in state_dict.items()
                 if key.startswith(prefix)
             }
-        selected, report = match_state_dict(state_dict, self.state_dict(), self._optional_keys)
+        selected, report = match_state_dict(
+            state_dict, self.state_dict(), self._optional_keys, self._antialias
+        )
         if report.missing or report.mismatched:
             raise ValueError(
                 f"init_cfg: checkpoint={checkpoint!r} with prefix={prefix!r} does not fit this "
@@ -63,6 +69,33 @@ class LocalBackbone(BaseModule):
         if hasattr(self, "_params_init_info"):
             update_init_info(self, init_info=f"PretrainedInit: load from {checkpoint}")
         print_log(f"{type(self).__name__}: {checkpoint}: {report}", logger="current")
+
+
+def check_stages(
+    out_indices: Sequence[int], frozen_stages: int, num_stages: int, negative: bool = False
+) -> None:
+    """Check what names stages (or, in a plain transformer, layers).
+
+    Args:
+        out_indices: stages to return.
+        frozen_stages: number of frozen ones, or -1.
+        num_stages: how many there are.
+        negative: whether ``out_indices`` may count from the last one.
+
+    Raises:
+        ValueError: ``out_indices`` or ``frozen_stages`` is out of range.
+    """
+    first = -num_stages if negative else 0
+    if (
+        not isinstance(out_indices, Sequence)
+        or not out_indices
+        or not all(first <= i < num_stages for i in out_indices)
+    ):
+        raise ValueError(
+            f"out_indices must name stages out of {first} to {num_stages - 1}, got {out_indices}"
+        )
+    if not -1 <= frozen_stages <= num_stages:
+        raise ValueError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages}")
 
 
 def freeze(module: nn.Module) -> None:

@@ -13,51 +13,16 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mmlocal.layers import ELSA, MLP, DropPath, PatchEmbed, PatchMerging, ShiftedWindowAttention
-from mmlocal.models.backbones.base import LocalBackbone, freeze
+from mmlocal.layers import (
+    ELSA,
+    PatchEmbed,
+    PatchMerging,
+    ShiftedWindowAttention,
+    TransformerBlock,
+)
+from mmlocal.models.backbones.base import LocalBackbone, check_stages, freeze
 from mmlocal.registry import MODELS
-
-
-class ELSASwinBlock(nn.Module):
-    """Pre-norm transformer block around any attention on ``(B, H, W, C)``.
-
-    Args:
-        embed_dims: channels.
-        attn: maps ``(B, H, W, embed_dims)`` to the same shape.
-        mlp_ratio: hidden channels of the MLP over ``embed_dims``.
-        drop_rate: dropout in the MLP.
-        drop_path_rate: stochastic depth of both branches.
-        with_cp: recompute activations in the backward pass to save memory.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        attn: nn.Module,
-        mlp_ratio: float = 4.0,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        with_cp: bool = False,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dims)
-        self.attn = attn
-        self.norm2 = nn.LayerNorm(embed_dims)
-        self.mlp = MLP(embed_dims, int(embed_dims * mlp_ratio), drop_rate)
-        self.drop_path = DropPath(drop_path_rate)
-        self.with_cp = with_cp
-
-    def _forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``."""
-        if self.with_cp and torch.is_grad_enabled() and self.training:
-            return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
 
 
 class ELSASwinStage(nn.Module):
@@ -168,16 +133,7 @@ class ELSASwin(LocalBackbone):
         self.depths = arch["depths"]
         num_stages = len(self.depths)
         self.num_features = [arch["embed_dims"] * 2**i for i in range(num_stages)]
-        if (
-            not isinstance(out_indices, Sequence)
-            or not out_indices
-            or not all(0 <= i < num_stages for i in out_indices)
-        ):
-            raise ValueError(
-                f"out_indices must name stages out of 0 to {num_stages - 1}, got {out_indices}"
-            )
-        if not -1 <= frozen_stages <= num_stages:
-            raise ValueError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages}")
+        check_stages(out_indices, frozen_stages, num_stages)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
 
@@ -223,7 +179,7 @@ class ELSASwin(LocalBackbone):
                         attn_drop_rate=attn_drop_rate,
                     )
                 rate = drop_path_rates.pop(0)
-                blocks.append(ELSASwinBlock(dims, attn, mlp_ratio, drop_rate, rate, with_cp))
+                blocks.append(TransformerBlock(dims, attn, mlp_ratio, drop_rate, rate, with_cp))
             downsample = None if i == num_built - 1 else PatchMerging(dims, 2 * dims)
             self.stages.append(ELSASwinStage(blocks, downsample))
         for i in self.out_indices:

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlocal.layers import GhostAttention, PatchEmbed
-from mmlocal.models.backbones.base import LocalBackbone, freeze
-from mmlocal.models.backbones.elsa_swin import ELSASwinBlock
+from mmlocal.layers import GhostAttention, PatchEmbed, TransformerBlock
+from mmlocal.models.backbones.base import LocalBackbone, check_stages, freeze
 from mmlocal.registry import MODELS
 
 
@@ -92,17 +91,7 @@ class GhostDeiT(LocalBackbone):
         super().__init__(init_cfg=init_cfg)
         arch = self._resolve_arch(arch)
         self.embed_dims, self.num_layers = arch["embed_dims"], arch["num_layers"]
-        if (
-            not isinstance(out_indices, Sequence)
-            or not out_indices
-            or not all(-self.num_layers <= i < self.num_layers for i in out_indices)
-        ):
-            raise ValueError(
-                f"out_indices must name layers out of -{self.num_layers} to {self.num_layers - 1}, "
-                f"got {out_indices}"
-            )
-        if not -1 <= frozen_stages <= self.num_layers:
-            raise ValueError(f"frozen_stages must be -1 to {self.num_layers}, got {frozen_stages}")
+        check_stages(out_indices, frozen_stages, self.num_layers, negative=True)
         self.out_indices = tuple(sorted(i % self.num_layers for i in out_indices))
         self.frozen_stages = frozen_stages
 
@@ -127,7 +116,7 @@ class GhostDeiT(LocalBackbone):
             )
             rate = drop_path_rate * i / max(self.num_layers - 1, 1)
             self.layers.append(
-                ELSASwinBlock(self.embed_dims, attn, mlp_ratio, drop_rate, rate, with_cp)
+                TransformerBlock(self.embed_dims, attn, mlp_ratio, drop_rate, rate, with_cp)
             )
         for i in self.out_indices:
             self.add_module(f"norm{i}", nn.LayerNorm(self.embed_dims))

@@ -1,0 +1,74 @@
+"""The block that all backbones are made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmlocal.layers.drop_path import DropPath
+from mmlocal.layers.mlp import MLP
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm transformer block around any attention on ``(B, H, W, C)``.
+
+    Args:
+        embed_dims: channels in.
+        attn: maps ``(B, H, W, embed_dims)`` to ``(B, H', W', out_dims)``.
+        mlp_ratio: hidden channels of the MLP over ``out_dims``.
+        drop_rate: dropout in the MLP.
+        drop_path_rate: stochastic depth of both branches.
+        with_cp: recompute activations in the backward pass to save memory.
+        norm_eps: epsilon of the norms.
+        gelu: of :class:`MLP`.
+        skip: for an ``attn`` that changes the shape: maps the input to the shape of its output, to
+            which it is added. The branch of such an ``attn`` is never dropped.
+        out_dims: channels out; ``None`` for ``embed_dims``.
+        layer_scale_init_value: where the learned factors of the branches' channels start; ``None``
+            for no such factors.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        attn: nn.Module,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        norm_eps: float = 1e-5,
+        gelu: str = "none",
+        skip: nn.Module | None = None,
+        out_dims: int | None = None,
+        layer_scale_init_value: float | None = None,
+    ) -> None:
+        super().__init__()
+        out_dims = out_dims or embed_dims
+        self.norm1 = nn.LayerNorm(embed_dims, eps=norm_eps)
+        self.attn = attn
+        self.skip = skip
+        self.norm2 = nn.LayerNorm(out_dims, eps=norm_eps)
+        self.mlp = MLP(out_dims, int(out_dims * mlp_ratio), drop_rate, gelu)
+        self.drop_path = DropPath(drop_path_rate)
+        self.with_cp = with_cp
+        self.gamma1 = self.gamma2 = None
+        if layer_scale_init_value is not None:
+            self.gamma1 = nn.Parameter(torch.full((out_dims,), float(layer_scale_init_value)))
+            self.gamma2 = nn.Parameter(torch.full((out_dims,), float(layer_scale_init_value)))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        branch = self.attn(self.norm1(x))
+        if self.gamma1 is not None:
+            branch = branch * self.gamma1
+        x = x + self.drop_path(branch) if self.skip is None else self.skip(x) + branch
+        branch = self.mlp(self.norm2(x))
+        if self.gamma2 is not None:
+            branch = branch * self.gamma2
+        return x + self.drop_path(branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, embed_dims)`` to ``(B, H', W', out_dims)``."""
+        if self.with_cp and torch.is_grad_enabled() and self.training:
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)

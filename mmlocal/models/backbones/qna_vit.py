@@ -1,0 +1,380 @@
+"""QnA-ViT: a hierarchical transformer of local attention by learned queries.
+
+Source:
+    Learned Queries for Efficient Local Attention, Arar et al. 2022,
+    https://arxiv.org/abs/2112.11435; official JAX code moabarar/qna (MIT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlocal.layers import EvenWindowAttention, PatchEmbed, QnA, TransformerBlock, lecun_normal_
+from mmlocal.models.backbones.base import LocalBackbone, check_stages, freeze
+from mmlocal.registry import MODELS
+
+STEMS = ("patch", "resnet")
+SKIPS = ("conv", "avgpool")
+NORM_EPS = 1e-6
+
+
+def _pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Tensor:
+    """Pad ``(B, C, H, W)`` as ``SAME`` does in JAX: the odd pixel at the bottom and right."""
+    pad = []
+    for size in (x.shape[3], x.shape[2]):
+        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+        pad += [total // 2, total - total // 2]
+    return F.pad(x, pad, value=value)
+
+
+class ResNetStem(nn.Module):
+    """Convolution 7x7, batch norm, GELU, max-pooling 3x3, each spatial step of stride 2.
+
+    Args:
+        in_channels: channels of the image.
+        embed_dims: channels out.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, embed_dims, 7, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(embed_dims)
+        self.act = nn.GELU("tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / 4), ceil(W / 4), embed_dims)``."""
+        x = self.act(self.norm(self.conv(_pad_same(x, 7, 2))))
+        x = F.max_pool2d(_pad_same(x, 3, 2, float("-inf")), 3, stride=2)
+        return x.permute(0, 2, 3, 1)
+
+
+class DownsampleSkip(nn.Module):
+    """What a downsampling block adds its attention to: a strided 1x1 convolution.
+
+    Args:
+        in_dims: channels in.
+        out_dims: channels out.
+        pool_size: odd width of an average pooling that takes the stride, or ``None`` to skip every
+            second token.
+    """
+
+    def __init__(self, in_dims: int, out_dims: int, pool_size: int | None = None) -> None:
+        super().__init__()
+        self.pool_size = pool_size
+        stride = 1 if pool_size else 2
+        self.conv = nn.Conv2d(in_dims, out_dims, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``."""
+        x = x.permute(0, 3, 1, 2)
+        if self.pool_size:
+            # Zeros of the padding count.
+            x = F.avg_pool2d(_pad_same(x, self.pool_size, 2), self.pool_size, stride=2)
+        return self.conv(x).permute(0, 2, 3, 1)
+
+
+@MODELS.register_module()
+class QnAViT(LocalBackbone):
+    """QnA-ViT backbone for classification and dense prediction.
+
+    Each stage has window-attention blocks, then :class:`~mmlocal.layers.QnA` blocks; a QnA block of
+    stride 2 leads to the next stage. Any image of at least one patch is taken: it is zero-padded
+    to whole patches, odd maps are rounded up, and maps are cut into equal windows as large as
+    ``window_sizes`` allow (the official code takes multiples of the windows only, i.e. of 224
+    pixels). At 224 pixels, stages 3 and 4 have one window and so attend globally.
+
+    Args:
+        arch: ``'tiny'``, ``'tiny_7x7'``, ``'small'``, ``'base'``, or a dict with ``embed_dims``
+            (channels of the first stage, doubled at each downsampling), and per stage
+            ``attn_depths`` and ``qna_depths`` (blocks of window attention, and of QnA without the
+            downsampling one), ``attn_heads`` and ``qna_heads``; optionally ``kernel_size`` (odd
+            width of QnA's windows, default 3).
+        in_channels: channels of the image.
+        window_sizes: largest width of the attention windows of each stage; relative position tables
+            of a pretrained checkpoint with other windows are resized.
+        num_queries: learned queries per window.
+        normalize_query: whether queries have unit length; one bool, or one per stage.
+        mlp_ratio: hidden channels of an MLP over its channels.
+        stem: ``'patch'`` for a 4x4 convolution of stride 4, ``'resnet'`` for :class:`ResNetStem`.
+        downsample_skip: ``'conv'`` for a strided 1x1 convolution beside the downsampling attention,
+            ``'avgpool'`` to average over its window first.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+        layer_scale_init_value: of :class:`~mmlocal.layers.TransformerBlock`.
+        out_indices: stages to return, before their downsampling, each through its own LayerNorm.
+            What comes after the last one returned is not built: no parameter is left without a
+            gradient.
+        frozen_stages: -1 for none; ``n`` freezes the stem and the first ``n`` stages with their
+            output norms.
+        norm_eval: whether the batch norm of the ``'resnet'`` stem stays in eval mode.
+        with_cp: recompute activations of the blocks in the backward pass to save memory.
+        init_cfg: as in MMEngine; default: the official initialisation, LeCun normal. ``Pretrained``
+            raises if the checkpoint does not fit.
+
+    Raises:
+        ValueError: unknown or incomplete ``arch``, ``stem`` or ``downsample_skip``, an option per
+            stage of another length, ``out_indices`` or ``frozen_stages`` out of range, heads that
+            do not divide channels, even ``kernel_size``.
+        TypeError: ``arch`` is neither name nor dict.
+
+    Note:
+        The paper counts the downsampling block with the QnA blocks of its stage.
+    """
+
+    arch_zoo: ClassVar[dict[str, dict]] = {
+        "tiny": dict(
+            embed_dims=64,
+            attn_depths=(0, 0, 4, 2),
+            qna_depths=(2, 3, 2, 0),
+            attn_heads=(2, 4, 8, 16),
+            qna_heads=(8, 16, 32, 64),
+            kernel_size=3,
+        ),
+        "tiny_7x7": dict(
+            embed_dims=64,
+            attn_depths=(0, 0, 4, 2),
+            qna_depths=(2, 3, 2, 0),
+            attn_heads=(2, 4, 8, 16),
+            qna_heads=(8, 16, 32, 64),
+            kernel_size=7,
+        ),
+        "small": dict(
+            embed_dims=64,
+            attn_depths=(0, 0, 12, 2),
+            qna_depths=(2, 3, 6, 0),
+            attn_heads=(2, 4, 8, 16),
+            qna_heads=(8, 16, 32, 64),
+            kernel_size=3,
+        ),
+        "base": dict(
+            embed_dims=96,
+            attn_depths=(0, 0, 12, 2),
+            qna_depths=(2, 3, 6, 0),
+            attn_heads=(3, 6, 12, 24),
+            qna_heads=(6, 12, 24, 48),
+            kernel_size=3,
+        ),
+    }
+    # The official fine-tuning resizes tables by a cubic with anti-aliasing.
+    _antialias = True
+
+    def __init__(
+        self,
+        arch: str | dict = "tiny",
+        in_channels: int = 3,
+        window_sizes: Sequence[int] = (7, 7, 14, 7),
+        num_queries: int = 2,
+        normalize_query: bool | Sequence[bool] = True,
+        mlp_ratio: float = 4.0,
+        stem: str = "patch",
+        downsample_skip: str = "conv",
+        drop_path_rate: float = 0.05,
+        layer_scale_init_value: float | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        arch = self._resolve_arch(arch)
+        self.attn_depths, self.qna_depths = arch["attn_depths"], arch["qna_depths"]
+        num_stages = len(self.qna_depths)
+        if isinstance(normalize_query, bool):
+            normalize_query = (normalize_query,) * num_stages
+        for name, values in (("window_sizes", window_sizes), ("normalize_query", normalize_query)):
+            if len(values) != num_stages:
+                raise ValueError(
+                    f"{name} must have one entry for each of the {num_stages} stages of arch, "
+                    f"got {values}"
+                )
+        for name, kind, kinds in (
+            ("stem", stem, STEMS),
+            ("downsample_skip", downsample_skip, SKIPS),
+        ):
+            if kind not in kinds:
+                raise ValueError(f"{name} must be one of {', '.join(kinds)}, got {kind!r}")
+        kernel_size = arch["kernel_size"]
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        check_stages(out_indices, frozen_stages, num_stages)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.num_features = [arch["embed_dims"] * 2**i for i in range(num_stages)]
+
+        dims = arch["embed_dims"]
+        if stem == "patch":
+            self.stem = PatchEmbed(in_channels, dims, norm=False, bias=False)
+        else:
+            self.stem = ResNetStem(in_channels, dims)
+        num_blocks = sum(self._stage_blocks())
+        rates = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
+        block_kwargs = dict(
+            mlp_ratio=mlp_ratio,
+            with_cp=with_cp,
+            norm_eps=NORM_EPS,
+            gelu="tanh",
+            layer_scale_init_value=layer_scale_init_value,
+        )
+        self.stages = nn.ModuleList()
+        self.downsamples = nn.ModuleList()
+        num_built = max(self.out_indices) + 1
+        for i, dims in enumerate(self.num_features[:num_built]):
+            qna_kwargs = dict(
+                kernel_size=kernel_size,
+                num_queries=num_queries,
+                normalize_query=normalize_query[i],
+            )
+            mixers = [
+                EvenWindowAttention(
+                    dims, arch["attn_heads"][i], window_sizes[i], qkv_bias=False, proj_bias=False
+                )
+                for _ in range(self.attn_depths[i])
+            ]
+            mixers += [
+                QnA(dims, arch["qna_heads"][i], **qna_kwargs) for _ in range(self.qna_depths[i])
+            ]
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        TransformerBlock(dims, mixer, drop_path_rate=rates.pop(0), **block_kwargs)
+                        for mixer in mixers
+                    )
+                )
+            )
+            if i < num_built - 1:
+                self.downsamples.append(
+                    TransformerBlock(
+                        dims,
+                        QnA(
+                            dims,
+                            2 * arch["qna_heads"][i],
+                            stride=2,
+                            attn_dims=2 * dims,
+                            **qna_kwargs,
+                        ),
+                        drop_path_rate=rates.pop(0),
+                        skip=DownsampleSkip(
+                            dims, 2 * dims, kernel_size if downsample_skip == "avgpool" else None
+                        ),
+                        out_dims=2 * dims,
+                        **block_kwargs,
+                    )
+                )
+        for i in self.out_indices:
+            self.add_module(f"norm{i}", nn.LayerNorm(self.num_features[i], eps=NORM_EPS))
+        self._reset_parameters()
+        self._freeze_stages()
+
+    @classmethod
+    def _resolve_arch(cls, arch: str | dict) -> dict:
+        if isinstance(arch, str):
+            if arch not in cls.arch_zoo:
+                raise ValueError(f"arch must be one of {sorted(cls.arch_zoo)}, got {arch!r}")
+            return cls.arch_zoo[arch]
+        if not isinstance(arch, dict):
+            raise TypeError(f"arch must be a name or a dict, got {arch!r}")
+        per_stage = {"attn_depths", "qna_depths", "attn_heads", "qna_heads"}
+        required = {"embed_dims"} | per_stage
+        if not required <= set(arch) <= required | {"kernel_size"}:
+            raise ValueError(
+                f"arch must have the keys {sorted(required)} and may have kernel_size, "
+                f"got {sorted(arch)}"
+            )
+        if len({len(arch[name]) for name in per_stage}) != 1:
+            raise ValueError(
+                f"arch must give {', '.join(sorted(per_stage))} for the same number of stages, "
+                f"got {arch}"
+            )
+        return dict(kernel_size=3) | dict(arch)
+
+    def _stage_blocks(self) -> list[int]:
+        """Blocks of each stage, the downsampling that follows it included."""
+        last = len(self.qna_depths) - 1
+        return [
+            attn + qna + (i < last)
+            for i, (attn, qna) in enumerate(zip(self.attn_depths, self.qna_depths, strict=True))
+        ]
+
+    def _reset_parameters(self) -> None:
+        """Initialise what the layers do not: plain linear maps, convolutions, window tables."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                lecun_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, EvenWindowAttention):
+                nn.init.zeros_(module.w_msa.relative_position_bias_table)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
+
+        Args:
+            x: ``(B, in_channels, H, W)``, any float dtype.
+
+        Returns:
+            One ``(B, C_i, H_i, W_i)`` per stage ``i`` of ``out_indices``, with
+            ``C_i = embed_dims * 2**i`` and ``H_i = ceil(ceil(H / 4) / 2**i)``.
+
+        Raises:
+            ValueError: ``x`` is not 4-D, has other channels or is smaller than a patch.
+            TypeError: ``x`` is not floating point.
+        """
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2).contiguous())
+            if i < len(self.downsamples):
+                x = self.downsamples[i](x)
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> QnAViT:
+        """As in ``nn.Module``, but frozen parts stay in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval and isinstance(self.stem, ResNetStem):
+            self.stem.norm.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        freeze(self.stem)
+        for i in range(min(self.frozen_stages, len(self.stages))):
+            freeze(self.stages[i])
+            if i < len(self.downsamples):
+                freeze(self.downsamples[i])
+            if i in self.out_indices:
+                freeze(getattr(self, f"norm{i}"))
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning-rate decay.
+
+        Args:
+            param_name: name of the parameter in the whole model.
+            prefix: name of this backbone in the whole model, with its dot.
+
+        Returns:
+            The parameter's layer (0 for the stem, then one per block, downsampling blocks
+            included) and the number of layers. Whatever is not of the backbone's trunk is in the
+            last layer.
+        """
+        blocks = self._stage_blocks()
+        num_layers = sum(blocks) + 2
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        kind, _, rest = param_name[len(prefix) :].partition(".")
+        if kind == "stem":
+            return 0, num_layers
+        if kind == "stages":
+            stage, block, *_ = rest.split(".")
+            return sum(blocks[: int(stage)]) + int(block) + 1, num_layers
+        if kind == "downsamples":
+            return sum(blocks[: int(rest.split(".")[0]) + 1]), num_layers
+        return num_layers - 1, num_layers

@@ -1,0 +1,263 @@
+"""QnA's aggregation: learned queries attend to the tokens of overlapping windows.
+
+To add a backend, write a module with ``forward`` and ``backward`` of the signatures in ``eager``
+and list it in ``BACKENDS``, fastest first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmlocal.ops.backends import Backend, choose_backend
+from mmlocal.ops.qna import reference
+from mmlocal.ops.qna.reference import attention_maps, output_size
+
+__all__ = ["BACKENDS", "attention_maps", "output_size", "qna_attention"]
+
+# Half precision: the rounding of the result; nothing else is done in it.
+_ATOL = {
+    torch.float64: 5e-15,
+    torch.float32: 2e-6,
+    torch.bfloat16: 8e-3,
+    torch.float16: 1e-3,
+}
+
+BACKENDS = (
+    Backend(
+        name="eager",
+        description="plain PyTorch, one tap at a time",
+        module="mmlocal.ops.qna.eager",
+        devices=("any",),
+        dtypes=tuple(_ATOL),
+        deterministic=True,
+        atol=_ATOL,
+    ),
+    Backend(
+        name="reference",
+        description="the definition, every window written out",
+        module="mmlocal.ops.qna.reference",
+        devices=("any",),
+        dtypes=tuple(_ATOL),
+        deterministic=True,
+        atol=_ATOL,
+    ),
+)
+
+
+def qna_attention(
+    value: Tensor,
+    scores: Tensor,
+    rel_pos: Tensor | None = None,
+    tap_weight: Tensor | None = None,
+    *,
+    num_queries: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: int = 0,
+    sum_queries: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Attend to each window by the same learned queries, and add what the queries gather.
+
+    For channel ``c`` of head ``n``, with ``scores[l, n, x] = query[l, n] . key[n, x]`` computed
+    beforehand, once per token::
+
+        out[c, p] = sum_l sum_t tap_weight[l, n, t] * a[l, n, t, p] * value[c, stride * p + t - pad]
+        a[l, n, :, p] = softmax_t(scores[l, n, stride * p + t - pad] + rel_pos[l, n, t])
+
+    Taps ``t`` are in row-major order, as in a cross-correlation. The softmax runs over the tokens
+    in the map only.
+
+    Args:
+        value: ``(B, C, H, W)``, any float dtype and memory format.
+        scores: ``(B, num_queries * heads, H, W)``, query-major. Channels
+            ``[n * C / heads, (n + 1) * C / heads)`` of ``value`` use head ``n``. A score of -inf
+            takes its token out of all windows; a window without tokens gives 0.
+        rel_pos: ``(num_queries * heads, kernel_size, kernel_size)``, added to the scores, or
+            ``None`` for 0.
+        tap_weight: ``(num_queries * heads, kernel_size, kernel_size)``, multiplies the attention
+            after the softmax, or ``None`` for 1.
+        num_queries: learned queries per window.
+        kernel_size: width of the window, in tokens.
+        stride: distance between windows, in tokens.
+        padding: tokens by which windows stick out of the map; below ``kernel_size``.
+        sum_queries: ``False`` returns what each query gathers instead of the sum.
+        backend: name out of ``BACKENDS``; ``None`` takes the fastest that runs here.
+
+    Returns:
+        ``(B, C, H_out, W_out)`` or, without ``sum_queries``,
+        ``(B, num_queries, C, H_out, W_out)``, dtype of ``value``, with
+        ``H_out = (H + 2 * padding - kernel_size) // stride + 1``.
+
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: a count below 1, ``padding`` out of range, a map smaller than one window,
+            shapes that do not fit each other, unknown ``backend``.
+        RuntimeError: the named backend cannot run here.
+
+    Note:
+        Exact for any finite score in any dtype: exponents are relative to the maximum of each
+        window. (The official code takes ``exp(score)``, which overflows in float16 from 11 on and
+        whose gradient is wrong in float32 from about 42 on.) float16 and bfloat16 are accumulated
+        in float32. The gradient is deterministic and can be taken once (``reference`` has higher
+        derivatives).
+
+    Source:
+        Learned Queries for Efficient Local Attention, Arar et al. 2022,
+        https://arxiv.org/abs/2112.11435, eq. 6 to 8; with ``sum_queries=False``, appendix F.
+    """
+    _check(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
+    args = (value, scores, rel_pos, tap_weight)
+    settings = (num_queries, kernel_size, stride, padding, sum_queries)
+    name = choose_backend("qna_attention", BACKENDS, value, backend).name
+    if name == "reference":
+        return reference.forward(*args, *settings)
+    return _qna_attention(*args, *settings, name)
+
+
+def _check(
+    value: Tensor,
+    scores: Tensor,
+    rel_pos: Tensor | None,
+    tap_weight: Tensor | None,
+    num_queries: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+) -> None:
+    counts = dict(num_queries=num_queries, kernel_size=kernel_size, stride=stride)
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    if not 0 <= padding < kernel_size:
+        raise ValueError(f"padding must be 0 to kernel_size - 1 = {kernel_size - 1}, got {padding}")
+    for name, tensor in (("value", value), ("scores", scores)):
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{name} must have the 4 dimensions (B, C, H, W), got {tuple(tensor.shape)}"
+            )
+    for name, tensor in (
+        ("value", value),
+        ("scores", scores),
+        ("rel_pos", rel_pos),
+        ("tap_weight", tap_weight),
+    ):
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+    if scores.shape[1] == 0 or scores.shape[1] % num_queries:
+        raise ValueError(
+            f"scores must have num_queries * heads channels (a multiple of {num_queries}), "
+            f"got {scores.shape[1]}"
+        )
+    heads = scores.shape[1] // num_queries
+    if value.shape[1] % heads:
+        raise ValueError(
+            f"value must have a multiple of heads={heads} channels, got {value.shape[1]}"
+        )
+    if scores.shape[0] != value.shape[0] or scores.shape[2:] != value.shape[2:]:
+        raise ValueError(
+            f"scores must have the batch size and map of value {tuple(value.shape)}, "
+            f"got {tuple(scores.shape)}"
+        )
+    height, width = value.shape[2:]
+    if min(height, width) + 2 * padding < kernel_size:
+        raise ValueError(
+            f"value must be at least one window of kernel_size={kernel_size} with "
+            f"padding={padding}, got a map of {height}x{width}"
+        )
+    table_shape = (scores.shape[1], kernel_size, kernel_size)
+    for name, table in (("rel_pos", rel_pos), ("tap_weight", tap_weight)):
+        if table is not None and table.shape != table_shape:
+            raise ValueError(
+                f"{name} must have shape (num_queries * heads, kernel_size, kernel_size) = "
+                f"{table_shape}, got {tuple(table.shape)}"
+            )
+
+
+def _implementation(backend: str):
+    return next(b for b in BACKENDS if b.name == backend).load()
+
+
+@torch.library.custom_op("mmlocal::qna_attention", mutates_args=())
+def _qna_attention(
+    value: Tensor,
+    scores: Tensor,
+    rel_pos: Tensor | None,
+    tap_weight: Tensor | None,
+    num_queries: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    sum_queries: bool,
+    backend: str,
+) -> Tensor:
+    args = (value, scores, rel_pos, tap_weight)
+    settings = (num_queries, kernel_size, stride, padding, sum_queries)
+    return _implementation(backend).forward(*args, *settings)
+
+
+@_qna_attention.register_fake
+def _(
+    value,
+    scores,
+    rel_pos,
+    tap_weight,
+    num_queries,
+    kernel_size,
+    stride,
+    padding,
+    sum_queries,
+    backend,
+):
+    batch, channels, *size = value.shape
+    size = [output_size(n, kernel_size, stride, padding) for n in size]
+    queries = () if sum_queries else (num_queries,)
+    return value.new_empty((batch, *queries, channels, *size))
+
+
+# An op returns tensors only: an empty one stands for a gradient that is not needed.
+@torch.library.custom_op("mmlocal::qna_attention_backward", mutates_args=())
+def _qna_attention_backward(
+    grad: Tensor,
+    value: Tensor,
+    scores: Tensor,
+    rel_pos: Tensor | None,
+    tap_weight: Tensor | None,
+    num_queries: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    sum_queries: bool,
+    backend: str,
+    needs_grad: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    args = (value, scores, rel_pos, tap_weight)
+    settings = (num_queries, kernel_size, stride, padding, sum_queries)
+    grads = _implementation(backend).backward(grad, *args, *settings, needs_grad)
+    return tuple(grad.new_empty(0) if g is None else g for g in grads)
+
+
+@_qna_attention_backward.register_fake
+def _(grad, value, scores, rel_pos, tap_weight, *settings):
+    needs_grad = settings[-1]
+    inputs = (value, scores, rel_pos, tap_weight)
+    return tuple(
+        x.new_empty(x.shape) if needed else grad.new_empty(0)
+        for x, needed in zip(inputs, needs_grad, strict=True)
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.settings = inputs[4:]
+
+
+def _autograd_backward(ctx, grad):
+    needs_grad = list(ctx.needs_input_grad[:4])
+    grads = _qna_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, needs_grad)
+    grads = [g if needed else None for g, needed in zip(grads, needs_grad, strict=True)]
+    return *grads, *[None] * len(ctx.settings)
+
+
+_qna_attention.register_autograd(_autograd_backward, setup_context=_setup_context)

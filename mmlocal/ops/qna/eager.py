@@ -1,0 +1,215 @@
+"""The QnA op in plain PyTorch, tap by tap: no window is ever stored.
+
+Scores are maps of ``queries * heads`` channels, values of ``heads * head_dims``. The softmax is
+taken by three passes over the taps of the scores alone (maximum, sum, weights); the weights of all
+queries are then added before they meet the value, which is therefore read once per tap, whatever
+the number of queries. Every exponent is taken relative to the maximum of its own window, so no
+finite score overflows, and the largest token of a window always counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlocal.ops.qna.reference import output_size
+
+# Elements of a temporary map that stay in the cache of one CPU core.
+_CPU_CHUNK = 2**17
+
+
+class _Windows:
+    """The softmax over the windows of one chunk of samples, one tap at a time.
+
+    Args:
+        scores: ``(b, queries, heads, H + 2 * padding, W + 2 * padding)``, padded with -inf.
+        rel_pos: ``(taps, queries, heads, 1, 1)`` or ``None``.
+        slices: where the neighbours of each tap lie in the padded map.
+    """
+
+    def __init__(self, scores: Tensor, rel_pos: Tensor | None, slices: list[tuple]) -> None:
+        self.scores = scores
+        self.rel_pos = rel_pos
+        self.slices = slices
+        peak = self._logits(0).clone()
+        for tap in range(1, len(slices)):
+            torch.maximum(peak, self._logits(tap), out=peak)
+        self.peak = peak.masked_fill_(peak == float("-inf"), 0.0)
+        total = torch.zeros_like(peak)
+        for tap in range(len(slices)):
+            total += self._exp(tap)
+        self.scale = total.masked_fill_(total == 0, 1.0).reciprocal_()
+
+    def _logits(self, tap: int) -> Tensor:
+        logits = self.scores[self.slices[tap]]
+        return logits if self.rel_pos is None else logits + self.rel_pos[tap]
+
+    def _exp(self, tap: int) -> Tensor:
+        return (self._logits(tap) - self.peak).exp_()
+
+    def attention(self, tap: int) -> Tensor:
+        """``(b, queries, heads, H_out, W_out)``."""
+        return self._exp(tap).mul_(self.scale)
+
+
+def _slices(kernel_size: int, stride: int, height: int, width: int) -> list[tuple]:
+    """For each tap in row-major order, where its neighbours lie in the padded map."""
+
+    def along(size: int) -> list[slice]:
+        span = stride * (size - 1) + 1
+        return [slice(start, start + span, stride) for start in range(kernel_size)]
+
+    return [(..., rows, cols) for rows in along(height) for cols in along(width)]
+
+
+def _chunks(value: Tensor) -> Iterator[slice]:
+    """Samples to work on together: on a CPU, as many as leave the temporary map in its cache."""
+    batch = value.shape[0]
+    size = batch
+    if value.device.type == "cpu":
+        size = max(1, _CPU_CHUNK // max(1, value[:1].numel()))
+    return (slice(i, i + size) for i in range(0, batch, max(1, size)))
+
+
+def _table(table: Tensor | None, num_queries: int, dtype: torch.dtype) -> Tensor | None:
+    """``(queries * heads, k, k)`` as ``(taps, queries, heads, 1, 1)``."""
+    if table is None:
+        return None
+    table = table.to(dtype).flatten(1).t()
+    return table.reshape(table.shape[0], num_queries, -1, 1, 1)
+
+
+def _split(
+    value: Tensor,
+    scores: Tensor,
+    rel_pos: Tensor | None,
+    tap_weight: Tensor | None,
+    num_queries: int,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Pad the maps and split their channels, all in the dtype of the computation."""
+    batch, channels, height, width = value.shape
+    heads = scores.shape[1] // num_queries
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    # The loop over taps reads whole rows, so W has to be the innermost dimension in memory.
+    value = value.to(dtype).contiguous().view(batch, heads, channels // heads, height, width)
+    scores = scores.to(dtype).contiguous().view(batch, num_queries, heads, height, width)
+    pad = (padding,) * 4
+    return (
+        F.pad(value, pad),
+        F.pad(scores, pad, value=float("-inf")),
+        _table(rel_pos, num_queries, dtype),
+        _table(tap_weight, num_queries, dtype),
+    )
+
+
+def forward(
+    value: Tensor,
+    scores: Tensor,
+    rel_pos: Tensor | None,
+    tap_weight: Tensor | None,
+    num_queries: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    sum_queries: bool,
+) -> Tensor:
+    """See :func:`mmlocal.ops.qna.qna_attention`. Returns a contiguous tensor."""
+    batch, channels = value.shape[:2]
+    size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
+    v, s, rel_pos, weight = _split(value, scores, rel_pos, tap_weight, num_queries, padding)
+    slices = _slices(kernel_size, stride, *size)
+    queries = 1 if sum_queries else num_queries
+    out = v.new_zeros(batch, queries, *v.shape[1:3], *size)
+    for chunk in _chunks(v):
+        windows = _Windows(s[chunk], rel_pos, slices)
+        for tap, window in enumerate(slices):
+            attn = windows.attention(tap)
+            if weight is not None:
+                attn *= weight[tap]
+            if sum_queries:
+                attn = attn.sum(dim=1, keepdim=True)
+            out[chunk].addcmul_(attn[:, :, :, None], v[chunk][window][:, None])
+    shape = (batch, channels, *size) if sum_queries else (batch, num_queries, channels, *size)
+    return out.view(shape).to(value.dtype)
+
+
+def backward(
+    grad: Tensor,
+    value: Tensor,
+    scores: Tensor,
+    rel_pos: Tensor | None,
+    tap_weight: Tensor | None,
+    num_queries: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    sum_queries: bool,
+    needs_grad: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of ``value, scores, rel_pos, tap_weight``, ``None`` where not needed.
+
+    The softmax is computed again rather than kept since the forward pass.
+    """
+    need_value, need_scores, need_rel_pos, need_weight = needs_grad
+    size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
+    v, s, bias, weight = _split(value, scores, rel_pos, tap_weight, num_queries, padding)
+    slices = _slices(kernel_size, stride, *size)
+    queries = 1 if sum_queries else num_queries
+    g = grad.to(v.dtype).contiguous().view(v.shape[0], queries, *v.shape[1:3], *size)
+
+    grad_v = torch.zeros_like(v) if need_value else None
+    grad_s = torch.zeros_like(s) if need_scores else None
+    tables = (len(slices), num_queries, s.shape[2])
+    grad_bias = v.new_zeros(tables) if need_rel_pos else None
+    grad_weight = v.new_zeros(tables) if need_weight else None
+    for chunk in _chunks(v):
+        windows = _Windows(s[chunk], bias, slices)
+
+        def grad_of_weighted(tap: int, chunk: slice = chunk) -> Tensor:
+            """``(b, queries or 1, heads, H_out, W_out)``: of attention times weight."""
+            return (g[chunk] * v[chunk][slices[tap]][:, None]).sum(dim=3)
+
+        mean = None
+        if need_scores or need_rel_pos:
+            mean = torch.zeros_like(windows.peak)  # of the gradient, under the attention
+            for tap in range(len(slices)):
+                attn = windows.attention(tap)
+                if weight is not None:
+                    attn *= weight[tap]
+                mean.addcmul_(attn, grad_of_weighted(tap))
+        for tap, window in enumerate(slices):
+            attn = windows.attention(tap)
+            if need_value:
+                mix = attn if weight is None else attn * weight[tap]
+                if sum_queries:
+                    mix = mix.sum(dim=1, keepdim=True)
+                grad_v[chunk][window] += (g[chunk] * mix[:, :, :, None]).sum(dim=1)
+            if mean is None and not need_weight:
+                continue
+            grad_attn = grad_of_weighted(tap).expand_as(attn)
+            if need_weight:
+                grad_weight[tap] += (grad_attn * attn).sum(dim=(0, 3, 4))
+            if mean is not None:
+                if weight is not None:
+                    grad_attn = grad_attn * weight[tap]
+                grad_logits = (grad_attn - mean).mul_(attn)
+                if need_scores:
+                    grad_s[chunk][window] += grad_logits
+                if need_rel_pos:
+                    grad_bias[tap] += grad_logits.sum(dim=(0, 3, 4))
+
+    inner = (..., slice(padding, padding + value.shape[2]), slice(padding, padding + value.shape[3]))
+
+    def to_table(grads: Tensor | None, table: Tensor | None) -> Tensor | None:
+        return None if grads is None else grads.flatten(1).t().reshape(table.shape).to(table.dtype)
+
+    return (
+        grad_v[inner].reshape(value.shape).to(value.dtype) if need_value else None,
+        grad_s[inner].reshape(scores.shape).to(scores.dtype) if need_scores else None,
+        to_table(grad_bias, rel_pos),
+        to_table(grad_weight, tap_weight),
+    )

@@ -1,0 +1,69 @@
+"""Definition of the QnA op: every window written out. Slow, and hungry for memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
+    """Number of windows along a side of ``size`` tokens."""
+    return (size + 2 * padding - kernel_size) // stride + 1
+
+
+def attention_maps(
+    scores: Tensor,
+    rel_pos: Tensor | None,
+    num_queries: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+) -> Tensor:
+    """Attention of each window over its tokens; differentiable by autograd.
+
+    Args:
+        scores: as in :func:`mmlocal.ops.qna.qna_attention`, as are the others.
+
+    Returns:
+        ``(B, num_queries, heads, kernel_size**2, H_out, W_out)``, float32 or float64. Sums to 1
+        over the taps, or to 0 where a window holds no token; taps outside the map are 0.
+    """
+    batch, channels = scores.shape[:2]
+    heads = channels // num_queries
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    size = [output_size(n, kernel_size, stride, padding) for n in scores.shape[2:]]
+    scores = F.pad(scores.to(dtype), (padding,) * 4, value=float("-inf"))
+    # Not F.unfold, which multiplies by 0 and makes NaN of -inf.
+    windows = scores.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)
+    windows = windows.permute(0, 1, 4, 5, 2, 3)
+    logits = windows.reshape(batch, num_queries, heads, kernel_size**2, *size)
+    if rel_pos is not None:
+        logits = logits + rel_pos.to(dtype).reshape(1, num_queries, heads, -1, 1, 1)
+    empty = (logits == float("-inf")).all(dim=3, keepdim=True)
+    return logits.masked_fill(empty, 0.0).softmax(dim=3).masked_fill(empty, 0.0)
+
+
+def forward(
+    value: Tensor,
+    scores: Tensor,
+    rel_pos: Tensor | None,
+    tap_weight: Tensor | None,
+    num_queries: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    sum_queries: bool,
+) -> Tensor:
+    """See :func:`mmlocal.ops.qna.qna_attention`; differentiable by autograd."""
+    batch, channels = value.shape[:2]
+    attn = attention_maps(scores, rel_pos, num_queries, kernel_size, stride, padding)
+    heads, taps, out_height, out_width = attn.shape[2:]
+    if tap_weight is not None:
+        attn = attn * tap_weight.to(attn.dtype).reshape(1, num_queries, heads, taps, 1, 1)
+    windows = F.unfold(value.to(attn.dtype), kernel_size, padding=padding, stride=stride)
+    windows = windows.view(batch, heads, channels // heads, taps, out_height, out_width)
+    out = torch.einsum("blntyx,bnctyx->blncyx", attn, windows)
+    if sum_queries:
+        return out.sum(dim=1).reshape(batch, channels, out_height, out_width).to(value.dtype)
+    return out.reshape(batch, num_queries, channels, out_height, out_width).to(value.dtype)
