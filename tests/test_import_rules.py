@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mmlocal"
 # Modules by path, most specific first, and what they may import beside the standard library and
 # their own folder. The rest of the package (data sets, engine, ...) is free.
 RULES = {
-    "mmlocal/ops/*/triton*.py": {"torch", "triton", "mmlocal.ops"},
+    "mmlocal/ops/**/triton*.py": {"torch", "triton", "mmlocal.ops"},
     "mmlocal/ops/**/*.py": {"torch", "mmlocal.ops"},
     "mmlocal/layers/**/*.py": {"torch", "mmlocal.ops", "mmlocal.layers"},
     "mmlocal/models/backbones/**/*.py": {
@@ -32,7 +32,7 @@ RULES = {
     "mmlocal/models/segmentors/**/*.py": {"torch", "mmengine", "mmseg", "mmlocal"},
     "mmlocal/models/classifiers/**/*.py": {"torch", "mmengine", "mmpretrain", "mmlocal"},
     "mmlocal/models/*.py": {"mmlocal.models"},
-    "mmlocal/checkpoints/**/*.py": {"torch", "mmlocal.checkpoints", "mmlocal.version"},
+    "mmlocal/checkpoints/**/*.py": {"torch", "msgpack", "mmlocal.checkpoints", "mmlocal.version"},
     "mmlocal/__init__.py": {"mmlocal.paths", "mmlocal.version"},
     "mmlocal/paths.py": set(),
     "mmlocal/version.py": set(),

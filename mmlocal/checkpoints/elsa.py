@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mmlocal.checkpoints.system import Renamed, System, check_renamed, shape_of, some, square
+
 # Official name of a layer inside its owner -> ours.
 _LAYERS = {
     "pre_proj": "qkv",
@@ -20,6 +22,8 @@ _LAYERS = {
 _LAYER = re.compile(r"(?P<owner>|.*\.)(?P<layer>pre_proj|post_proj|attn\.0|attn\.2)\.(?P<name>\w+)")
 # Buffers that depend on the window or the input size: ours are not saved.
 BUFFER = re.compile(r"(|.*\.)(relative_id|attn_mask)")
+# Whose parts are named alike in mmdet 2.x and 3.x, and in mmseg 0.x and 1.x.
+_HEAD = re.compile(r"(neck|rpn_head|roi_head|decode_head|auxiliary_head)\.")
 
 
 def convert_elsa(
@@ -67,7 +71,7 @@ def convert_elsa(
                     tensor = torch.cat((query, key_, value))
             converted[f"{owner}{_LAYERS[layer]}.{name}"] = tensor
         elif key == "absolute_pos_embed" and tensor.dim() == 3:
-            side = _square(key, tensor.shape[1])
+            side = square(key, tensor.shape[1])
             converted[key] = tensor.transpose(1, 2).reshape(1, -1, side, side)
         elif owner == "norm." and stages:
             converted[f"norm{max(stages)}.{name}"] = tensor
@@ -133,7 +137,7 @@ def elsa_backbone_cfg(
         arch=arch,
         in_channels=in_channels,
         patch_size=patch_size,
-        window_size=(_square(attentions[last] + "rb", biases) + 1) // 2,
+        window_size=(square(attentions[last] + "rb", biases) + 1) // 2,
         fit_window=classification,
         mlp_ratio=_mlp_ratio(state_dict, len(depths)),
         qkv_bias=attentions[last] + "pre_proj.bias" in state_dict,
@@ -150,7 +154,7 @@ def elsa_backbone_cfg(
         cfg["lam"], cfg["gamma"] = _ghost_factors(ghost_head, lam, gamma)
     if "absolute_pos_embed" in state_dict:
         shape = state_dict["absolute_pos_embed"].shape
-        side = shape[-1] if len(shape) == 4 else _square("absolute_pos_embed", shape[1])
+        side = shape[-1] if len(shape) == 4 else square("absolute_pos_embed", shape[1])
         cfg.update(use_abs_pos_embed=True, pretrain_img_size=side * patch_size)
     return cfg
 
@@ -174,12 +178,7 @@ def unused_by_elsa(state_dict: Mapping[str, Tensor], cfg: dict) -> list[str]:
 
 
 def _shape(state_dict: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
-    if key not in state_dict:
-        raise ValueError(f"it is no ELSA-Swin: there is no {key}")
-    shape = tuple(state_dict[key].shape)
-    if len(shape) != dims or 0 in shape:
-        raise ValueError(f"it is no ELSA-Swin: {key} must have {dims} dimensions, got {shape}")
-    return shape
+    return shape_of("ELSA-Swin", state_dict, key, dims)
 
 
 def _depths(state_dict: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -198,13 +197,6 @@ def _depths(state_dict: Mapping[str, Tensor]) -> tuple[int, ...]:
             if (i, j) not in found:
                 raise ValueError(f"it is no whole ELSA-Swin: there is no layers.{i}.blocks.{j}")
     return depths
-
-
-def _square(key: str, length: int) -> int:
-    side = math.isqrt(length)
-    if side**2 != length:
-        raise ValueError(f"{key} must hold a square map, got {length} positions")
-    return side
 
 
 def _mlp_ratio(state_dict: Mapping[str, Tensor], num_stages: int) -> float:
@@ -230,3 +222,85 @@ def _ghost_factors(
     if gamma is None:
         gamma = 1.0 if both or (one and lam == 0) else 0.0
     return lam, gamma
+
+
+def rename_elsa(
+    content: Mapping, ema: bool = False, lam: float | None = None, gamma: float | None = None
+) -> Renamed:
+    """Bring a checkpoint of the official code under our names.
+
+    The layout is told by the names: a classification model as timm's trainer saves it, a detector
+    of mmdet 2.x, a segmentor of mmseg 0.x, or the bare state dict of any of these or of a dense
+    backbone.
+
+    Args:
+        content: what :func:`load_file` returns.
+        ema: take the moving average of the weights, ``state_dict_ema``.
+        lam: of :func:`elsa_backbone_cfg`.
+        gamma: of :func:`elsa_backbone_cfg`.
+
+    Raises:
+        ValueError: another architecture, no EMA weights, or a tensor that has no place.
+    """
+    official, left = _official_state_dict(content, ema)
+    heads = {}
+    if any(key.startswith("backbone.") for key in official):
+        heads = {k: v for k, v in official.items() if not k.startswith("backbone.")}
+        if unknown := [key for key in heads if not _HEAD.match(key)]:
+            raise ValueError(f"{len(unknown)} tensors belong to no known head: {some(unknown)}")
+        official = {k.removeprefix("backbone."): v for k, v in official.items() if k not in heads}
+
+    cfg = elsa_backbone_cfg(official, lam, gamma)
+    dropped = unused_by_elsa(official, cfg)
+    for key in dropped:
+        del official[key]
+    backbone = convert_elsa(official, cfg.get("lam", 0.0), cfg.get("gamma", 1.0))
+    check_renamed(official, backbone)
+    if not heads:
+        heads = {k: v for k, v in backbone.items() if k.startswith("head.")}
+        backbone = {k: v for k, v in backbone.items() if k not in heads}
+    dataset_meta = _dataset_meta(content.get("meta"))
+    meta = dict(dataset_meta=dataset_meta) if dataset_meta else {}
+    return Renamed(cfg, backbone, heads, dropped, left, source=dict(ema=ema), meta=meta)
+
+
+def _official_state_dict(content: Mapping, ema: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under their official names, and the names of the other entries."""
+    entry = "state_dict_ema" if ema else "state_dict"
+    if ema and entry not in content:
+        raise ValueError(f"it holds no moving average of the weights, {entry}")
+    wrapped = entry in content
+    state_dict = content[entry] if wrapped else content
+    if not isinstance(state_dict, Mapping) or not state_dict:
+        raise ValueError(f"{entry if wrapped else 'it'} holds no weights")
+    if wrong := [k for k, v in state_dict.items() if not (isinstance(k, str) and _is_plain(v))]:
+        raise ValueError(f"{len(wrong)} of its weights are no plain tensors: {some(wrong)}")
+    if all(key.startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    return dict(state_dict), [str(key) for key in content if key != entry] if wrapped else []
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a dense tensor with data; quantised, sparse and meta tensors are not."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_quantized
+        and not value.is_meta
+    )
+
+
+def _dataset_meta(meta: object) -> dict:
+    """Class names and colours under the names of MMEngine, from where MMCV 1.x put them."""
+    if not isinstance(meta, Mapping):
+        return {}
+    classes, palette = meta.get("CLASSES"), meta.get("PALETTE")
+    found = {}
+    if isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes):
+        found["classes"] = tuple(classes)
+        if isinstance(palette, (list, tuple)):  # of [R, G, B]
+            found["palette"] = [[int(value) for value in colour] for colour in palette]
+    return found
+
+
+ELSA = System("ELSA-Swin", rename_elsa, options=("ema", "lam", "gamma"))

@@ -47,8 +47,8 @@ def match_state_dict(
     """Select the part of ``state_dict`` that fits ``target``.
 
     Tables of another square window (``relative_position_bias_table`` of window attention,
-    ``rel_pos_table`` and ``attn_scale_table`` of QnA), and an ``absolute_pos_embed`` of another map,
-    are resized by bicubic interpolation, as Swin's fine-tuning does. Nothing else is.
+    ``rel_pos_table`` and ``attn_scale_table`` of QnA), and an ``absolute_pos_embed`` of another
+    map, are resized by bicubic interpolation, as Swin's fine-tuning does. Nothing else is.
 
     Args:
         state_dict: names and tensors to load.

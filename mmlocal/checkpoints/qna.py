@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
+
+from mmlocal.checkpoints.flax_files import find_flax, load_flax
+from mmlocal.checkpoints.system import Renamed, System, check_renamed, shape_of, some, square
 
 _BLOCK_PARTS = {
     "LayerNorm_0": "norm1",
@@ -17,11 +22,18 @@ _BLOCK_PARTS = {
     "Conv_0": "skip.conv",
     "AvgPool1x1Conv_0/Conv_0": "skip.conv",
 }
-_STEM_PARTS = {
-    "conv_1x1": "stem.proj",
-    "conv_7x7": "stem.conv",
-    "BatchNorm_0": "stem.norm",
+_PARTS = {
+    "StemBlock_0/conv_1x1": "stem.proj",
+    "StemBlock_0/conv_7x7": "stem.conv",
+    "StemBlock_0/BatchNorm_0": "stem.norm",
+    "ClassificationHead_0/head_logits": "head.fc",
 }
+_WINDOW_TABLE = "RelativePositionalEmbedding_0/rpe_bias"
+_HEAD_NORM = "ClassificationHead_0/LayerNorm_0"
+_HEAD_LAYER = "ClassificationHead_0/FusedKQnA_0/"
+_BLOCK = re.compile(r"(LSA|QnA)Stage_([0-9]+)/(?:MSA|QnA)_Block_([0-9]+)(_stride_2)?/(.+)")
+# Width of all windows of the published models but those of one stage.
+_WINDOW_SIZE = 7
 _LEAVES = {
     "kernel": "weight",
     "bias": "bias",
@@ -83,12 +95,14 @@ def convert_window_attention(params: Mapping[str, Tensor], num_heads: int) -> di
     out = {}
     for key, value in params.items():
         name, _, leaf = key.partition("/")
+        if name in ("to_qkv", "to_out") and leaf not in ("kernel", "bias"):
+            raise ValueError(f"it is no official window attention: it has no parameter {key}")
         if name == "to_qkv":  # the official columns are (head, qkv, dims), ours (qkv, head, dims)
             rows = _leaf(leaf, value).unflatten(0, (num_heads, 3, -1))
             out[f"qkv.{_LEAVES[leaf]}"] = rows.transpose(0, 1).flatten(0, 2)
         elif name == "to_out":
             out[f"proj.{_LEAVES[leaf]}"] = _leaf(leaf, value)
-        elif key == "RelativePositionalEmbedding_0/rpe_bias":
+        elif key == _WINDOW_TABLE:
             out["relative_position_bias_table"] = value
         else:
             raise ValueError(f"it is no official window attention: it has no parameter {key}")
@@ -109,44 +123,28 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a name that no official model has.
     """
-    stages = [int(key[len("QnAStage_")]) for key in params if key.startswith("QnAStage_")]
-    stages += [int(key[len("LSAStage_")]) for key in params if key.startswith("LSAStage_")]
-    last = max(stages, default=0)
-    attn_depths = {stage: 0 for stage in range(last + 1)}
-    for key in params:
-        if match := re.match(r"LSAStage_(\d+)/MSA_Block_(\d+)/", key):
-            stage, block = map(int, match.groups())
-            attn_depths[stage] = max(attn_depths[stage], block)
-
+    attn_depths, _ = _depths(params)
+    outer_parts = _PARTS | {_HEAD_NORM: f"norm{len(attn_depths) - 1}"}
     out: dict[str, Tensor] = {}
     layers: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, value in params.items():
-        top, _, rest = key.partition("/")
-        block, _, inner = rest.partition("/")
-        if top == "StemBlock_0" and block in _STEM_PARTS:
-            out[f"{_STEM_PARTS[block]}.{_LEAVES[inner]}"] = _leaf(inner, value)
-        elif top == "ClassificationHead_0" and block == "LayerNorm_0":
-            out[f"norm{last}.{_LEAVES[inner]}"] = value
-        elif top == "ClassificationHead_0" and block == "head_logits":
-            out[f"head.fc.{_LEAVES[inner]}"] = _leaf(inner, value)
-        elif top == "ClassificationHead_0" and block == "FusedKQnA_0":
-            layers.setdefault(("neck.qna", "FusedKQnA_0"), {})[inner] = value
-        elif match := re.fullmatch(
-            r"(LSA|QnA)Stage_(\d+)/(?:MSA|QnA)_Block_(\d+)(_stride_2)?/(.+)", key
-        ):
+        if match := _BLOCK.fullmatch(key):
             kind, stage, number, stride, inner = match.groups()
             position = int(number) - 1 + (attn_depths[int(stage)] if kind == "QnA" else 0)
             prefix = f"downsamples.{stage}" if stride else f"stages.{stage}.{position}"
-            name, _, leaf = inner.partition("/")
-            if name in ("FusedKQnA_0", "MultiHeadSelfAttention_0"):
-                layers.setdefault((prefix, name), {})[leaf] = value
-            elif inner in _BLOCK_PARTS:
-                out[f"{prefix}.{_BLOCK_PARTS[inner]}"] = value
-            else:
-                part, _, leaf = inner.rpartition("/")
-                if part not in _BLOCK_PARTS or leaf not in _LEAVES:
-                    raise ValueError(f"it is no official QnA-ViT: it has no parameter {key}")
-                out[f"{prefix}.{_BLOCK_PARTS[part]}.{_LEAVES[leaf]}"] = _leaf(leaf, value)
+            parts = {k: f"{prefix}.{v}" for k, v in _BLOCK_PARTS.items()}
+        elif key.startswith(_HEAD_LAYER):
+            prefix, inner, parts = "neck.qna", key.removeprefix("ClassificationHead_0/"), {}
+        else:
+            prefix, inner, parts = "", key, outer_parts
+        layer, _, rest = inner.partition("/")
+        part, _, leaf = inner.rpartition("/")
+        if prefix and layer in ("FusedKQnA_0", "MultiHeadSelfAttention_0"):
+            layers.setdefault((prefix, layer), {})[rest] = value
+        elif inner in parts:
+            out[parts[inner]] = value
+        elif part in parts and leaf in _LEAVES:
+            out[f"{parts[part]}.{_LEAVES[leaf]}"] = _leaf(leaf, value)
         else:
             raise ValueError(f"it is no official QnA-ViT: it has no parameter {key}")
     for (prefix, name), layer in layers.items():
@@ -155,7 +153,7 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted = convert_qna_layer(layer)
         else:
             infix = ".attn.w_msa"
-            table = layer.get("RelativePositionalEmbedding_0/rpe_bias")
+            table = layer.get(_WINDOW_TABLE)
             if table is None:
                 raise ValueError(f"{prefix}: window attention has no relative position table")
             converted = convert_window_attention(layer, table.shape[1])
@@ -168,3 +166,170 @@ def _leaf(leaf: str, value: Tensor) -> Tensor:
     if leaf != "kernel":
         return value
     return value.t() if value.dim() == 2 else value.permute(3, 2, 0, 1)
+
+
+def qna_backbone_cfg(params: Mapping[str, Tensor]) -> dict:
+    """Recover the arguments of ``QnAViT`` from official names and shapes.
+
+    Shapes do not tell ``normalize_query``, which is true in all stages of the published models,
+    and the rate of stochastic depth: they keep their defaults. Nor do they tell the heads and
+    windows of stages without such blocks, which have no effect: heads are doubled from stage to
+    stage, windows are 7 tokens wide, as in the published models.
+
+    Args:
+        params: official names, parts joined by ``/``, of a classification model.
+
+    Returns:
+        Config with ``type``, complete but for the above. ``layer_scale_init_value`` is 1 where a
+        checkpoint has such factors.
+
+    Raises:
+        ValueError: a parameter that every QnA-ViT has is missing or impossible.
+    """
+    stem = "patch" if "StemBlock_0/conv_1x1/kernel" in params else "resnet"
+    kernel = f"StemBlock_0/conv_{'1x1' if stem == 'patch' else '7x7'}/kernel"
+    _, _, in_channels, embed_dims = _shape(params, kernel, 4)
+    attn_depths, qna_depths = _depths(params)
+    last = len(qna_depths) - 1
+    _shape(params, f"{_HEAD_NORM}/scale", 1)
+
+    attn_heads: list[int | None] = [None] * (last + 1)
+    qna_heads, window_sizes = attn_heads.copy(), [_WINDOW_SIZE] * (last + 1)
+    qna = ""
+    for i, depth in enumerate(attn_depths):
+        if depth:
+            table = f"LSAStage_{i}/MSA_Block_1/MultiHeadSelfAttention_0/{_WINDOW_TABLE}"
+            offsets, attn_heads[i] = _shape(params, table, 2)
+            window_sizes[i] = (square(table, offsets) + 1) // 2
+    for i, depth in enumerate(qna_depths):
+        if depth or i < last:
+            block = "QnA_Block_1" if depth else "QnA_Block_1_stride_2"
+            qna = f"QnAStage_{i}/{block}/FusedKQnA_0"
+            num_queries, _ = _shape(params, f"{qna}/query", 2)
+            taps, tables = _shape(params, f"{qna}/rpe_bias", 2)
+            # A block of stride 2 has twice the heads.
+            qna_heads[i] = tables // num_queries // (1 if depth else 2)
+    if not qna:
+        raise ValueError("it is no QnA-ViT: there is no QnAStage_0/QnA_Block_1")
+    arch = dict(
+        embed_dims=embed_dims,
+        attn_depths=attn_depths,
+        qna_depths=qna_depths,
+        attn_heads=_doubled(attn_heads),
+        qna_heads=_doubled(qna_heads),
+        kernel_size=square(f"{qna}/rpe_bias", taps),
+    )
+    pools = any("/AvgPool1x1Conv_0/" in key for key in params)
+    cfg = dict(
+        type="mmlocal.QnAViT",
+        arch=arch,
+        in_channels=in_channels,
+        window_sizes=tuple(window_sizes),
+        num_queries=num_queries,
+        stem=stem,
+        downsample_skip="avgpool" if pools else "conv",
+        out_indices=(last,),
+    )
+    if any("/LayerScale_0/" in key for key in params):
+        cfg["layer_scale_init_value"] = 1.0
+    return cfg
+
+
+def rename_qna(
+    content: Mapping,
+    kernel_size: int | None = None,
+    window_sizes: Sequence[int] | None = None,
+) -> Renamed:
+    """Bring a checkpoint of the official code under our names.
+
+    Args:
+        content: what :func:`load_flax` returns: a training state, a map of ``params`` and, for a
+            ``resnet`` stem, ``batch_stats``, or the parameters alone.
+        kernel_size: resize the tables of the backbone's QnA to windows of this width.
+        window_sizes: resize the tables of window attention to these windows, one per stage.
+
+    Raises:
+        ValueError: another architecture, or a parameter that has no place.
+    """
+    params = dict(_flat(content.get("params", content)))
+    statistics = content.get("batch_stats") if "params" in content else None
+    params |= _flat(statistics or {})
+    left = [str(k) for k in content if k not in ("params", "batch_stats")]
+    if wrong := [
+        k for k, v in params.items() if not torch.is_tensor(v) or not v.is_floating_point()
+    ]:
+        raise ValueError(f"{len(wrong)} of its parameters are no arrays of floats: {some(wrong)}")
+
+    cfg = qna_backbone_cfg(params)
+    dropped = [key for key in params if key.endswith("FusedKQnA_0/Wk_b")]
+    official = {key: value for key, value in params.items() if key not in dropped}
+    ours = convert_qna_vit(official)
+    check_renamed(official, ours)
+    if cfg["stem"] == "resnet":  # counts what Flax does not
+        ours["stem.norm.num_batches_tracked"] = torch.tensor(0)
+    heads = {k: v for k, v in ours.items() if k.startswith(("head.", "neck."))}
+    backbone = {k: v for k, v in ours.items() if k not in heads}
+    tables: dict = {}
+    if kernel_size is not None:
+        tables["arch"] = cfg["arch"] | dict(kernel_size=kernel_size)
+    if window_sizes is not None:
+        if min(window_sizes, default=0) < 1:
+            raise ValueError(f"window_sizes must be at least 1, got {window_sizes}")
+        tables["window_sizes"] = tuple(window_sizes)
+    return Renamed(cfg, backbone, heads, dropped, left if "params" in content else [], tables)
+
+
+def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Leaves of nested maps, and their names joined by ``/``."""
+    if not isinstance(tree, Mapping):
+        yield prefix.removesuffix("/"), tree
+        return
+    for key, value in tree.items():
+        if not isinstance(key, str) or "/" in key:
+            raise ValueError(f"{key!r} in {prefix or 'it'} is no name of a parameter")
+        yield from _flat(value, f"{prefix}{key}/")
+
+
+def _depths(params: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Blocks of window attention and of QnA of each stage, without those of stride 2."""
+    blocks: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for key in params:
+        if match := _BLOCK.fullmatch(key):
+            kind, stage, number, stride, _ = match.groups()
+            blocks["stride" if stride else kind, int(stage)].add(int(number))
+    if not blocks:
+        raise ValueError("it is no QnA-ViT: there is no QnAStage_0/QnA_Block_1")
+    last = max(stage for _, stage in blocks)
+    last += ("stride", last) in blocks  # the last stage has no block at all
+    attn_depths, qna_depths = [], []
+    for i in range(last + 1):
+        attn, qna = len(blocks["LSA", i]), len(blocks["QnA", i])
+        wanted = [set(range(1, attn + 1)), set(range(1, qna + 1)), {qna + 1} if i < last else set()]
+        if [blocks[kind, i] for kind in ("LSA", "QnA", "stride")] != wanted:
+            raise ValueError(
+                f"it is no whole QnA-ViT: blocks of stage {i} of {last + 1} are missing"
+            )
+        attn_depths.append(attn)
+        qna_depths.append(qna)
+    return tuple(attn_depths), tuple(qna_depths)
+
+
+def _doubled(heads: Sequence[int | None]) -> tuple[int, ...]:
+    """Heads where there are none: doubled from stage to stage, as widths are."""
+    known = next((i for i, count in enumerate(heads) if count), 0)
+    first = heads[known] or 1
+    return tuple(n or max(1, (first << i) >> known) for i, n in enumerate(heads))
+
+
+def _shape(params: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
+    return shape_of("QnA-ViT", params, key, dims)
+
+
+QNA = System(
+    "QnA-ViT",
+    rename_qna,
+    options=("kernel_size", "window_sizes"),
+    find=find_flax,
+    load=load_flax,
+    antialias=True,
+)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 import torch
 
 from mmlocal.engine import run_tool
+from mmlocal.registry import MODELS
 
 from .conftest import TOOLS, load_tool, start
 
-GOLDEN = Path(__file__).parents[1] / "data" / "elsa"
+DATA = Path(__file__).parents[1] / "data"
+GOLDEN = DATA / "elsa"
+QNA = DATA / "qna_ckpt"
 
 
 @pytest.fixture
@@ -140,3 +144,74 @@ def test_system_is_required(convert, official):
         code, _, err = convert(*arguments)
         assert code == 2
         assert "--from" in err
+
+
+def test_qna(tmp_path):
+    """A folder of Flax's own writing gives the official logits."""
+    pytest.importorskip("msgpack", reason="needs msgpack")
+    result = start(TOOLS / "convert_checkpoint.py", "--from", "qna", QNA, "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (path,) = (tmp_path / "out").iterdir()
+    assert result.stdout.startswith("mmlocal.QnAViT(arch={'embed_dims': 8, ")
+    assert (
+        "backbone: 112 loaded; 0 resized; 0 mismatched; 0 missing; 0 unexpected\n" in result.stdout
+    )
+    assert "not carried over: step, opt_state, dynamic_scale\n" in result.stdout
+    assert f"wrote out/{path.name}" in result.stdout
+
+    content = torch.load(path, weights_only=True)
+    weights = content["state_dict"]
+    backbone = MODELS.build(content["meta"]["backbone_cfg"]).eval()
+    backbone.load_state_dict(
+        {k[len("backbone.") :]: v for k, v in weights.items() if k.startswith("backbone.")}
+    )
+    with np.load(QNA / "expected.npz") as file:
+        images, expected = torch.from_numpy(file["input"]), torch.from_numpy(file["logits"])
+    with torch.no_grad():
+        (features,) = backbone(images.permute(0, 3, 1, 2))
+    logits = features.mean(dim=(2, 3)) @ weights["head.fc.weight"].t() + weights["head.fc.bias"]
+    assert ((logits - expected).abs().max() / expected.abs().max()).item() <= 1e-5
+
+
+def test_qna_at_another_size(convert, tmp_path):
+    pytest.importorskip("msgpack", reason="needs msgpack")
+    sizes = ("--kernel-size", "5", "--window-sizes", "7", "7", "4", "2")
+    code, out, _ = convert("--from", "qna", QNA / "checkpoint_375300", "new.pth", *sizes)
+    assert code == 0
+    assert "'kernel_size': 5}, in_channels=3, window_sizes=(7, 7, 4, 2)" in out
+    assert "backbone: 98 loaded; 14 resized (stages.0.0.attn.rel_pos_table: (9, 2) for" in out
+    (path,) = tmp_path.glob("new-*.pth")
+    table = "backbone.stages.3.0.attn.w_msa.relative_position_bias_table"
+    assert torch.load(path, weights_only=True)["state_dict"][table].shape == (9, 4)
+
+
+def test_qna_mistakes(convert, official, tmp_path):
+    pytest.importorskip("msgpack", reason="needs msgpack")
+    whole = (QNA / "checkpoint_375300").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:-1])
+    (tmp_path / "hole").write_bytes(whole.replace(b"Dense_0", b"Dense_7"))
+    (tmp_path / "shape").write_bytes(whole.replace(b"\x93\x92\x40\x0a", b"\x93\x92\x40\x0b", 1))
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for arguments, words in (
+        (("no",), "checkpoint no does not exist"),
+        (("empty",), "folder empty holds no file checkpoint_<step>"),
+        (("cut",), "checkpoint cut cannot be read: it is damaged"),
+        (("hole",), "checkpoint hole cannot be converted: it is no official QnA-ViT"),
+        (("shape",), "damaged: an array of shape (64, 11) and dtype float32 needs 2816 bytes"),
+        ((official.name,), "cannot be read: it is damaged, or not written by Flax"),
+        ((QNA, "--ema"), "QnA-ViT have the options kernel_size, window_sizes, got ema"),
+        ((QNA, "--kernel-size", "2"), "kernel_size must be a positive odd number, got 2"),
+        ((QNA, "--window-sizes", "7"), "window_sizes must have one entry for each of the 4"),
+    ):
+        source, *options = arguments
+        assert words in fails(convert("--from", "qna", source, "out", *options)), arguments
+    message = fails(convert("--from", "elsa", official, "out", "--kernel-size", "5"))
+    assert "ELSA-Swin have the options ema, lam, gamma, got kernel_size" in message
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_qna_without_msgpack(convert, monkeypatch):
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    message = fails(convert("--from", "qna", QNA, "out"))
+    assert "checkpoints of Flax need msgpack: pip install msgpack" in message
