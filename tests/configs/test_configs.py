@@ -86,9 +86,8 @@ def _ancestors(path: Path) -> set[Path]:
     return found
 
 
-def batch(scope: str) -> dict:
+def batch(scope: str, height: int = 64, width: int = 96) -> dict:
     """One random image as the data loader of a task gives it."""
-    height, width = 64, 96
     rng = np.random.default_rng(0)
     image = torch.from_numpy(rng.integers(0, 255, (3, height, width), dtype=np.uint8))
     meta = dict(
@@ -120,10 +119,13 @@ def test_prediction(path):
     cfg.model.setdefault("data_preprocessor", cfg.get("data_preprocessor"))
     if "rpn" in cfg.model.get("test_cfg", {}):
         cfg.model.test_cfg.rpn.max_per_img = 4  # an untrained one finds objects everywhere
+    data = batch(scope)
+    if "mmlocal.QnAPooling" in types(cfg.model.to_dict()):
+        data = batch(scope, 224, 224)  # it pools maps of one size only
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(scope), torch.no_grad():
         model = MODELS.build(cfg.model).eval()
-        (sample,) = model.test_step(batch(scope))
+        (sample,) = model.test_step(data)
     if scope == "mmdet":
         found = sample.pred_instances
         assert found.bboxes.shape == (len(found), 4)

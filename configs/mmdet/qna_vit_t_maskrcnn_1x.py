@@ -1,0 +1,36 @@
+"""Mask R-CNN with QnA-ViT-Tiny on COCO, 12 epochs.
+
+Our extension: the paper's detectors are DETRs. The settings are those of Swin with this head, and
+drop path as in classification. Neither norms (as Swin's) nor tables (as the authors') are decayed.
+Window attention takes images of any size: it cuts a map into windows as equal as possible, of at
+most 14 tokens a side in stage 3 and 7 in stage 4.
+
+Start from an ImageNet checkpoint. Without one all biases are zero, so that the padding of images
+stays zero in every layer, and each LayerNorm multiplies the gradients there by a thousand: they
+overflow.
+
+Augmentation, how to start from an ImageNet checkpoint and ``--amp``: as in
+elsa_swin_t_maskrcnn_1x.py.
+"""
+
+_base_ = [
+    "./_base_/models/maskrcnn_fpn.py",
+    "./_base_/datasets/coco_instance_ms.py",
+    "./_base_/schedules/adamw_1x.py",
+    "./_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(type="mmlocal.QnAViT", arch="tiny", drop_path_rate=0.05),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
+
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={
+            "attn_scale_table": dict(decay_mult=0.0),
+            "rel_pos_table": dict(decay_mult=0.0),
+            "relative_position_bias_table": dict(decay_mult=0.0),
+        }
+    )
+)

@@ -1,0 +1,16 @@
+# As pooled_linear.py, the linear layer initialised as in Flax.
+_base_ = "./pooled_linear.py"
+
+model = dict(
+    head=dict(
+        # LeCun normal; Flax also cuts it off at two standard deviations.
+        init_cfg=dict(
+            _delete_=True,
+            type="Kaiming",
+            layer="Linear",
+            mode="fan_in",
+            nonlinearity="linear",
+            distribution="normal",
+        ),
+    ),
+)

@@ -1,0 +1,10 @@
+"""QnA-ViT-Tiny with windows of 7x7 in its QnA layers on ImageNet-1k, 224 pixels, 300 epochs.
+
+Published: 82.0 % top-1 (README of the official code, moabarar/qna). Not reproduced here.
+
+The recipe and its differences: as in qna_vit_t_in1k_300e.py.
+"""
+
+_base_ = "./qna_vit_t_in1k_300e.py"
+
+model = dict(backbone=dict(arch="tiny_7x7"))
