@@ -6,10 +6,10 @@ PYTHON ?= $(shell $(RUN) -c "" 2>/dev/null && echo $(RUN) || echo python3)
 # What these name belongs to another Python.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo demo-cls test lint clean distclean
+.PHONY: help setup demo demo-seg demo-cls test lint clean distclean
 help:
 	@echo "make demo       train, test and draw a small ELSA-Swin Mask R-CNN on generated data"
-	@echo "make demo-cls   the same for a classifier"
+	@echo "make demo-seg   the same for UPerNet, make demo-cls for a classifier"
 	@echo "make test       run all tests"
 	@echo "make lint       check format and style"
 	@echo "make setup      build .venv (the others do it first): 10 to 20 minutes on 2 cores, once"
@@ -26,6 +26,9 @@ setup:
 
 demo: setup
 	$(RUN) tools/demo.py
+
+demo-seg: setup
+	$(RUN) tools/demo.py seg
 
 demo-cls: setup
 	$(RUN) tools/demo.py cls

@@ -14,12 +14,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         choices=DEMOS,
         default="det",
-        help="Mask R-CNN (det) or a classifier (cls)",
+        help="Mask R-CNN (det), UPerNet (seg) or a classifier (cls)",
     )
     parser.add_argument(
         "--work-dir",
         type=Path,
-        help="folder for the results; default: work_dirs/demo (det), work_dirs/demo-cls",
+        help="folder for the results; default: work_dirs/demo (det), work_dirs/demo-{seg,cls}",
     )
     parser.add_argument("--config", help="another config for the same task and data")
     return parser.parse_args(argv)

@@ -13,7 +13,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", default="data/shapes", help="folder to make")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="what to write")
-    parser.add_argument("--num-train", type=int, default=1000, help="pictures in train")
+    parser.add_argument("--num-train", type=int, default=800, help="pictures in train")
     parser.add_argument("--num-val", type=int, default=200, help="pictures in val")
     parser.add_argument("--image-size", type=int, default=192, help="side of a scene, pixels")
     parser.add_argument("--cls-size", type=int, default=64, help="side of a cls picture, pixels")

@@ -17,7 +17,7 @@ norm_cfg = dict(type="BN")
 roi_extractor = dict(
     out_channels=channels,
     featmap_strides=strides,
-    # The objects are 14 to 130 pixels wide: half of COCO's.
+    # The objects are 14 to 115 pixels wide: half of COCO's.
     finest_scale=28,
     roi_layer=dict(sampling_ratio=1),
 )
@@ -94,5 +94,7 @@ randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(max_keep_ckpts=1),
-    visualization=dict(score_thr=0.5),
+    visualization=dict(score_thr=0.6),
 )
+# So that the picture shows through the masks.
+visualizer = dict(alpha=0.4)

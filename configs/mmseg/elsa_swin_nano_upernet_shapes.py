@@ -1,6 +1,7 @@
-"""A narrow ELSA-Swin UPerNet on the generated shapes, to try the segmentation tools on.
+"""A narrow ELSA-Swin UPerNet on the generated shapes: ``make demo-seg``.
 
-Not from the paper, and not tuned: after 800 iterations on a CPU it had 0.21 mIoU.
+Not from the paper. Trains from scratch on two CPU cores within ten minutes, which is why it is
+narrow and initialised for its width.
 """
 
 _base_ = [
@@ -27,8 +28,8 @@ model = dict(
     auxiliary_head=dict(in_channels=128, channels=48, num_classes=num_classes),
 )
 
-max_iters = 1200
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=400)
+max_iters = 1500
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=500)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -44,6 +45,6 @@ param_scheduler = [
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=400, max_keep_ckpts=1),
+    checkpoint=dict(interval=500, max_keep_ckpts=1),
     visualization=dict(interval=1),
 )

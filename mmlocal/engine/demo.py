@@ -55,6 +55,13 @@ DEMOS = {
         losses=("loss", "loss_cls", "loss_bbox", "loss_mask", "loss_rpn_cls", "loss_rpn_bbox"),
         curves=("coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP", "coco/segm_mAP_50"),
     ),
+    "seg": Demo(
+        config="elsa_swin_nano_upernet_shapes",
+        metrics={"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"},
+        losses=("loss", "decode.loss_ce", "aux.loss_ce"),
+        curves=("mIoU", "mAcc", "aAcc"),
+        scale=0.01,
+    ),
     "cls": Demo(
         config="elsa_swin_nano_shapes",
         metrics={"top1": "accuracy/top1"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,15 @@ import pytest
 from mmengine.config import Config
 
 from mmlocal import config_path
-from mmlocal.datasets.shapes import CLASSES, PALETTE, generate_shapes
-from mmlocal.engine.demo import DEMOS, format_summary
+from mmlocal.datasets.shapes import (
+    CLASSES,
+    PALETTE,
+    SEG_CLASSES,
+    SEG_PALETTE,
+    generate_shapes,
+)
+from mmlocal.engine.cli import UsageError
+from mmlocal.engine.demo import DEMOS, format_summary, run_demo
 
 from .conftest import TOOLS, environment, start
 
@@ -43,12 +51,32 @@ def _scalars(work_dir: Path) -> list[dict]:
     return [entry for entry in entries if "loss" in entry]
 
 
-def test_config_knows_the_classes():
-    cfg = Config.fromfile(config_path("elsa_swin_nano_maskrcnn_shapes"))
+def test_configs_know_the_classes():
+    cfg = Config.fromfile(config_path(DEMOS["det"].config))
     assert cfg.metainfo.classes == CLASSES
     assert [tuple(colour) for colour in cfg.metainfo.palette] == list(PALETTE)
     assert cfg.model.roi_head.bbox_head.num_classes == len(CLASSES)
     assert cfg.model.roi_head.mask_head.num_classes == len(CLASSES)
+
+    cfg = Config.fromfile(config_path(DEMOS["seg"].config))
+    assert cfg.metainfo.classes == SEG_CLASSES
+    assert [tuple(colour) for colour in cfg.metainfo.palette] == list(SEG_PALETTE)
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        assert head.num_classes == len(SEG_CLASSES)
+
+    cfg = Config.fromfile(config_path(DEMOS["cls"].config))
+    assert tuple(cfg.train_dataloader.dataset.metainfo.classes) == CLASSES
+    assert cfg.model.head.num_classes == len(CLASSES)
+
+
+def test_data_of_another_version_is_not_used(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    manifest = tmp_path / "data/shapes/shapes.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 1}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"was made by version 1 .*make_shapes.py --overwrite"):
+        run_demo(TOOLS, tmp_path / "out")
+    assert not (tmp_path / "out/summary.json").exists()
 
 
 @pytest.mark.slow

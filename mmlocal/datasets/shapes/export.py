@@ -39,7 +39,7 @@ def generate_shapes(
     out_dir: str | os.PathLike,
     *,
     tasks: Sequence[str] = TASKS,
-    num_train: int = 1000,
+    num_train: int = 800,
     num_val: int = 200,
     image_size: int = 192,
     cls_size: int = 64,
