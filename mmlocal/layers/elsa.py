@@ -125,18 +125,10 @@ class ELSA(nn.Module):
         Raises:
             ValueError: any other shape.
         """
-        if x.dim() != 4 or x.shape[3] != self.qkv.in_channels:
-            raise ValueError(
-                f"x must be (B, H, W, embed_dims={self.qkv.in_channels}), got {tuple(x.shape)}"
-            )
-        # A permuted view is a channels-last tensor to the convolutions: nothing is copied.
-        qkv = self.qkv(x.permute(0, 3, 1, 2))
-        q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
-        attn = self.attn_proj(self.act(self.attn_conv(q * k * self.qk_scale)))
+        value, attn = self._project(x)
         dropout = self.training and self.attn_drop.p > 0
         if dropout:
-            maps = attn.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)
-            attn = self.attn_drop(maps).flatten(1, 2)
+            attn = self.attn_drop(self._softmax(attn)).flatten(1, 2)
         x = elsa_attention(
             value,
             attn,
@@ -150,3 +142,32 @@ class ELSA(nn.Module):
             backend=self.backend,
         )
         return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
+
+    def attention_maps(self, x: Tensor) -> Tensor:
+        """How each pixel attends to its neighbours, before dropout and ghost head; to look at.
+
+        Args:
+            x: as in ``forward``.
+
+        Returns:
+            ``(B, num_heads, kernel_size**2, H, W)``. Sums to 1 over the taps, those outside the
+            map included.
+
+        Raises:
+            ValueError: as in ``forward``.
+        """
+        return self._softmax(self._project(x)[1])
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, v_dims, H, W)`` values, ``(B, num_heads * kernel_size**2, H, W)`` logits."""
+        if x.dim() != 4 or x.shape[3] != self.qkv.in_channels:
+            raise ValueError(
+                f"x must be (B, H, W, embed_dims={self.qkv.in_channels}), got {tuple(x.shape)}"
+            )
+        # A permuted view is a channels-last tensor to the convolutions: nothing is copied.
+        qkv = self.qkv(x.permute(0, 3, 1, 2))
+        q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
+        return value, self.attn_proj(self.act(self.attn_conv(q * k * self.qk_scale)))
+
+    def _softmax(self, attn: Tensor) -> Tensor:
+        return attn.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)

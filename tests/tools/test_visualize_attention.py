@@ -1,0 +1,212 @@
+"""tools/visualize_attention.py: pictures of the three tasks, and what it says to a mistake."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from mmlocal.engine import UsageError
+
+from .conftest import TOOLS, load_tool, start, write_config
+
+DETECTOR = "elsa_swin_nano_maskrcnn_shapes"
+SEGMENTOR = "elsa_swin_nano_upernet_shapes"
+QNA = """
+default_scope = "mmpretrain"
+data_preprocessor = dict(mean=[120, 120, 120], std=[60, 60, 60], to_rgb=True)
+model = dict(
+    type="ImageClassifier",
+    backbone=dict(
+        type="mmlocal.QnAViT",
+        arch=dict(
+            embed_dims=16,
+            attn_depths=(0, 1),
+            qna_depths=(1, 1),
+            attn_heads=(1, 2),
+            qna_heads=(2, 4),
+        ),
+        window_sizes=(7, 7),
+        out_indices=(1,),
+    ),
+    neck=dict(type="GlobalAveragePooling"),
+    head=dict(type="LinearClsHead", num_classes=3, in_channels=32),
+)
+pipeline = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
+test_dataloader = dict(dataset=dict(type="CustomDataset", pipeline=pipeline))
+"""
+QNA_LAYERS = ["backbone.stages.0.0.attn", "backbone.stages.1.1.attn", "backbone.downsamples.0.attn"]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Path:
+    """A red picture with a white disc, of a size that no stride divides."""
+    path = tmp_path_factory.mktemp("image") / "disc.png"
+    picture = np.zeros((75, 101, 3), dtype=np.uint8)
+    picture[..., 2] = 255
+    cv2.circle(picture, (60, 40), 20, (255, 255, 255), -1)
+    cv2.imwrite(str(path), picture)
+    return path
+
+
+@pytest.fixture
+def qna(tmp_path) -> Path:
+    path = tmp_path / "qna.py"
+    path.write_text(QNA)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the tool in this process and in ``tmp_path``; its output line by line."""
+
+    def call(*argv) -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["visualize_attention.py", *map(str, argv)])
+        load_tool("visualize_attention").main()
+        return capsys.readouterr().out.splitlines()
+
+    return call
+
+
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: cv2.imread(str(path)) for path in folder.iterdir()}
+
+
+def test_elsa_detector(run, image, tmp_path):
+    name = "backbone.stages.1.blocks.0.attn"
+    lines = run(DETECTOR, image, "--out-dir", tmp_path / "out", "--layers", name)
+    assert "note: no checkpoint is given; the weights are random" in lines
+    drawn = pictures(tmp_path / "out")
+    assert set(drawn) == {f"{name}_{kind}.png" for kind in ("received", "kernels", "ghost")}
+    assert {str(tmp_path / "out" / picture) for picture in drawn} <= set(lines)
+    for picture in drawn.values():
+        assert picture.std() > 10
+    # The image is there, the red of it still red.
+    red = (drawn[f"{name}_received.png"] == (0, 0, 255)).all(axis=2)
+    assert red.mean() > 0.05
+
+
+def test_qna_classifier(run, qna, image, tmp_path):
+    """All layers by default; the weights of the checkpoint make the pictures."""
+    assert [line.split()[0] for line in run(qna, "--list-layers")] == QNA_LAYERS
+    cfg = Config.fromfile(qna)
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        state_dict = MODELS.build(cfg.model).state_dict()
+    torch.save({"state_dict": state_dict}, tmp_path / "weights.pth")
+    lines = run(qna, tmp_path / "weights.pth", image, "--out-dir", "a", "--heads", "2")
+    assert not any("random" in line for line in lines)
+    one = ("--heads", "2", "--layers", QNA_LAYERS[2])
+    run(qna, tmp_path / "weights.pth", image, "--out-dir", "b", *one)
+    run(qna, image, "--out-dir", "random", *one)
+    a, b, random = (pictures(tmp_path / folder) for folder in ("a", "b", "random"))
+    kinds = ("received", "kernels")
+    assert set(a) == {f"{layer}_{kind}.png" for layer in QNA_LAYERS for kind in kinds}
+    assert set(b) == set(random) == {f"{QNA_LAYERS[2]}_{kind}.png" for kind in kinds}
+    for name, picture in b.items():
+        assert picture.std() > 10
+        assert np.array_equal(picture, a[name])
+        assert not np.array_equal(picture, random[name])
+
+
+def test_segmentor_sees_the_whole_image(run, image, tmp_path, monkeypatch):
+    """Also where it is to be tested by sliding windows."""
+    from mmlocal.engine import attention
+
+    seen = []
+    draw = attention.draw_kernels
+
+    def spy(kernels, *args, **kwargs):
+        seen.append(kernels.shape)
+        return draw(kernels, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "draw_kernels", spy)
+    slide = ("model.test_cfg.mode=slide", "model.test_cfg.crop_size=(64,64)")
+    options = (*slide, "model.test_cfg.stride=(32,32)")
+    layers = ("--layers", "*.stages.2.blocks.1.*", "--heads", "3")
+    run(SEGMENTOR, image, "--out-dir", "out", *layers, "--cfg-options", *options)
+    assert len(pictures(tmp_path / "out")) == 3
+    # a window for each 16 pixels of 75x101, and for the ghost head two heads with three channels
+    assert seen == [(1, 3, 49, 5, 7), (2, 4, 49, 5, 7)]
+
+
+def test_arguments():
+    parse = load_tool("visualize_attention").parse_args
+    args = parse(["c", "w", "i"])
+    assert (args.config, args.checkpoint, args.image) == ("c", "w", "i")
+    for argv in (["c", "i"], ["c", "--heads", "2", "i"], ["--heads", "2", "c", "i"]):
+        args = parse(argv)
+        assert (args.config, args.checkpoint, args.image) == ("c", None, "i")
+    args = parse(["c", "--out-dir", "o", "w", "--device", "cpu", "i"])
+    assert (args.config, args.checkpoint, args.image) == ("c", "w", "i")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["c"], "required: image"),
+        (["c", "i", "--heads", "0"], "expected a number of heads, got '0'"),
+        (["c", "i", "--heads", "all"], "expected a number of heads, got 'all'"),
+    ],
+)
+def test_bad_arguments(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_tool("visualize_attention").parse_args(argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/no.png"], r"image '.*/no.png' is not a file"),
+        (["{tmp}/qna.py"], r"image '.*/qna.py' is not a picture that OpenCV can read"),
+        (["{image}", "--out-dir", "{tmp}/qna.py"], r"--out-dir '.*/qna.py' is a file"),
+        (
+            ["{image}", "--layers", "*.stages.0.*", "neck"],
+            "--layers: no layer of local attention matches 'neck'; there are " + QNA_LAYERS[0],
+        ),
+        (["{tmp}/no.pth", "{image}"], r"checkpoint .*/no.pth does not exist"),
+        (["{tmp}/qna.py", "{image}"], r"checkpoint .*/qna.py cannot be read safely"),
+        (["{image}", "--device", "abacus"], "--device 'abacus' cannot be used: "),
+    ],
+)
+def test_mistakes(run, qna, image, tmp_path, arguments, message):
+    arguments = [text.format(tmp=tmp_path, image=image) for text in arguments]
+    with pytest.raises(UsageError, match=message) as error:
+        run(qna, *arguments)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["qna.py"]
+
+
+def test_checkpoint_of_another_model(run, qna, image, tmp_path):
+    torch.save({"state_dict": {"head.fc.weight": torch.zeros(4, 32)}}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"w.pth' does not fit .* 1 mismatched \(head.fc.weight"):
+        run(qna, tmp_path / "w.pth", image)
+
+
+def test_image_that_the_model_refuses(run, qna, tmp_path):
+    """A classifier of one map size only."""
+    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((16, 16, 3), dtype=np.uint8))
+    pooling = "{'type':'mmlocal.QnAPooling','in_channels':32,'num_heads':4,'map_size':7}"
+    qna.write_text(QNA.replace('dict(type="GlobalAveragePooling")', pooling))
+    with pytest.raises(UsageError, match=r"cannot take image '.*small.png': map_size must be"):
+        run(qna, tmp_path / "small.png")
+
+
+@pytest.mark.slow
+def test_model_without_local_attention(data, image, tmp_path):
+    """As a command: one line, exit code 2."""
+    config = write_config("mmpretrain", data, tmp_path / "tiny.py")
+    done = start(TOOLS / "visualize_attention.py", config, image, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"error: the model of config {str(config)!r} has no layer of local attention "
+        "(ELSA, QnA, UpsampleQnA)"
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "work_dirs").exists()

@@ -1,0 +1,221 @@
+"""Attention received, tiled kernels, ghost filters, and how they are collected from a model."""
+
+import json
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmlocal.checkpoints.qna import convert_qna_layer
+from mmlocal.layers import ELSA, MLP, QnA, UpsampleQnA
+from mmlocal.visualization.attention import (
+    collect_attention,
+    draw_kernels,
+    draw_received,
+    enlarge,
+    find_layers,
+    ghost_filters,
+    received,
+    tile_kernels,
+)
+
+DATA = Path(__file__).parents[1] / "data" / "qna"
+
+
+@pytest.mark.parametrize("name", ["derived_attention_maps", "derived_attention_maps_stride2"])
+def test_golden(name):
+    """What a layer attends to while it runs, and what each token receives."""
+    with np.load(DATA / f"{name}.npz") as arrays:
+        golden = {k: torch.from_numpy(v) for k, v in arrays.items() if k != "config"}
+        config = json.loads(str(arrays["config"]))
+    layer = QnA(
+        config["in_features"],
+        config["heads"],
+        config["kernel_size"],
+        config["n_queries"],
+        config["stride"],
+        config["padding"],
+    )
+    params = {k[len("params/") :]: v for k, v in golden.items() if k.startswith("params/")}
+    layer.load_state_dict(convert_qna_layer(params))
+    with collect_attention({"layer": layer}) as attention:
+        layer(golden["input"])
+    maps = attention["layer"].maps.permute(0, 4, 5, 1, 2, 3)
+    torch.testing.assert_close(maps, golden["attn"], rtol=0, atol=1e-6)
+    sums = attention["layer"].received().permute(0, 3, 4, 1, 2)
+    torch.testing.assert_close(sums, golden["attn_received"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "size"),
+    [
+        (3, 1, 1, (6, 7)),
+        (3, 2, 1, (7, 6)),
+        (7, 1, 3, (4, 5)),
+        (4, 3, 2, (5, 11)),
+        (5, 1, 0, (5, 5)),
+    ],
+)
+def test_total_received(kernel_size, stride, padding, size):
+    """QnA loses nothing: each window hands out 1 per query and head."""
+    torch.manual_seed(0)
+    layer = QnA(8, 2, kernel_size, 3, stride, padding).double()
+    with collect_attention({"": layer}) as attention:
+        out = layer(torch.randn(2, *size, 8, dtype=torch.float64))
+    sums = attention[""].received()
+    assert sums.shape == (2, 3, 2, *size)
+    assert sums.dtype == torch.float64
+    windows = torch.full((2, 3, 2), float(out.shape[1] * out.shape[2]), dtype=torch.float64)
+    torch.testing.assert_close(sums.sum(dim=(3, 4)), windows, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_received_with_dilation(dilation):
+    """Against a loop over windows and taps; what falls outside the map is lost."""
+    torch.manual_seed(0)
+    attn = torch.rand(2, 9, 5, 4)
+    expected = torch.zeros(2, 5, 4)
+    for y in range(5):
+        for x in range(4):
+            for tap in range(9):
+                row, col = y + (tap // 3 - 1) * dilation, x + (tap % 3 - 1) * dilation
+                if 0 <= row < 5 and 0 <= col < 4:
+                    expected[:, row, col] += attn[:, tap, y, x]
+    torch.testing.assert_close(received(attn, 3, 1, dilation, (5, 4), dilation), expected)
+
+
+def test_received_checks_its_sizes():
+    with pytest.raises(RuntimeError):
+        received(torch.zeros(9, 5, 4), 3, 1, 1, (5, 5))
+
+
+def test_tiles():
+    attn = torch.arange(2 * 9 * 4 * 5).reshape(2, 9, 4, 5)
+    tiles = tile_kernels(attn)
+    assert tiles.shape == (2, 12, 15)
+    for y in range(4):
+        for x in range(5):
+            kernel = attn[:, :, y, x].reshape(2, 3, 3)
+            assert torch.equal(tiles[:, 3 * y : 3 * y + 3, 3 * x : 3 * x + 3], kernel)
+    with pytest.raises(ValueError, match="square number of taps, got 8"):
+        tile_kernels(attn[:, :8])
+
+
+@pytest.mark.parametrize(("lam", "gamma"), [(0, 0), (0, 1), (1, 0), (2, -0.5), (0.5, 1)])
+def test_ghost_filters_are_what_the_layer_uses(lam, gamma):
+    torch.manual_seed(0)
+    layer = ELSA(12, 3, 3, dilation=2, group_width=4, lam=lam, gamma=gamma).double()
+    layer.proj = nn.Identity()
+    x = torch.randn(2, 5, 6, 12, dtype=torch.float64)
+    filters = ghost_filters(layer, layer.attention_maps(x), range(12))
+    assert filters.shape == (2, 12, 9, 5, 6)
+    value = layer.qkv(x.permute(0, 3, 1, 2))[:, -12:]
+    windows = F.unfold(value, 3, dilation=2, padding=2).reshape(2, 12, 9, 5, 6)
+    expected = layer(x).permute(0, 3, 1, 2)
+    torch.testing.assert_close((filters * windows).sum(dim=2), expected, rtol=0, atol=1e-13)
+    some = ghost_filters(layer, layer.attention_maps(x), [7, 0])
+    assert torch.equal(some, filters[:, [7, 0]])
+
+
+class Model(nn.Module):
+    """One layer of each kind; the first runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elsa = ELSA(8, 2, 3, dilation=2, group_width=4)
+        self.block = nn.ModuleDict({"qna": QnA(8, 2, stride=2), "mlp": MLP(8, 8)})
+        self.up = UpsampleQnA(8, 4)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.elsa(self.elsa(x))
+        return self.up(self.block["mlp"](self.block["qna"](x, mask=mask)))
+
+
+def test_collect():
+    torch.manual_seed(0)
+    model = Model()
+    layers = find_layers(model)
+    assert list(layers) == ["elsa", "block.qna", "up"]
+    x = torch.randn(2, 7, 6, 8)
+    mask = torch.zeros(2, 7, 6, dtype=torch.bool)
+    mask[1, :, 4:] = True
+    with collect_attention(layers) as attention:
+        out = model(x, mask)
+    shapes = {name: (tuple(a.maps.shape), a.map_size) for name, a in attention.items()}
+    assert shapes == {
+        "elsa": ((2, 1, 2, 9, 7, 6), (7, 6)),
+        "block.qna": ((2, 2, 2, 9, 4, 3), (7, 6)),
+        "up": ((2, 4, 4, 9, 4, 3), (4, 3)),
+    }
+    for record in attention.values():
+        assert not record.maps.requires_grad
+        total = torch.ones(record.maps.shape[:3]) * record.maps.shape[4] * record.maps.shape[5]
+        torch.testing.assert_close(record.maps.sum(dim=(3, 4, 5)), total)
+    # of the second call
+    first = model.elsa(x)
+    torch.testing.assert_close(attention["elsa"].maps[:, 0], model.elsa.attention_maps(first))
+    assert attention["elsa"].dilation == attention["elsa"].padding == 2
+    # The mask has arrived: its tokens receive nothing.
+    assert (attention["block.qna"].received()[1, ..., 4:] == 0).all()
+    assert (attention["block.qna"].received()[0, ..., 4:] > 0).all()
+    assert torch.equal(model(x, mask), out)
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_hooks_are_removed(error):
+    model = Model()
+    layers = find_layers(model)
+    x, mask = torch.randn(1, 4, 4, 8), torch.zeros(1, 4, 4, dtype=torch.bool)
+    try:
+        with collect_attention(layers) as attention:
+            assert all(layer._forward_hooks for layer in layers.values())
+            if error:
+                model(x[..., :3], mask)
+    except ValueError:
+        assert error
+    assert not any(module._forward_hooks for module in model.modules())
+    model(x, mask)
+    assert attention == {}
+
+
+def test_half_precision():
+    layer = ELSA(8, 2, 3, group_width=4).to(torch.bfloat16)
+    with collect_attention({"": layer}) as attention:
+        layer(torch.randn(1, 4, 5, 8, dtype=torch.bfloat16))
+    assert attention[""].received().dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pixels", "width"),
+    # sizes of a backbone with patches of 4 that halves and rounds up
+    [(19, 75, 4), (10, 75, 8), (5, 75, 16), (3, 75, 32), (16, 64, 4), (2, 33, 32), (1, 3, 4)],
+)
+def test_enlarge(tokens, pixels, width):
+    """A token is ``width`` pixels wide, whatever the rounding; what is no image is cut off."""
+    maps = torch.arange(float(tokens)).expand(1, 2, 8, tokens)
+    out = enlarge(maps, (8, pixels), (8, pixels - 1))
+    token = (torch.arange(pixels - 1) + 0.5) / width - 0.5
+    expected = token.clamp(0, tokens - 1).expand(1, 2, 8, -1)
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("values", [torch.rand(2, 3, 9, 4, 6), torch.ones(1, 5, 1, 4, 6)])
+def test_figures(values, tmp_path):
+    """Any number of panels, and maps without contrast."""
+    titles = [[f"{i}-{j}" for j in range(values.shape[1])] for i in range(values.shape[0])]
+    image = np.full((16, 24, 3), 128, dtype=np.uint8)
+    maps = enlarge(values.sum(dim=2), (16, 24), (16, 24))
+    for figure in (
+        draw_received(maps, titles, "title", image),
+        draw_kernels(values, titles, "title", "label"),
+        draw_kernels(values - 0.5, titles, "title", "label", signed=True),
+    ):
+        shown = [axis.get_title() for axis in figure.axes if axis.get_title()]
+        assert [name for name in shown if name != "image"] == [*chain(*titles)]
+        drawn = [axis.images[-1] for axis in figure.axes if "-" in axis.get_title()]
+        assert len({artist.get_clim() for artist in drawn}) == 1
+        figure.savefig(tmp_path / "figure.png")
