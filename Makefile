@@ -47,4 +47,4 @@ clean:
 	find . -name .venv -prune -o -name data -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) mmlocal/.mim
+	rm -rf $(VENV) mmlocal/.mim mmlocal/ops/_C.*

@@ -1,9 +1,12 @@
-"""Puts configs, tools and the model index into ``mmlocal/.mim``, where ``mim`` looks for them.
+"""Puts configs, tools and the model index into ``mmlocal/.mim``, where ``mim`` looks for them, and
+builds the optional C++ extension ``mmlocal.ops._C``.
 
 Everything else about the package is in ``pyproject.toml``.
 """
 
+import importlib.util
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MIM = ("configs", "tools", "model-index.yml")
+CSRC = Path("mmlocal", "ops", "csrc")
 
 
 def copy(source: Path, target: Path) -> None:
@@ -30,11 +34,33 @@ def link(source: Path, target: Path) -> None:
         copy(source, target)
 
 
+def why_no_extension():
+    """Why the extension is not built here, or ``None`` if it is."""
+    if os.environ.get("MMLOCAL_BUILD_EXT") == "0":
+        return "MMLOCAL_BUILD_EXT=0"
+    if importlib.util.find_spec("torch") is None:
+        return "no torch in the build environment (pip install --no-build-isolation shows it yours)"
+    given = os.environ.get("CXX")
+    names = [shlex.split(given)[0]] if given else ["c++", "g++", "clang++", "cl"]
+    if not any(map(shutil.which, names)):
+        return f"no C++ compiler ({', '.join(names)})"
+    return None
+
+
+REASON = why_no_extension()
+
+
+def say(reason: str) -> None:
+    print(f"mmlocal is installed without its C++ extension: {reason}", flush=True)
+
+
 class BuildPy(build_py):
     """Adds ``.mim``: copies in a wheel, links in the source tree of an editable install."""
 
     def run(self) -> None:
         super().run()
+        if REASON:
+            say(REASON)
         package = ROOT if self.editable_mode else Path(self.build_lib).resolve()
         mim = package / "mmlocal" / ".mim"
         shutil.rmtree(mim, ignore_errors=True)  # removes the links, not what they point to
@@ -43,4 +69,29 @@ class BuildPy(build_py):
             (link if self.editable_mode else copy)(ROOT / name, mim / name)
 
 
-setup(cmdclass={"build_py": BuildPy})
+def extension() -> dict:
+    """Arguments of ``setup`` for the extension; none where it cannot be built."""
+    if REASON:
+        return {}
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    class BuildExt(BuildExtension):
+        """A failure leaves the extension out and is no failure of the installation."""
+
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:  # what torch raises here depends on ninja
+                say(f"the compiler failed: {str(error).splitlines()[0]}")
+
+    module = CppExtension(
+        "mmlocal.ops._C",
+        [path.as_posix() for path in sorted(CSRC.glob("*.cpp"))],
+        depends=[path.as_posix() for path in sorted(CSRC.iterdir())],
+        extra_compile_args=[] if os.name == "nt" else ["-O3", "-g0", "-fno-math-errno"],
+        optional=True,
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_py": BuildPy, "build_ext": BuildExt}}
+
+
+setup(**({"cmdclass": {"build_py": BuildPy}} | extension()))

@@ -5,6 +5,7 @@
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
@@ -15,6 +16,12 @@ DATASETS = Registry(
     "dataset", parent=MMENGINE_DATASETS, scope="mmlocal", locations=["mmlocal.datasets"]
 )
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmlocal", locations=["mmlocal.engine.hooks"])
+METRICS = Registry(
+    "metric",
+    parent=MMENGINE_METRICS,
+    scope="mmlocal",
+    locations=["mmlocal.models.autoencoders.metrics"],
+)
 OPTIM_WRAPPERS = Registry(
     "optim_wrapper",
     parent=MMENGINE_OPTIM_WRAPPERS,

@@ -57,6 +57,11 @@ class Step(NamedTuple):
     compiles: bool = False
 
 
+# The sources of the C++ extension, which the installation of mmlocal compiles.
+EXTENSION = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "mmlocal" / "ops" / "csrc").glob("*.*")
+)
+
 STEPS = [
     Step(
         "build tools",
@@ -97,14 +102,14 @@ STEPS = [
     ),
     Step(
         "mmlocal and tools for its development",
-        1,
+        2,
         0.2,
         0.1,
         [
             ["install", *PINS, "-r", "requirements/dev.txt"],
             ["install", "--no-build-isolation", "--no-deps", "-e", "."],
         ],
-        ["requirements/dev.txt", "pyproject.toml", "setup.py"],
+        ["requirements/dev.txt", "pyproject.toml", "setup.py", *EXTENSION],
     ),
 ]
 

@@ -40,6 +40,28 @@ def _elsa_attention_flops(
     return 2 * steps * kernel_size**2 * prod(value_shape)
 
 
+@register_flop_formula(torch.ops.mmlocal.qna_attention)
+def _qna_attention_flops(
+    value_shape,
+    scores_shape,
+    rel_pos_shape,
+    tap_weight_shape,
+    num_queries,
+    kernel_size,
+    *args,
+    out_shape,
+    **kwargs,
+) -> int:
+    """For each output, tap and query: one MAC.
+
+    That is the paper's depth-wise convolution of the exponentials times the values, whatever an
+    implementation saves by adding the queries' weights first. The one of the exponentials alone,
+    the sum below the softmax, is left out as softmax is everywhere.
+    """
+    pixels = prod(out_shape[-2:])
+    return 2 * num_queries * kernel_size**2 * prod(value_shape[:2]) * pixels
+
+
 def count_macs(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, int]:
     """Count the multiply-accumulates of one call, without gradients.
 

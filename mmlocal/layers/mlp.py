@@ -12,7 +12,7 @@ class MLP(nn.Module):
         embed_dims: channels in and out.
         hidden_dims: channels in between.
         drop_rate: dropout after each Linear.
-        gelu: ``'none'`` for the exact GELU, ``'tanh'`` for its approximation, which JAX defaults to.
+        gelu: ``'none'`` for the exact GELU, ``'tanh'`` for its approximation, JAX's default.
     """
 
     def __init__(

@@ -305,7 +305,8 @@ class QnA(_LearnedQueries):
 class UpsampleQnA(_LearnedQueries):
     """Enlarge a map: each of ``scale_factor**2`` learned queries fills one sub-pixel.
 
-    Query ``a * scale_factor + b`` gives row ``a`` and column ``b`` of the cell that a token becomes.
+    Query ``a * scale_factor + b`` gives row ``a`` and column ``b`` of the cell that a token
+    becomes.
 
     Args:
         embed_dims: channels in.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -25,6 +27,7 @@ class Backend:
         atol: largest error per dtype against ``reference`` in float64, relative to the largest
             reference value; gradients included.
         requires: returns why the backend cannot run in this environment, or ``None``.
+        only_if_named: whether ``backend=None`` leaves it out.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Backend:
     deterministic: bool
     atol: Mapping[torch.dtype, float]
     requires: Callable[[], str | None] = lambda: None
+    only_if_named: bool = False
 
     def unavailable_reason(self) -> str | None:
         """Why this backend cannot run in this environment, or ``None`` if it can."""
@@ -56,8 +60,39 @@ class Backend:
         return importlib.import_module(self.module)
 
 
+# Names a backend for every call with ``backend=None``.
+ENVIRONMENT_VARIABLE = "MMLOCAL_BACKEND"
+
 # The packages under ``mmlocal.ops`` that hold an op; each one has a ``BACKENDS`` tuple.
 _OPS = {"elsa": "mmlocal.ops.elsa", "qna": "mmlocal.ops.qna"}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # something stands in its place
+        return False
+
+
+# Both at import: torch.compile must not meet them, and Triton reads the variable only once too.
+_TRITON_INSTALLED = _is_installed("triton")
+_TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_unavailable_reason() -> str | None:
+    if not _TRITON_INSTALLED:
+        return "triton is not installed"
+    if not _TRITON_INTERPRETED and not torch.cuda.is_available():
+        return "no CUDA device (TRITON_INTERPRET=1 in the environment tries the kernels on a CPU)"
+    return None
+
+
+# What all Triton backends share. Triton's interpreter is there to test and debug them.
+TRITON = dict(
+    devices=("cpu", "cuda") if _TRITON_INTERPRETED else ("cuda",),
+    requires=_triton_unavailable_reason,
+    only_if_named=_TRITON_INTERPRETED,
+)
 
 
 def list_ops() -> dict[str, tuple[Backend, ...]]:
@@ -70,21 +105,28 @@ def choose_backend(
 ) -> Backend:
     """The named backend, or the first one that can take ``value``.
 
+    Without a name, the environment variable ``MMLOCAL_BACKEND`` names one, for all ops.
+
     Raises:
-        ValueError: ``name`` is none of ``backends``.
+        ValueError: ``name`` or the variable is none of ``backends``.
         RuntimeError: the named backend, or every backend, cannot run here; says why.
     """
+    source = "backend"
+    if name is None:
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or None
+        source = ENVIRONMENT_VARIABLE
     if name is not None:
         candidates = tuple(b for b in backends if b.name == name)
         if not candidates:
             names = ", ".join(b.name for b in backends)
-            raise ValueError(f"{op}: backend must be one of {names}, got {name!r}")
+            raise ValueError(f"{op}: {source} must be one of {names}, got {name!r}")
     else:
-        candidates = backends
+        candidates = tuple(b for b in backends if not b.only_if_named)
     failures = []
     for backend in candidates:
         reasons = backend.not_supported_reasons(value)
         if not reasons:
             return backend
         failures.append(f"{backend.name}: {'; '.join(reasons)}")
-    raise RuntimeError(f"{op}: no backend can run here ({' | '.join(failures)})")
+    asked = f"; {source} asks for it" if name and source == ENVIRONMENT_VARIABLE else ""
+    raise RuntimeError(f"{op}: no backend can run here ({' | '.join(failures)}){asked}")

@@ -11,12 +11,13 @@ from torch import nn
 import mmlocal
 from mmlocal.analysis import count_macs, model_complexity, published_table
 from mmlocal.analysis.flops import default_shape
-from mmlocal.layers import ELSA, GhostAttention, WindowAttention
-from mmlocal.models.backbones import ELSASwin
-from mmlocal.ops import elsa_attention
+from mmlocal.layers import ELSA, GhostAttention, QnA, UpsampleQnA, WindowAttention
+from mmlocal.models.backbones import ELSASwin, QnAViT
+from mmlocal.ops import elsa_attention, qna_attention
 
 DOC = Path(__file__).parents[2] / "docs" / "models.md"
 OP = "mmlocal.elsa_attention"
+QNA_OP = "mmlocal.qna_attention"
 
 device = pytest.mark.parametrize("device", ["meta", "cpu"])
 
@@ -58,6 +59,40 @@ def test_elsa_layer(device):
     # q, k, v; the grouped 3x3 convolution; the maps of 3 heads with 9 taps
     assert macs.pop("aten.convolution") == pixels * (12 * (2 * qk + 12) + 9 * qk * 4 + qk * 27)
     assert sum(macs.values()) == pixels * 12 * 12
+
+
+@device
+@pytest.mark.parametrize("sum_queries", [True, False])
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize(("stride", "pixels"), [(1, 5 * 4), (2, 3 * 2), (3, 2 * 2)])
+def test_qna_op(device, stride, pixels, queries, sum_queries):
+    """One for each output, tap and query, summed or not."""
+    value = torch.zeros(2, 6, 5, 4, device=device)
+    scores = torch.zeros(2, queries * 3, 5, 4, device=device)
+    macs = count_macs(
+        Call(qna_attention),
+        *(value, scores),
+        num_queries=queries,
+        kernel_size=3,
+        stride=stride,
+        padding=1,
+        sum_queries=sum_queries,
+    )
+    assert macs == {QNA_OP: queries * 9 * 2 * 6 * pixels}
+
+
+@device
+def test_qna_layers(device):
+    for layer, pixels, outputs in [
+        (QnA(12, 3, stride=2, attn_dims=24, num_queries=4), 2 * 3 * 2, 2 * 3 * 2),
+        (UpsampleQnA(12, 3, attn_dims=24), 2 * 5 * 4, 4 * 2 * 5 * 4),
+    ]:
+        layer = layer.eval().requires_grad_(False).to(device)
+        macs = count_macs(layer, torch.zeros(2, 5, 4, 12, device=device))
+        assert macs.pop(QNA_OP) == 4 * 9 * 24 * pixels
+        # values and scores of the tokens, the output, and the queries times the keys' weights
+        products = 2 * 5 * 4 * 12 * (24 + 4 * 3) + outputs * 24 * 24 + 4 * 24 * 12
+        assert sum(macs.values()) == products
 
 
 @device
@@ -108,6 +143,39 @@ def test_backbones_against_the_official_code(arch, size, products, total):
     assert sum(macs.values()) / 1e9 == pytest.approx(products, rel=2e-3)
     if total is not None:
         assert (sum(macs.values()) + local) / 1e9 == pytest.approx(total, rel=2e-3)
+
+
+# Parameters, and GMACs as XLA counts the official models: it has all additions, products and
+# divisions of norms, softmax, GELU, biases and residuals besides, 1 to 2 % of the whole, and
+# leaves out taps beyond the border.
+@pytest.mark.parametrize(
+    ("arch", "parameters", "gmacs"),
+    [
+        ("tiny", 15_715_560, 2.46),
+        ("tiny_7x7", 15_753_960, 2.54),
+        ("small", 24_971_560, 4.41),
+        ("base", 55_670_008, 9.60),
+    ],
+)
+def test_qna_vit_against_the_official_code(arch, parameters, gmacs):
+    with torch.device("meta"):
+        backbone = QnAViT(arch, out_indices=(3,)).eval().requires_grad_(False)
+        classes = backbone.num_features[-1] * 1000
+        macs = count_macs(backbone, torch.zeros(1, 3, 224, 224))
+    assert sum(p.numel() for p in backbone.parameters()) + classes + 1000 == parameters
+    assert macs[QNA_OP] > 0
+    total = (sum(macs.values()) + classes) / 1e9
+    assert 0.98 * gmacs <= total <= 0.995 * gmacs
+
+
+def test_what_wider_windows_of_qna_cost():
+    """0.08 GMACs in the official tiny model, so each of the two queries counts."""
+    totals = {}
+    for arch in ("tiny", "tiny_7x7"):
+        with torch.device("meta"):
+            backbone = QnAViT(arch, out_indices=(3,)).eval().requires_grad_(False)
+            totals[arch] = sum(count_macs(backbone, torch.zeros(1, 3, 224, 224)).values())
+    assert (totals["tiny_7x7"] - totals["tiny"]) / 1e9 == pytest.approx(0.08, abs=0.01)
 
 
 def need(library: str) -> None:

@@ -135,6 +135,9 @@ def test_prediction(path):
     elif scope == "mmseg":
         assert sample.pred_sem_seg.data.shape == (1, 64, 96)
         assert sample.seg_logits.data.isfinite().all()
+    elif cfg.model.type == "mmlocal.AutoEncoder":
+        assert sample.gt_image.shape == sample.pred_image.shape == (3, 64, 96)
+        assert sample.pred_image.isfinite().all()
     else:
         assert sample.pred_score.shape == (cfg.model.head.num_classes,)
         torch.testing.assert_close(sample.pred_score.sum(), torch.tensor(1.0))

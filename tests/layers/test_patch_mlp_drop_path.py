@@ -1,8 +1,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from mmlocal.layers import MLP, DropPath, PatchEmbed, PatchMerging
+from mmlocal.layers import (
+    MLP,
+    DropPath,
+    PatchEmbed,
+    PatchMerging,
+    TransformerBlock,
+    lecun_normal_,
+)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (8, 12), (9, 4)], ids=str)
@@ -23,6 +31,10 @@ def test_patch_embed_pads_at_the_bottom_and_right(size):
 def test_patch_embed_without_norm():
     layer = PatchEmbed(1, 6, patch_size=2, norm=False)
     assert {name for name, _ in layer.named_parameters()} == {"proj.weight", "proj.bias"}
+    bare = PatchEmbed(1, 6, patch_size=2, norm=False, bias=False)
+    bare.load_state_dict({"proj.weight": layer.proj.weight})
+    x = torch.randn(2, 1, 4, 6)
+    torch.testing.assert_close(bare(x) + layer.proj.bias, layer(x), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +88,101 @@ def test_mlp():
     dropping = MLP(6, 10, drop_rate=0.5)
     assert 0.2 < (dropping(x) == 0).double().mean() < 0.8
     assert (dropping.eval()(x) != 0).all()
+
+
+def test_mlp_with_the_gelu_of_jax():
+    torch.manual_seed(0)
+    layer = MLP(6, 10, gelu="tanh")
+    x = 3 * torch.randn(2, 3, 4, 6)
+    hidden = x @ layer.fc1.weight.T + layer.fc1.bias
+    inner = (2 / torch.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)
+    expected = layer.fc2(0.5 * hidden * (1 + inner.tanh()))
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-6)
+    exact = MLP(6, 10)
+    exact.load_state_dict(layer.state_dict())
+    assert (exact(x) - expected).abs().max() > 1e-5
+
+
+class Halve(nn.Linear):
+    """An attention that halves the map."""
+
+    def forward(self, x):
+        return super().forward(x[:, ::2, ::2])
+
+
+def block(attn: nn.Module, **kwargs) -> TransformerBlock:
+    torch.manual_seed(1)
+    layer = TransformerBlock(6, attn, **kwargs)
+    for name, parameter in layer.named_parameters():
+        if "norm" in name or "gamma" in name:
+            nn.init.normal_(parameter)
+    return layer.double()
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "layer-scale"])
+@pytest.mark.parametrize("down", [False, True], ids=["same", "down"])
+def test_block(down, scaled):
+    """Pre-norm: mix, then the MLP, each added to what it read."""
+    kwargs = dict(norm_eps=0.1, mlp_ratio=2.5)
+    if down:
+        kwargs |= dict(skip=Halve(6, 10), out_dims=10)
+    if scaled:
+        kwargs |= dict(layer_scale_init_value=1e-4)
+    dims = 10 if down else 6
+    layer = block(Halve(6, 10) if down else nn.Linear(6, 6), **kwargs)
+    assert layer.mlp.fc1.out_features == int(2.5 * dims)
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+
+    def norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+        scale = (x.var(-1, correction=0, keepdim=True) + 0.1).rsqrt()
+        return (x - x.mean(-1, keepdim=True)) * scale * module.weight + module.bias
+
+    gamma1, gamma2 = (layer.gamma1, layer.gamma2) if scaled else (1, 1)
+    y = (layer.skip(x) if down else x) + gamma1 * layer.attn(norm(layer.norm1, x))
+    y = y + gamma2 * layer.mlp(norm(layer.norm2, y))
+    assert y.shape == ((2, 2, 3, 10) if down else x.shape)
+    torch.testing.assert_close(layer(x), y, rtol=0, atol=1e-12)
+
+
+def test_initial_layer_scale():
+    layer = TransformerBlock(6, nn.Identity(), layer_scale_init_value=1e-4)
+    assert (layer.gamma1 == 1e-4).all()
+    assert (layer.gamma2 == 1e-4).all()
+    assert TransformerBlock(6, nn.Identity()).gamma1 is None
+
+
+def test_what_a_block_drops():
+    """Both branches of each sample on its own; never the attention that changes the shape."""
+    x = torch.randn(200, 2, 2, 6, dtype=torch.float64)
+    layer = block(nn.Linear(6, 6), drop_path_rate=0.5)
+    layer.mlp.fc2.weight.data.zero_()
+    layer.mlp.fc2.bias.data.zero_()
+    branch = layer(x) - x
+    dropped = (branch == 0).flatten(1).all(1)
+    assert 60 < dropped.sum() < 140
+    torch.testing.assert_close(
+        branch[~dropped], 2 * layer.attn(layer.norm1(x))[~dropped], rtol=0, atol=1e-12
+    )
+    down = block(Halve(6, 10), skip=Halve(6, 10), out_dims=10, drop_path_rate=0.5)
+    mixed = down.skip(x) + down.attn(down.norm1(x))
+    branch = down(x) - mixed
+    dropped = (branch.abs() < 1e-12).flatten(1).all(1)
+    assert 60 < dropped.sum() < 140
+    torch.testing.assert_close(
+        branch[~dropped], 2 * down.mlp(down.norm2(mixed))[~dropped], rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("shape", [(64, 200), (200, 64), (40, 10, 5, 5)], ids=str)
+def test_lecun_normal(shape):
+    """Variance 1 / fan-in, of linear maps and convolutions, cut at two deviations of the normal."""
+    torch.manual_seed(0)
+    weight = torch.empty(shape)
+    assert lecun_normal_(weight) is weight
+    expected = weight[0].numel() ** -0.5
+    assert weight.std().item() == pytest.approx(expected, rel=0.03)
+    assert abs(weight.mean().item()) < 0.05 * expected
+    assert 2.1 * expected < weight.abs().max() < 2.28 * expected
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

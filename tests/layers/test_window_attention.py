@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmlocal.layers import ShiftedWindowAttention, WindowAttention
+from mmlocal.layers import EvenWindowAttention, ShiftedWindowAttention, WindowAttention
 from mmlocal.layers.window_attention import shift_mask, window_partition, window_reverse
 
 
@@ -172,6 +172,97 @@ def test_no_buffer_is_saved():
     assert set(dict(shifted().named_buffers())) == {"w_msa.relative_position_index"}
 
 
+def even(window=4, **kwargs) -> EvenWindowAttention:
+    torch.manual_seed(0)
+    layer = EvenWindowAttention(12, 3, window, **kwargs).double()
+    layer.w_msa.relative_position_bias_table.data.normal_()
+    return layer
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 4), (4, 12)], ids=str)
+def test_even_windows_of_a_map_that_divides(size):
+    """Plain window attention, with or without bias."""
+    for kwargs in (dict(), dict(qkv_bias=False, proj_bias=False)):
+        layer = even(**kwargs)
+        x = torch.randn(2, *size, 12, dtype=torch.float64)
+        windows = layer.w_msa(window_partition(x, (4, 4)))
+        assert torch.equal(layer(x), window_reverse(windows, (4, 4), *size))
+        assert layer.w_msa.qkv.bias is None or kwargs == {}
+        assert layer.w_msa.proj.bias is None or kwargs == {}
+
+
+@pytest.mark.parametrize(
+    ("window", "height", "width"),
+    [
+        (4, [0, 1], [0, 1]),
+        (4, [0, 3], [0, 2]),  # smaller than a window
+        (4, [0, 3, 5], [0, 4]),
+        (4, [0, 3, 6, 9], [0, 3, 6]),
+        (4, [0, 4, 7], [0, 4, 8, 11]),  # one is short
+        (4, [0, 4, 8, 10], [0, 3, 5]),
+        (7, [0, 5, 10], [0, 4, 8]),
+        (1, [0, 1, 2, 3], [0, 1, 2]),
+    ],
+    ids=str,
+)
+def test_even_windows_of_any_map(window, height, width):
+    """Each window, without padding, attended alone by hand; its edges are those given."""
+    layer = even(window)
+    x = torch.randn(1, height[-1], width[-1], 12, dtype=torch.float64)
+    expected = torch.empty_like(x)
+    for top, bottom in itertools.pairwise(height):
+        for left, right in itertools.pairwise(width):
+            part = x[0, top:bottom, left:right]
+            flat = written_out(layer.w_msa, part.reshape(-1, 12), part.shape[:2])
+            expected[0, top:bottom, left:right] = flat.view(part.shape)
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 14])
+def test_even_windows_are_few_and_never_empty(window):
+    layer, calls = even(window), []
+    layer.w_msa.register_forward_pre_hook(lambda module, args: calls.append(args))
+    for side in range(1, 44):
+        with torch.no_grad():
+            layer(torch.zeros(1, side, 1, 12, dtype=torch.float64))
+        windows, (height, width), _ = calls.pop()
+        assert width == 1
+        assert height <= window
+        assert len(windows) == -(-side // window)
+        assert (len(windows) - 1) * height < side <= len(windows) * height
+
+
+def test_even_windows_of_a_batch():
+    layer = even()
+    x = torch.randn(3, 5, 9, 12, dtype=torch.float64)
+    alone = torch.cat([layer(sample[None]) for sample in x])
+    torch.testing.assert_close(layer(x), alone, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_even_windows_in_other_dtypes(dtype):
+    layer = even().to(dtype)
+    x = torch.randn(2, 5, 6, 12, dtype=dtype, requires_grad=True)
+    out = layer(x)
+    assert out.dtype == dtype
+    exact = even()
+    exact.load_state_dict({k: v.double() for k, v in layer.state_dict().items()})
+    expected = exact(x.detach().double())
+    limit = {torch.float32: 1e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    assert (out - expected).abs().max() / expected.abs().max() < limit
+    out.sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_gradients_of_even_windows():
+    layer = even(window=2)
+    x = torch.randn(1, 3, 1, 12, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x)
+    assert set(dict(layer.named_buffers())) == {"w_msa.relative_position_index"}
+    assert set(layer.state_dict()) == set(dict(layer.named_parameters()))
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="num_heads must divide embed_dims=12, got num_heads=5"):
         WindowAttention(12, 5, (7, 7))
@@ -179,3 +270,5 @@ def test_bad_arguments():
         WindowAttention(12, 0, (7, 7))
     with pytest.raises(ValueError, match=r"window_size must be at least 1, got \(0, 0\)"):
         ShiftedWindowAttention(12, 3, 0)
+    with pytest.raises(ValueError, match=r"window_size must be at least 1, got \(0, 0\)"):
+        EvenWindowAttention(12, 3, 0)

@@ -206,7 +206,9 @@ class Classifier(nn.Module):
         for name, child in backbone.named_children():
             self.add_module(name, child)
         self.neck = neck
-        self.head = nn.ModuleDict({"fc": nn.Linear(backbone.num_features[-1], config["num_classes"])})
+        self.head = nn.ModuleDict(
+            {"fc": nn.Linear(backbone.num_features[-1], config["num_classes"])}
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (x,) = self.backbone(x)

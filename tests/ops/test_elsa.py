@@ -11,8 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmlocal.ops import elsa_attention
 from mmlocal.ops.backends import Backend, choose_backend, list_ops
-from mmlocal.ops.elsa import BACKENDS, eager
+from mmlocal.ops.elsa import BACKENDS as ALL_BACKENDS
+from mmlocal.ops.elsa import eager
 
+# Those that take CPU tensors here; test_triton.py runs Triton's.
+BACKENDS = [b for b in ALL_BACKENDS if not b.not_supported_reasons(torch.empty(0))]
 NAMES = [b.name for b in BACKENDS]
 FAST = [b for b in BACKENDS if b.name != "reference"]
 # (lam, gamma): every kind of ghost head
@@ -491,7 +494,7 @@ def _bad(**changes):
             ValueError,
             r"ghost_add must have shape .* got \(1, 6, 3, 3\)",
         ),
-        ({"backend": "cuda"}, ValueError, "backend must be one of eager, reference, got 'cuda'"),
+        ({"backend": "cuda"}, ValueError, "backend must be one of .*eager, reference, got 'cuda'"),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else None,
 )

@@ -36,7 +36,10 @@ def call(*command, **kwargs):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | kwargs.pop("env", {}),
+        # Compiling the extension takes most of a minute; what leaves it out is tested here.
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        | {"MMLOCAL_BUILD_EXT": "0"}
+        | kwargs.pop("env", {}),
         **kwargs,
     )
     assert done.returncode == 0, done.stdout
@@ -71,7 +74,8 @@ def copy_tree(target):
     target.mkdir(exist_ok=True)
     for name in PARTS:
         if (ROOT / name).is_dir():
-            copytree(ROOT / name, target / name, ignore=ignore_patterns(".mim", "__pycache__"))
+            built = ignore_patterns(".mim", "__pycache__", "*.so", "*.pyd")
+            copytree(ROOT / name, target / name, ignore=built)
         else:
             copyfile(ROOT / name, target / name)
     return target
@@ -150,7 +154,7 @@ def test_wheel_holds_mim_and_types(form, request):
     assert not [line for line in requirements if "<" in line or "==" in line.split(";")[0]]
     forced = [line for line in requirements if "extra ==" not in line]
     assert not [line for line in forced if "mm" in line]
-    assert {"onedl", "openmmlab", "dev"} == set(metadata.get_all("Provides-Extra"))
+    assert {"onedl", "openmmlab", "flax", "dev"} == set(metadata.get_all("Provides-Extra"))
 
 
 @pytest.mark.parametrize("form", ["wheel", "wheel_of_sdist"])
@@ -164,7 +168,10 @@ def test_sdist_holds_no_links_and_no_mim(sdist):
     with tarfile.open(sdist) as archive:
         members = archive.getmembers()
     assert not [member.name for member in members if member.issym() or ".mim" in member.name]
-    assert any(member.name.endswith("/requirements/torch.txt") for member in members)
+    names = {member.name.partition("/")[2] for member in members}
+    assert "requirements/torch.txt" in names
+    sources = (ROOT / "mmlocal" / "ops" / "csrc").iterdir()
+    assert {str(path.relative_to(ROOT)) for path in sources} <= names
 
 
 def test_editable_install_links_to_the_tree(editable, source, tmp_path):
@@ -196,6 +203,85 @@ def test_editable_install_copies_where_links_are_refused(tmp_path, monkeypatch):
     scope["link"](ROOT / "model-index.yml", tmp_path / "model-index.yml")
     assert (tmp_path / "requirements" / "torch.txt").is_file()
     assert (tmp_path / "model-index.yml").is_file()
+
+
+WITHOUT = "mmlocal is installed without its C++ extension: "
+RUN_OP = """
+import torch
+from mmlocal.ops import elsa_attention
+from mmlocal.ops.elsa import BACKENDS
+cpp = next(b for b in BACKENDS if b.name == "cpp")
+print(cpp.unavailable_reason())
+print(*elsa_attention(torch.ones(1, 1, 1, 1), torch.ones(1, 9, 1, 1), kernel_size=3).shape)
+"""
+
+
+def test_wheel_without_extension_works(wheel, tmp_path):
+    site = tmp_path / "site"
+    pip("install", "--no-deps", "--no-index", "--target", site, wheel)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    env = {"PYTHONPATH": str(site)}
+    *_, reason, shape = call(sys.executable, "-c", RUN_OP, cwd=tmp_path, env=env).splitlines()
+    assert reason.startswith("the C++ extension is not built")
+    assert shape == "1 1 1 1"
+
+
+def test_a_compiler_that_fails_leaves_the_extension_out(source, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho no >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    env = {"MMLOCAL_BUILD_EXT": "1", "CXX": str(compiler), "CC": str(compiler)}
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "-v", "-w", tmp_path]
+    output = pip("wheel", *options, source, env=env)
+    assert output.count(WITHOUT) == 1
+    assert WITHOUT + "the compiler failed: " in output
+    with zipfile.ZipFile(next(tmp_path.glob("mmlocal-*.whl"))) as archive:
+        names = archive.namelist()
+    assert "mmlocal/ops/backends.py" in names
+    assert not [name for name in names if name.endswith((".so", ".pyd"))]
+
+
+def setup_arguments(monkeypatch, **environment):
+    """What setup.py gives to ``setup``, and its globals."""
+    given = {}
+    monkeypatch.setattr("setuptools.setup", lambda **kwargs: given.update(kwargs))
+    monkeypatch.chdir(ROOT)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    scope = {"__file__": str(ROOT / "setup.py"), "__name__": "setup"}
+    exec((ROOT / "setup.py").read_text(), scope)
+    return given, scope
+
+
+def test_extension_is_of_all_sources_where_it_can_be_built(monkeypatch):
+    given, scope = setup_arguments(monkeypatch, MMLOCAL_BUILD_EXT="1")
+    assert scope["REASON"] is None
+    (module,) = given["ext_modules"]
+    assert module.name == "mmlocal.ops._C"
+    assert module.optional
+    sources = {path.as_posix() for path in Path("mmlocal/ops/csrc").glob("*.cpp")}
+    assert set(module.sources) == sources
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"MMLOCAL_BUILD_EXT": "0"}, "MMLOCAL_BUILD_EXT=0"),
+        ({"MMLOCAL_BUILD_EXT": "1", "CXX": "no-such-compiler -O2"}, "no C++ compiler"),
+    ],
+    ids=["switched off", "no compiler"],
+)
+def test_extension_is_left_out_with_a_reason(environment, reason, monkeypatch):
+    given, scope = setup_arguments(monkeypatch, **environment)
+    assert scope["REASON"].startswith(reason)
+    assert list(given) == ["cmdclass"]
+
+
+def test_extension_is_left_out_without_torch(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    given, scope = setup_arguments(monkeypatch, MMLOCAL_BUILD_EXT="1")
+    assert scope["REASON"].startswith("no torch in the build environment")
+    assert list(given) == ["cmdclass"]
 
 
 def test_source_tree_without_installation(tmp_path):

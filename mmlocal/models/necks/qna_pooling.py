@@ -57,6 +57,8 @@ class QnAPooling(BaseModule):
             ValueError: a map of another size.
         """
         x = inputs if isinstance(inputs, Tensor) else inputs[-1]
+        if x.dim() != 4:
+            raise ValueError(f"inputs must be (B, in_channels, H, W), got {tuple(x.shape)}")
         if x.shape[2:] != (self.map_size, self.map_size):
             raise ValueError(
                 f"map_size must be the size of the map, {x.shape[2]}x{x.shape[3]} here, got "

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmlocal.ops.backends import Backend, choose_backend
+from mmlocal.ops import extension
+from mmlocal.ops.backends import TRITON, Backend, choose_backend
 from mmlocal.ops.elsa import reference
+from mmlocal.ops.layout import new_map
 
 # Half precision: the rounding of the result; nothing else is done in it.
 _ATOL = {
@@ -21,6 +23,25 @@ _ATOL = {
 }
 
 BACKENDS = (
+    Backend(
+        name="triton",
+        description="Triton kernels, pixels of a head together",
+        module="mmlocal.ops.elsa.triton_impl",
+        dtypes=tuple(_ATOL),
+        deterministic=True,
+        atol=_ATOL,
+        **TRITON,
+    ),
+    Backend(
+        name="cpp",
+        description="C++ extension, vectors of channels",
+        module="mmlocal.ops.elsa.cpp",
+        devices=("cpu",),
+        dtypes=tuple(_ATOL),
+        deterministic=True,
+        atol=_ATOL,
+        requires=lambda: extension.unavailable_reason,
+    ),
     Backend(
         name="eager",
         description="plain PyTorch, one tap at a time",
@@ -79,10 +100,11 @@ def elsa_attention(
         lam: exponent of the multiplicative ghost head.
         gamma: factor of the additive ghost head.
         softmax: whether ``attn`` still has to pass a softmax over the taps.
-        backend: name out of ``BACKENDS``; ``None`` takes the fastest that runs here.
+        backend: name out of ``BACKENDS``; ``None`` takes the one in the environment variable
+            ``MMLOCAL_BACKEND`` or, if that is not set, the fastest that runs here.
 
     Returns:
-        ``(B, C, H, W)``, dtype of ``value``.
+        ``(B, C, H, W)``, dtype of ``value``; channels-last in memory if ``value`` is.
 
     Raises:
         TypeError: a tensor is not floating point.
@@ -184,7 +206,7 @@ def _elsa_attention(
 
 @_elsa_attention.register_fake
 def _(value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend):
-    return value.new_empty(value.shape)
+    return new_map(value, value.shape)
 
 
 # An op returns tensors only: an empty one stands for a gradient that is not needed.
@@ -210,7 +232,9 @@ def _elsa_attention_backward(
 def _(grad, value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend, needs_grad):
     inputs = (value, attn, ghost_mul, ghost_add)
     return tuple(
-        x.new_empty(x.shape) if needed else grad.new_empty(0)
+        (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
+        if needed
+        else grad.new_empty(0)
         for x, needed in zip(inputs, needs_grad, strict=True)
     )
 

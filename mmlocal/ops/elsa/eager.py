@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from mmlocal.ops.layout import to_layout
+
 # Elements of a temporary map that stay in the cache of one CPU core.
 _CPU_CHUNK = 2**17
 
@@ -64,7 +66,7 @@ def forward(
     dilation: int,
     softmax: bool,
 ) -> Tensor:
-    """See :func:`mmlocal.ops.elsa.elsa_attention`. Returns a contiguous tensor."""
+    """See :func:`mmlocal.ops.elsa.elsa_attention`."""
     shape, dtype = value.shape, value.dtype
     pad = kernel_size // 2 * dilation
     v, attn, mul = _split(value, attn, ghost_mul, kernel_size, softmax)
@@ -81,7 +83,7 @@ def forward(
     if ghost_add is not None:
         weight = ghost_add.to(v.dtype).unsqueeze(1)
         out += F.conv2d(value.to(v.dtype), weight, padding=pad, dilation=dilation, groups=shape[1])
-    return out.to(dtype)
+    return to_layout(out.to(dtype), value)
 
 
 def backward(
@@ -147,8 +149,8 @@ def backward(
     if need_mul:
         grad_mul = grad_mul.permute(1, 2, 0, 3, 4).reshape(ghost_mul.shape).to(ghost_mul.dtype)
     return (
-        grad_value.to(value.dtype) if need_value else None,
-        grad_weights.view(attn.shape).to(attn.dtype) if need_attn else None,
+        to_layout(grad_value.to(value.dtype), value) if need_value else None,
+        to_layout(grad_weights.view(attn.shape).to(attn.dtype), attn) if need_attn else None,
         grad_mul,
         grad_add,
     )

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmlocal.ops.backends import Backend, choose_backend
+from mmlocal.ops import extension
+from mmlocal.ops.backends import TRITON, Backend, choose_backend
+from mmlocal.ops.layout import new_map
 from mmlocal.ops.qna import reference
 from mmlocal.ops.qna.reference import attention_maps, output_size
 
@@ -23,7 +25,30 @@ _ATOL = {
     torch.float16: 1e-3,
 }
 
+# The gradient of the scores is the difference of two sums: of what a lone token should not get,
+# the rounding of both is left.
+_CPP_ATOL = _ATOL | {torch.float64: 1e-14, torch.float32: 4e-6}
+
 BACKENDS = (
+    Backend(
+        name="triton",
+        description="Triton kernels, windows of a head together",
+        module="mmlocal.ops.qna.triton_impl",
+        dtypes=tuple(_ATOL),
+        deterministic=True,
+        atol=_ATOL,
+        **TRITON,
+    ),
+    Backend(
+        name="cpp",
+        description="C++ extension, vectors of channels",
+        module="mmlocal.ops.qna.cpp",
+        devices=("cpu",),
+        dtypes=tuple(_ATOL),
+        deterministic=True,
+        atol=_CPP_ATOL,
+        requires=lambda: extension.unavailable_reason,
+    ),
     Backend(
         name="eager",
         description="plain PyTorch, one tap at a time",
@@ -83,12 +108,14 @@ def qna_attention(
         stride: distance between windows, in tokens.
         padding: tokens by which windows stick out of the map; below ``kernel_size``.
         sum_queries: ``False`` returns what each query gathers instead of the sum.
-        backend: name out of ``BACKENDS``; ``None`` takes the fastest that runs here.
+        backend: name out of ``BACKENDS``; ``None`` takes the one in the environment variable
+            ``MMLOCAL_BACKEND`` or, if that is not set, the fastest that runs here.
 
     Returns:
         ``(B, C, H_out, W_out)`` or, without ``sum_queries``,
         ``(B, num_queries, C, H_out, W_out)``, dtype of ``value``, with
-        ``H_out = (H + 2 * padding - kernel_size) // stride + 1``.
+        ``H_out = (H + 2 * padding - kernel_size) // stride + 1``; channels-last in memory if
+        ``value`` is.
 
     Raises:
         TypeError: a tensor is not floating point.
@@ -213,7 +240,7 @@ def _(
     batch, channels, *size = value.shape
     size = [output_size(n, kernel_size, stride, padding) for n in size]
     queries = () if sum_queries else (num_queries,)
-    return value.new_empty((batch, *queries, channels, *size))
+    return new_map(value, (batch, *queries, channels, *size))
 
 
 # An op returns tensors only: an empty one stands for a gradient that is not needed.
@@ -243,7 +270,9 @@ def _(grad, value, scores, rel_pos, tap_weight, *settings):
     needs_grad = settings[-1]
     inputs = (value, scores, rel_pos, tap_weight)
     return tuple(
-        x.new_empty(x.shape) if needed else grad.new_empty(0)
+        (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
+        if needed
+        else grad.new_empty(0)
         for x, needed in zip(inputs, needs_grad, strict=True)
     )
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlocal.ops.layout import to_layout
 from mmlocal.ops.qna.reference import output_size
 
 # Elements of a temporary map that stay in the cache of one CPU core.
@@ -34,21 +35,22 @@ class _Windows:
         self.scores = scores
         self.rel_pos = rel_pos
         self.slices = slices
-        peak = self._logits(0).clone()
-        for tap in range(1, len(slices)):
-            torch.maximum(peak, self._logits(tap), out=peak)
+        peak = torch.full_like(scores[slices[0]], float("-inf"))
+        for tap, window in enumerate(slices):
+            logits = scores[window] if rel_pos is None else scores[window] + rel_pos[tap]
+            torch.maximum(peak, logits, out=peak)
         self.peak = peak.masked_fill_(peak == float("-inf"), 0.0)
         total = torch.zeros_like(peak)
         for tap in range(len(slices)):
             total += self._exp(tap)
         self.scale = total.masked_fill_(total == 0, 1.0).reciprocal_()
 
-    def _logits(self, tap: int) -> Tensor:
-        logits = self.scores[self.slices[tap]]
-        return logits if self.rel_pos is None else logits + self.rel_pos[tap]
-
     def _exp(self, tap: int) -> Tensor:
-        return (self._logits(tap) - self.peak).exp_()
+        # In this order: added to a large score, the position would lose its digits.
+        exponent = self.scores[self.slices[tap]] - self.peak
+        if self.rel_pos is not None:
+            exponent += self.rel_pos[tap]
+        return exponent.exp_()
 
     def attention(self, tap: int) -> Tensor:
         """``(b, queries, heads, H_out, W_out)``."""
@@ -117,7 +119,7 @@ def forward(
     padding: int,
     sum_queries: bool,
 ) -> Tensor:
-    """See :func:`mmlocal.ops.qna.qna_attention`. Returns a contiguous tensor."""
+    """See :func:`mmlocal.ops.qna.qna_attention`."""
     batch, channels = value.shape[:2]
     size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
     v, s, rel_pos, weight = _split(value, scores, rel_pos, tap_weight, num_queries, padding)
@@ -134,7 +136,7 @@ def forward(
                 attn = attn.sum(dim=1, keepdim=True)
             out[chunk].addcmul_(attn[:, :, :, None], v[chunk][window][:, None])
     shape = (batch, channels, *size) if sum_queries else (batch, num_queries, channels, *size)
-    return out.view(shape).to(value.dtype)
+    return to_layout(out.view(shape).to(value.dtype), value)
 
 
 def backward(
@@ -202,14 +204,25 @@ def backward(
                 if need_rel_pos:
                     grad_bias[tap] += grad_logits.sum(dim=(0, 3, 4))
 
-    inner = (..., slice(padding, padding + value.shape[2]), slice(padding, padding + value.shape[3]))
+    inner = (
+        ...,
+        slice(padding, padding + value.shape[2]),
+        slice(padding, padding + value.shape[3]),
+    )
+
+    def to_map(grads: Tensor | None, like: Tensor) -> Tensor | None:
+        if grads is None:
+            return None
+        return to_layout(grads[inner].reshape(like.shape).to(like.dtype), like)
 
     def to_table(grads: Tensor | None, table: Tensor | None) -> Tensor | None:
-        return None if grads is None else grads.flatten(1).t().reshape(table.shape).to(table.dtype)
+        if grads is None:
+            return None
+        return grads.flatten(1).t().contiguous().view(table.shape).to(table.dtype)
 
     return (
-        grad_v[inner].reshape(value.shape).to(value.dtype) if need_value else None,
-        grad_s[inner].reshape(scores.shape).to(scores.dtype) if need_scores else None,
+        to_map(grad_v, value),
+        to_map(grad_s, scores),
         to_table(grad_bias, rel_pos),
         to_table(grad_weight, tap_weight),
     )

@@ -38,6 +38,9 @@ def attention_maps(
     windows = scores.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)
     windows = windows.permute(0, 1, 4, 5, 2, 3)
     logits = windows.reshape(batch, num_queries, heads, kernel_size**2, *size)
+    # The softmax ignores it; added to a large score, a position would lose its digits.
+    peak = logits.detach().amax(dim=3, keepdim=True)
+    logits = logits - peak.masked_fill(peak == float("-inf"), 0.0)
     if rel_pos is not None:
         logits = logits + rel_pos.to(dtype).reshape(1, num_queries, heads, -1, 1, 1)
     empty = (logits == float("-inf")).all(dim=3, keepdim=True)
@@ -63,7 +66,8 @@ def forward(
         attn = attn * tap_weight.to(attn.dtype).reshape(1, num_queries, heads, taps, 1, 1)
     windows = F.unfold(value.to(attn.dtype), kernel_size, padding=padding, stride=stride)
     windows = windows.view(batch, heads, channels // heads, taps, out_height, out_width)
-    out = torch.einsum("blntyx,bnctyx->blncyx", attn, windows)
+    # Not einsum, which autocast would have multiply in bfloat16.
+    out = (attn[:, :, :, None] * windows[:, None]).sum(dim=4)
     if sum_queries:
         return out.sum(dim=1).reshape(batch, channels, out_height, out_width).to(value.dtype)
     return out.reshape(batch, num_queries, channels, out_height, out_width).to(value.dtype)

@@ -1,0 +1,6 @@
+# Adam for 10 epochs. Ours: a constant learning rate, 32 images per step.
+train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="Adam", lr=0.001))
+auto_scale_lr = dict(enable=False, base_batch_size=32)

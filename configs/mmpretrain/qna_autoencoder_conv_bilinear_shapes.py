@@ -1,0 +1,17 @@
+"""Narrow auto-encoder on 64x64 crops of the generated shapes: max-pooling and bilinear upsampling.
+
+Not from the paper. Three layers each way, so that the smallest map has 8x8 tokens as with the
+paper's five at 256 pixels.
+"""
+
+_base_ = [
+    "./_base_/models/autoencoder.py",
+    "./_base_/datasets/shapes_images.py",
+    "./_base_/schedules/adam_10e.py",
+    "./_base_/default_runtime.py",
+]
+
+model = dict(encoder="conv_max", decoder="bilinear_conv", embed_dims=32, num_heads=4, num_layers=3)
+auto_scale_lr = dict(base_batch_size=16)
+randomness = dict(seed=0)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

@@ -1,0 +1,143 @@
+"""Compare auto-encoders: train each alike, measure, and put the reconstructions side by side."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmengine.registry import RUNNERS, init_default_scope
+from mmengine.runner import Runner
+
+from mmlocal.engine.cli import UsageError
+from mmlocal.engine.data import check_data
+from mmlocal.engine.launch import load_config, require_library
+from mmlocal.visualization import contact_sheet, plot_curves
+
+CONFIGS = (
+    "qna_autoencoder_conv_bilinear_shapes",
+    "qna_autoencoder_conv_transposed_shapes",
+    "qna_autoencoder_qna_uqna_shapes",
+)
+METRICS = ("l1", "mse", "psnr", "ssim")
+PREFIX = "reconstruction/"
+
+
+def compare_autoencoders(
+    work_dir: Path,
+    configs: Sequence[str] = CONFIGS,
+    lrs: Sequence[float] = (),
+    cfg_options: dict | None = None,
+    num_pictures: int = 8,
+) -> dict:
+    """Train and test some auto-encoders on the same data, by the same schedule.
+
+    Writes to ``work_dir``: a folder for each run, ``reconstructions.png`` (the first row are images
+    of the test set, each other row is a config, in order, with its best learning rate),
+    ``curves.png`` (a row for each of the same runs) and ``summary.json``.
+
+    Args:
+        work_dir: folder for the results.
+        configs: names or paths of configs.
+        lrs: learning rates to try for each config, as the paper does; none for that of the config.
+        cfg_options: settings to merge into every config, with dotted keys.
+        num_pictures: images in a row.
+
+    Returns:
+        The contents of ``summary.json``: ``runs``, one dict each with ``config``, ``lr``,
+        ``parameters``, ``seconds`` and the metrics, and ``best``, the index in it of the run with
+        the least L1, for each config.
+
+    Raises:
+        UsageError: missing config, library or data, or ``num_pictures`` below 1.
+    """
+    if num_pictures < 1:
+        raise UsageError(f"--num-pictures must be at least 1, got {num_pictures}")
+    work_dir.mkdir(parents=True, exist_ok=True)
+    runs, best, scalars = [], {}, []
+    for config in configs:
+        for lr in lrs or (None,):
+            options = dict(cfg_options or {})
+            if lr is not None:
+                options["optim_wrapper.optimizer.lr"] = lr
+            folder = work_dir / f"{len(runs):02d}"
+            run, runner = _run(config, options, folder)
+            runs.append(run)
+            scalars.append(Path(runner.log_dir) / "vis_data" / "scalars.json")
+            _draw(runner, folder, num_pictures)
+            if config not in best or run["l1"] < runs[best[config]]["l1"]:
+                best[config] = len(runs) - 1
+
+    rows = [_tiles(work_dir / f"{next(iter(best.values())):02d}", "image", num_pictures)]
+    rows += [_tiles(work_dir / f"{index:02d}", "pred", num_pictures) for index in best.values()]
+    contact_sheet(
+        [tile for row in rows for tile in row], work_dir / "reconstructions.png", len(rows[0])
+    )
+    curves = []
+    for index in best.values():
+        curves.append(work_dir / f"{index:02d}" / "curves.png")
+        plot_curves(scalars[index], curves[-1], ("loss",), (f"{PREFIX}ssim", f"{PREFIX}l1"))
+    contact_sheet(curves, work_dir / "curves.png", columns=1)
+    summary = dict(runs=runs, best=best)
+    (work_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def format_comparison(summary: dict) -> str:
+    """A table for the terminal; the best run of each config is marked."""
+    lines = [
+        f"{'config':<40} {'lr':>8} {'params':>9} {'L1':>7} {'MSE':>7} {'PSNR':>6} {'SSIM':>6} s"
+    ]
+    for index, run in enumerate(summary["runs"]):
+        name = run["config"] + ("*" if index in summary["best"].values() else "")
+        lines.append(
+            f"{name:<40} {run['lr']:8.1e} {run['parameters']:9,d} {run['l1']:7.4f} "
+            f"{run['mse']:7.4f} {run['psnr']:6.2f} {run['ssim']:6.3f} {run['seconds']:.0f}"
+        )
+    return "\n".join(lines)
+
+
+def _run(config: str, options: dict, folder: Path) -> tuple[dict, Runner]:
+    cfg = load_config(config, options)
+    require_library(cfg.default_scope)
+    check_data(cfg, ["train", "val", "test"])
+    cfg.work_dir = str(folder)
+    for phase in ("train", "val", "test"):  # as mmpretrain's tools
+        cfg[f"{phase}_dataloader"].setdefault("collate_fn", dict(type="default_collate"))
+    init_default_scope(cfg.default_scope)
+    runner = RUNNERS.build(cfg)
+    start = time.perf_counter()
+    runner.train()
+    seconds = time.perf_counter() - start
+    results = runner.test()
+    run = dict(
+        config=config,
+        lr=cfg.optim_wrapper.optimizer.lr,
+        parameters=sum(parameter.numel() for parameter in runner.model.parameters()),
+        iterations=runner.iter,
+        seconds=round(seconds, 1),
+    )
+    return run | {name: results[PREFIX + name] for name in METRICS}, runner
+
+
+def _draw(runner: Runner, folder: Path, number: int) -> None:
+    """Write the first test images, and what the model makes of them."""
+    dataset = runner.test_loop.dataloader.dataset
+    items = [dataset[index] for index in range(min(number, len(dataset)))]
+    batch = {key: [item[key] for item in items] for key in items[0]}
+    with torch.no_grad():
+        samples = runner.model.test_step(batch)
+    for index, sample in enumerate(samples):
+        for name in ("image", "pred"):
+            image = sample.gt_image if name == "image" else sample.pred_image
+            pixels = image.permute(1, 2, 0).mul(255).round().byte().cpu().numpy()
+            path = folder / f"{name}_{index:02d}.png"
+            cv2.imwrite(str(path), np.ascontiguousarray(pixels[..., ::-1]))
+
+
+def _tiles(folder: Path, name: str, number: int) -> list[Path]:
+    return sorted(folder.glob(f"{name}_*.png"))[:number]

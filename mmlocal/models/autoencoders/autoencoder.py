@@ -1,0 +1,190 @@
+"""An auto-encoder of equal layers, to compare ways of halving and doubling a map.
+
+Source:
+    Learned Queries for Efficient Local Attention, Arar et al. 2022, appendix G. No code was
+    published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from mmlocal.layers import QnA, UpsampleQnA
+from mmlocal.registry import MODELS
+
+NORM_EPS = 1e-6
+
+
+class _ChannelsLast(nn.Sequential):
+    """Layers on ``(B, H, W, C)``, between maps ``(B, C, H, W)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _norm_relu(dims: int) -> list[nn.Module]:
+    return [nn.InstanceNorm2d(dims, affine=True), nn.ReLU(inplace=True)]
+
+
+# A bias before an instance norm would have no effect.
+def _conv_stride(dims: int, num_heads: int) -> nn.Module:
+    """ConvS2-IN."""
+    conv = nn.Conv2d(dims, dims, 3, stride=2, padding=1, bias=False)
+    return nn.Sequential(conv, *_norm_relu(dims))
+
+
+def _conv_max(dims: int, num_heads: int) -> nn.Module:
+    """Conv-IN-Max."""
+    conv = nn.Conv2d(dims, dims, 3, padding=1, bias=False)
+    return nn.Sequential(conv, *_norm_relu(dims), nn.MaxPool2d(2))
+
+
+def _qna(dims: int, num_heads: int) -> nn.Module:
+    """LN-QnA; a single query needs no weights to be added up with others."""
+    qna = QnA(dims, num_heads, num_queries=1, stride=2, attn_scale="none")
+    return _ChannelsLast(nn.LayerNorm(dims, eps=NORM_EPS), qna)
+
+
+def _bilinear_conv(dims: int, num_heads: int) -> nn.Module:
+    """Bilinear-Conv-IN."""
+    up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    conv = nn.Conv2d(dims, dims, 3, padding=1, bias=False)
+    return nn.Sequential(up, conv, *_norm_relu(dims))
+
+
+def _conv_transposed(dims: int, num_heads: int) -> nn.Module:
+    """ConvTransposed-IN."""
+    conv = nn.ConvTranspose2d(dims, dims, 3, stride=2, padding=1, output_padding=1, bias=False)
+    return nn.Sequential(conv, *_norm_relu(dims))
+
+
+def _uqna(dims: int, num_heads: int) -> nn.Module:
+    """LN-UQnA."""
+    return _ChannelsLast(nn.LayerNorm(dims, eps=NORM_EPS), UpsampleQnA(dims, num_heads))
+
+
+ENCODERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "conv_stride": _conv_stride,
+    "conv_max": _conv_max,
+    "qna": _qna,
+}
+DECODERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "bilinear_conv": _bilinear_conv,
+    "conv_transposed": _conv_transposed,
+    "uqna": _uqna,
+}
+
+
+@MODELS.register_module()
+class AutoEncoder(BaseModel):
+    """Halve an image ``num_layers`` times, double it as often, and compare by L1.
+
+    All windows are 3x3, no layer has a skip connection. The paper names the layers and the loss.
+    Ours, as it does not say: one width for all layers, 1x1 convolutions from the image to that
+    width and back, ReLU after each instance norm, no activation after QnA, 8 channels per head
+    (which the paper finds best for QnA elsewhere).
+
+    Args:
+        encoder: ``'conv_stride'``: convolution of stride 2, instance norm. ``'conv_max'``:
+            convolution, instance norm, max-pooling. ``'qna'``: LayerNorm,
+            :class:`~mmlocal.layers.QnA` with one query and stride 2.
+        decoder: ``'bilinear_conv'``: bilinear interpolation, convolution, instance norm.
+            ``'conv_transposed'``: transposed convolution, instance norm. ``'uqna'``: LayerNorm,
+            :class:`~mmlocal.layers.UpsampleQnA`.
+        in_channels: channels of the image.
+        embed_dims: channels of all layers.
+        num_heads: heads of QnA layers; must divide ``embed_dims``.
+        num_layers: layers of the encoder, and of the decoder.
+        data_preprocessor: as in MMEngine. It has to bring images to [0, 1].
+        init_cfg: as in MMEngine; default: PyTorch's for convolutions, the official one for QnA.
+
+    Raises:
+        ValueError: unknown ``encoder`` or ``decoder``, ``num_layers`` below 1, ``num_heads`` that
+            does not divide ``embed_dims``.
+
+    Note:
+        An instance norm takes away the mean of a map. So the convolutional kinds learn the
+        brightness of an image only as far as borders and rectified values show it.
+
+        QnA attends almost evenly at first. On a smallest map of 2x2 tokens, a window of the first
+        ``'uqna'`` layer sees all of it, so all its outputs are nearly equal, and with a ``'qna'``
+        encoder training stayed at images of one colour. Keep that map well above 3x3.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "qna",
+        decoder: str = "uqna",
+        in_channels: int = 3,
+        embed_dims: int = 64,
+        num_heads: int = 8,
+        num_layers: int = 5,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        for name, kind, kinds in (("encoder", encoder, ENCODERS), ("decoder", decoder, DECODERS)):
+            if kind not in kinds:
+                raise ValueError(f"{name} must be one of {', '.join(kinds)}, got {kind!r}")
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        self.in_channels = in_channels
+        self.size_divisor = 2**num_layers
+        down, up = ENCODERS[encoder], DECODERS[decoder]
+        self.stem = nn.Conv2d(in_channels, embed_dims, 1)
+        self.encoder = nn.Sequential(*(down(embed_dims, num_heads) for _ in range(num_layers)))
+        self.decoder = nn.Sequential(*(up(embed_dims, num_heads) for _ in range(num_layers)))
+        self.head = nn.Conv2d(embed_dims, in_channels, 1)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: Sequence[BaseDataElement] | None = None,
+        mode: str = "tensor",
+    ) -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
+        """Reconstruct images.
+
+        Args:
+            inputs: ``(B, in_channels, H, W)`` in [0, 1]; ``H`` and ``W`` are multiples of
+                ``2**num_layers``.
+            data_samples: what ``"predict"`` adds its result to; ``None`` for new ones.
+            mode: as in MMEngine.
+
+        Returns:
+            ``"tensor"``: ``(B, in_channels, H, W)``, not clipped. ``"loss"``: ``loss``, the mean
+            absolute error. ``"predict"``: a sample per image, with ``gt_image`` and ``pred_image``,
+            both ``(in_channels, H, W)`` float32 in [0, 1].
+
+        Raises:
+            ValueError: other channels or sizes, unknown ``mode``; from PyTorch, if an instance norm
+                sees a map of one pixel.
+        """
+        if mode not in ("tensor", "loss", "predict"):
+            raise ValueError(f"mode must be tensor, loss or predict, got {mode!r}")
+        self._check_input(inputs)
+        x = self.head(self.decoder(self.encoder(self.stem(inputs))))
+        if mode == "tensor":
+            return x
+        x = x.float()  # mixed precision
+        if mode == "loss":
+            return dict(loss=F.l1_loss(x, inputs))
+        samples = data_samples or [BaseDataElement() for _ in inputs]
+        for sample, image, pred in zip(samples, inputs, x.clamp(0, 1), strict=True):
+            sample.gt_image, sample.pred_image = image, pred
+        return list(samples)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"inputs must be (B, in_channels={self.in_channels}, H, W), got {tuple(x.shape)}"
+            )
+        if any(size % self.size_divisor or not size for size in x.shape[2:]):
+            raise ValueError(
+                f"inputs must have H and W that are multiples of {self.size_divisor}, got "
+                f"{x.shape[2]}x{x.shape[3]}; resize or crop the images in the pipeline"
+            )

@@ -1,0 +1,183 @@
+// Vectors of MMLOCAL_VECTOR_BYTES bytes, in the compiler's own vector types. Included once per
+// instruction set, in a namespace of its own.
+//
+// Nothing here may call a function template of the standard library: the linker would merge it with
+// the copies of other files, and a plain CPU could end up with AVX-512 code.
+
+template <class T>
+struct Types;
+
+template <>
+struct Types<float> {
+  using Int = int32_t;
+  typedef float Vec __attribute__((vector_size(MMLOCAL_VECTOR_BYTES)));
+  typedef float Unaligned __attribute__((vector_size(MMLOCAL_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t IntVec __attribute__((vector_size(MMLOCAL_VECTOR_BYTES)));
+};
+
+template <>
+struct Types<double> {
+  using Int = int64_t;
+  typedef double Vec __attribute__((vector_size(MMLOCAL_VECTOR_BYTES)));
+  typedef double Unaligned
+      __attribute__((vector_size(MMLOCAL_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t IntVec __attribute__((vector_size(MMLOCAL_VECTOR_BYTES)));
+};
+
+template <class T>
+using Vec = typename Types<T>::Vec;
+template <class T>
+using IntVec = typename Types<T>::IntVec;
+
+template <class T>
+constexpr int kLanes = MMLOCAL_VECTOR_BYTES / sizeof(T);
+
+// Pixels that a loop over taps works on together: as many as leave its sums in registers.
+constexpr int kPixels = MMLOCAL_VECTOR_BYTES == 64 ? 8 : 4;
+
+#define MMLOCAL_INLINE static inline __attribute__((always_inline))
+
+template <class T>
+constexpr T kInfinity = static_cast<T>(__builtin_inf());
+
+// A number as an argument that the compiler knows.
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+MMLOCAL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+MMLOCAL_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+MMLOCAL_INLINE int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
+MMLOCAL_INLINE int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+template <class T>
+MMLOCAL_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename Types<T>::Unaligned*>(p);
+}
+
+template <class T>
+MMLOCAL_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename Types<T>::Unaligned*>(p) = v;
+}
+
+template <class T>
+MMLOCAL_INLINE Vec<T> broadcast(T x) {
+  return x - Vec<T>{};  // x + 0 would lose the sign of -0
+}
+
+// The first count lanes from memory, the others filled.
+template <class T>
+MMLOCAL_INLINE Vec<T> load(const T* p, int64_t count, T fill) {
+  if (count >= kLanes<T>) return load(p);
+  Vec<T> v = broadcast(fill);
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+
+template <class T>
+MMLOCAL_INLINE void store(T* p, Vec<T> v, int64_t count) {
+  if (count >= kLanes<T>) return store(p, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+
+template <class T>
+MMLOCAL_INLINE T sum(Vec<T> v) {
+  T total = 0;
+  for (int i = 0; i < kLanes<T>; ++i) total += v[i];
+  return total;
+}
+
+template <class T>
+MMLOCAL_INLINE Vec<T> permute(Vec<T> v, IntVec<T> index) {
+#if defined(__clang__)
+  Vec<T> out;
+  for (int i = 0; i < kLanes<T>; ++i) out[i] = v[index[i]];
+  return out;
+#else
+  return __builtin_shuffle(v, index);
+#endif
+}
+
+// Lane i of the result is the sum of the lanes of rows[i]; destroys rows.
+template <class T>
+MMLOCAL_INLINE Vec<T> sums_of(Vec<T>* rows) {
+  IntVec<T> even, odd;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    even[i] = 2 * i;
+    odd[i] = 2 * i + 1;
+  }
+#pragma GCC unroll 16
+  for (int count = kLanes<T>; count > 1; count /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < count / 2; ++i) {
+      const Vec<T> a = rows[2 * i], b = rows[2 * i + 1];
+#if defined(__clang__)
+      Vec<T> evens, odds;
+      for (int k = 0; k < kLanes<T>; ++k) {
+        constexpr int half = kLanes<T> / 2;
+        evens[k] = k < half ? a[2 * k] : b[2 * (k - half)];
+        odds[k] = k < half ? a[2 * k + 1] : b[2 * (k - half) + 1];
+      }
+      rows[i] = evens + odds;
+#else
+      rows[i] = __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+#endif
+    }
+  }
+  return rows[0];
+}
+
+// exp(x) / 2^power. The argument is not rounded on the way, so results of any size have the same
+// relative error (1e-7 in float), down to the smallest normal number; below it, and for -inf, 0.
+// For x up to 500; NaN stays NaN.
+MMLOCAL_INLINE Vec<float> exp_scaled(Vec<float> x, Vec<float> power) {
+  const Vec<float> low = broadcast(-500.0f), high = broadcast(500.0f);
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const Vec<float> magic = broadcast(12582912.0f);  // 1.5 * 2^23: to the nearest whole number
+  const Vec<float> n = (x * 1.44269504f + magic) - magic;
+  // ln 2 in two parts, the first one short (Cephes)
+  const Vec<float> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const Vec<float> e = n - power;
+  const Vec<float> least = broadcast(-126.0f), most = broadcast(127.0f);
+  Vec<float> clamped = e < least ? least : e;
+  clamped = clamped > most ? most : clamped;
+  const IntVec<float> bits = (__builtin_convertvector(clamped, IntVec<float>) + 127) << 23;
+  const Vec<float> result = p * (Vec<float>)bits;
+  return e < least ? Vec<float>{} : result;
+}
+
+MMLOCAL_INLINE Vec<double> exp_scaled(Vec<double> x, Vec<double> power) {
+  const Vec<double> low = broadcast(-2000.0), high = broadcast(500.0);
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const Vec<double> magic = broadcast(6755399441055744.0);  // 1.5 * 2^52
+  const Vec<double> n = (x * 1.4426950408889634 + magic) - magic;
+  const Vec<double> r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  Vec<double> p = r * (1.0 / 6227020800) + 1.0 / 479001600;  // Taylor, to r^13
+  p = p * r + 1.0 / 39916800;
+  p = p * r + 1.0 / 3628800;
+  p = p * r + 1.0 / 362880;
+  p = p * r + 1.0 / 40320;
+  p = p * r + 1.0 / 5040;
+  p = p * r + 1.0 / 720;
+  p = p * r + 1.0 / 120;
+  p = p * r + 1.0 / 24;
+  p = p * r + 1.0 / 6;
+  p = p * r + 0.5;
+  p = p * (r * r) + r + 1.0;
+  const Vec<double> e = n - power;
+  const Vec<double> least = broadcast(-1022.0), most = broadcast(1023.0);
+  Vec<double> clamped = e < least ? least : e;
+  clamped = clamped > most ? most : clamped;
+  const IntVec<double> bits = (__builtin_convertvector(clamped, IntVec<double>) + 1023) << 52;
+  const Vec<double> result = p * (Vec<double>)bits;
+  return e < least ? Vec<double>{} : result;
+}

@@ -1,0 +1,87 @@
+"""What the Triton kernels of all ops share: tiles, their sizes, and sums over programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# TILE: numbers of the (pixels, channels) tile of a program. The first entry has to do without
+# measurements: in the interpreter, and where results must not depend on how long a kernel took.
+_CONFIGS = [
+    triton.Config({"TILE": 2048}, num_warps=4),
+    triton.Config({"TILE": 1024}, num_warps=4),
+    triton.Config({"TILE": 1024}, num_warps=2),
+    triton.Config({"TILE": 4096}, num_warps=8),
+]
+# Largest number of partial sums per gradient of a table, and pixels that each one covers at least.
+_MAX_SPLITS = 512
+_SPLIT_PIXELS = 512
+
+
+def _prune(configs: list[triton.Config], *_, **__) -> list[triton.Config]:
+    # A tile size decides the order of sums, so a faster one may differ in the last digit.
+    return configs[:1] if torch.are_deterministic_algorithms_enabled() else configs
+
+
+# Not measured again for other maps or batches.
+tuned = triton.autotune(
+    configs=_CONFIGS[:1] if triton.knobs.runtime.interpret else _CONFIGS,
+    key=["PER_HEAD", "KERNEL"],
+    prune_configs_by={"early_config_prune": _prune},
+)
+
+
+def block_c(per_head: int) -> int:
+    """Channels of a tile: all of a head."""
+    return triton.next_power_of_2(max(1, per_head))
+
+
+# Pixels of a tile.
+sized = triton.heuristics({"BLOCK_P": lambda args: max(1, args["TILE"] // args["BLOCK_C"])})
+
+
+def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    """What to compute in, for PyTorch and for Triton."""
+    if dtype == torch.float64:
+        return torch.float64, tl.float64
+    return torch.float32, tl.float32
+
+
+def programs(pixels: int, others: int) -> Callable[[dict], tuple[int]]:
+    """The grid with a program for each tile of ``pixels`` of each of ``others``."""
+    return lambda args: (triton.cdiv(pixels, args["BLOCK_P"]) * others,)
+
+
+def splits_of(pixels: int) -> int:
+    """Partial sums to make of something over ``pixels``, of the whole batch."""
+    return min(_MAX_SPLITS, triton.cdiv(pixels, _SPLIT_PIXELS))
+
+
+def add_up(partial: Tensor, like: Tensor) -> Tensor:
+    """The sum of ``(splits, ...)`` in the shape and dtype of ``like``."""
+    return partial.sum(dim=0).view(like.shape).to(like.dtype)
+
+
+@triton.jit
+def locate(tile, count, width, BLOCK_P: tl.constexpr):
+    """The pixels of a tile of a map of ``count``: index, row, column, and whether they exist."""
+    index = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    return index.to(tl.int64), index // width, index % width, index < count
+
+
+@triton.jit
+def program(inner, middle):
+    """Three indices of this program, the innermost first; the outermost one in int64."""
+    pid = tl.program_id(0)
+    return pid % inner, pid // inner % middle, (pid // inner // middle).to(tl.int64)
+
+
+@triton.jit
+def share(split, splits, tiles):
+    """The range of ``tiles`` that belongs to one of ``splits`` programs."""
+    size = tl.cdiv(tiles, splits)
+    return split * size, tl.minimum((split + 1) * size, tiles)

@@ -1,0 +1,573 @@
+"""The QnA-ViT backbone; its agreement with the official code is in test_qna_parity.py."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmlocal.layers import DropPath, EvenWindowAttention, QnA
+from mmlocal.models.backbones import QnAViT
+
+TINY = dict(
+    embed_dims=8,
+    attn_depths=(0, 1, 2, 1),
+    qna_depths=(1, 2, 1, 0),
+    attn_heads=(1, 2, 2, 4),
+    qna_heads=(2, 2, 4, 4),
+)
+TWO = dict(embed_dims=6, attn_depths=(0, 1), qna_depths=(1, 0), attn_heads=(1, 2), qna_heads=(2, 4))
+BLOCKS = ["stages.0.0", "downsamples.0", "stages.1.0", "stages.1.1", "stages.1.2",
+          "downsamples.1", "stages.2.0", "stages.2.1", "stages.2.2", "downsamples.2",
+          "stages.3.0"]  # fmt: skip
+
+stems = pytest.mark.parametrize("stem", ["patch", "resnet"])
+
+
+def make(seed: int = 0, **kwargs) -> QnAViT:
+    torch.manual_seed(seed)
+    defaults = dict(arch=TINY, window_sizes=(4, 4, 5, 3), drop_path_rate=0.0)
+    return QnAViT(**defaults | kwargs)
+
+
+def make_two(**kwargs) -> QnAViT:
+    return make(arch=TWO, window_sizes=(4, 3), out_indices=(0, 1), **kwargs)
+
+
+def cotangents(outs) -> list[torch.Tensor]:
+    """Not ones or the outputs themselves: after a LayerNorm their products are constants."""
+    return [torch.linspace(-3, 9, o.numel()).cos().view(o.shape) for o in outs]
+
+
+def results(model: nn.Module, backbone: QnAViT, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Outputs and gradients of ``model``, which is ``backbone`` or compiled from it."""
+    outs = model(image)
+    live = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
+    learning = [out for out in outs if out.requires_grad]
+    grads = torch.autograd.grad(learning, list(live.values()), cotangents(learning))
+    named = {f"grad of {name}": grad for name, grad in zip(live, grads, strict=True)}
+    return named | {f"out {i}": out.detach() for i, out in enumerate(outs)}
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters"),
+    [
+        ("tiny", 15_715_560),
+        ("tiny_7x7", 15_753_960),
+        ("small", 24_971_560),
+        ("base", 55_670_008),
+    ],
+)
+def test_published_models(arch, parameters):
+    """Parameters of the official classifiers of 1000 classes, and maps of an image of 224."""
+    with torch.device("meta"):
+        backbone = QnAViT(arch, out_indices=(3,))
+        modules = (backbone, nn.Linear(backbone.num_features[-1], 1000))
+        assert sum(p.numel() for m in modules for p in m.parameters()) == parameters
+        outs = QnAViT(arch).requires_grad_(False)(torch.zeros(1, 3, 224, 224))
+    dims = 96 if arch == "base" else 64
+    assert [tuple(out.shape) for out in outs] == [
+        (1, dims * 2**i, 56 // 2**i, 56 // 2**i) for i in range(4)
+    ]
+
+
+def test_windows_of_the_published_models():
+    """At 224 pixels, stages 3 and 4 attend globally."""
+    with torch.device("meta"):
+        backbone = QnAViT("tiny").requires_grad_(False)
+        calls = []
+        for module in backbone.modules():
+            if isinstance(module, EvenWindowAttention):
+                module.w_msa.register_forward_pre_hook(lambda module, args: calls.append(args))
+        backbone(torch.zeros(2, 3, 224, 224))
+    assert [(len(x), window, mask) for x, window, mask in calls] == [
+        *[(2, (14, 14), None)] * 4,
+        *[(2, (7, 7), None)] * 2,
+    ]
+
+
+@stems
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (3,), (0,), (1, 2), [2, 0]], ids=str)
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (33, 97), (61, 97), (64, 64)], ids=str)
+def test_output_shapes(size, out_indices, stem):
+    backbone = make(out_indices=out_indices, stem=stem).eval()
+    with torch.no_grad():
+        outs = backbone(torch.randn(1, 3, *size))
+    assert isinstance(outs, tuple)
+    expected = []
+    for i in sorted(out_indices):
+        stride = 4 * 2**i
+        # ceil(ceil(H / 4) / 2**i) is ceil(H / (4 * 2**i))
+        expected.append((1, 8 * 2**i, -(-size[0] // stride), -(-size[1] // stride)))
+    assert [tuple(out.shape) for out in outs] == expected
+    assert all(out.is_contiguous() and out.isfinite().all() for out in outs)
+
+
+@stems
+@pytest.mark.parametrize("skip", ["conv", "avgpool"])
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+def test_options_train(kernel_size, skip, stem):
+    backbone = make(
+        arch=TINY | dict(kernel_size=kernel_size),
+        stem=stem,
+        downsample_skip=skip,
+        in_channels=2,
+        num_queries=3,
+        normalize_query=(True, False, True, False),
+        mlp_ratio=2,
+        layer_scale_init_value=0.1,
+        drop_path_rate=0.2,
+    )
+    layers = [m for m in backbone.modules() if isinstance(m, QnA)]
+    assert {m.kernel_size for m in layers} == {kernel_size}
+    assert {m.num_queries for m in layers} == {3}
+    assert [m.normalize_query for m in layers] == [True, False, False, True, True, False, True]
+    outs = backbone(torch.randn(2, 2, 30, 41))
+    assert [tuple(o.shape[2:]) for o in outs] == [(8, 11), (4, 6), (2, 3), (1, 2)]
+    torch.autograd.backward(outs, cotangents(outs))
+    assert all(p.grad.isfinite().all() for p in backbone.parameters())
+
+
+def test_padding_is_not_attended():
+    """What a map's windows are padded with makes no difference, nor does the rest of a batch."""
+    backbone = make(arch=TWO | dict(attn_depths=(2, 1), qna_depths=(0, 0)), window_sizes=(4, 4),
+                    out_indices=(0,)).double().eval()  # fmt: skip
+    image = torch.randn(1, 3, 28, 20, dtype=torch.float64)  # 7x5 tokens: windows 4x3
+    (out,) = backbone(image)
+    # tokens of the last window alone, as their own image
+    (corner,) = backbone(image[:, :, 16:, 12:])
+    torch.testing.assert_close(out[:, :, 4:, 3:], corner, rtol=0, atol=1e-12)
+    (batch,) = backbone(torch.cat((torch.randn_like(image), image)))
+    torch.testing.assert_close(batch[1:], out, rtol=0, atol=1e-12)
+
+
+@stems
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (3,), (0, 1), (2,), (1, 3)], ids=str)
+def test_every_parameter_gets_a_gradient(out_indices, stem):
+    """So that DistributedDataParallel needs no ``find_unused_parameters``."""
+    backbone = make(out_indices=out_indices, stem=stem, layer_scale_init_value=0.1)
+    outs = backbone(torch.randn(1, 3, 132, 100))
+    torch.autograd.backward(outs, cotangents(outs))
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+def test_stages_after_the_last_output_are_not_built():
+    """Their parameters would have no gradient. The names of the others do not change."""
+    full, part = make(), make(out_indices=(0, 1), frozen_stages=4)
+    assert (len(part.stages), len(part.downsamples)) == (2, 1)
+    keys = part.state_dict().keys()
+    assert keys < full.state_dict().keys()
+    part.load_state_dict({k: v for k, v in full.state_dict().items() if k in keys})
+    image = torch.randn(1, 3, 40, 48)
+    for a, b in zip(full.eval()(image)[:2], part.eval()(image), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen_stages", [-1, 2])
+def test_checkpointing_changes_nothing(frozen_stages):
+    """Values and gradients are the same, random drops included."""
+    found, image = [], torch.randn(4, 3, 40, 36)
+    for with_cp in (False, True):
+        backbone = make(with_cp=with_cp, drop_path_rate=0.5, frozen_stages=frozen_stages,
+                        stem="resnet").train()  # fmt: skip
+        calls = []
+        backbone.stages[3][0].attn.register_forward_hook(lambda *args, calls=calls: calls.append(1))
+        torch.manual_seed(1)
+        found.append(results(backbone, backbone, image))
+        assert len(calls) == 1 + with_cp
+    plain, checkpointed = found
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.equal(x, checkpointed[name]) for name, x in plain.items())
+
+
+@stems
+@pytest.mark.parametrize("frozen_stages", [-1, 0, 1, 3, 4])
+def test_frozen_stages(frozen_stages, stem):
+    backbone = make(
+        frozen_stages=frozen_stages, out_indices=(0, 2, 3), stem=stem, drop_path_rate=0.5
+    )
+    frozen = [f"{name}.{i}." for name in ("stages", "downsamples") for i in range(frozen_stages)]
+    frozen += [f"norm{i}." for i in range(frozen_stages)]
+    frozen += ["stem."] if frozen_stages >= 0 else []
+    assert backbone.train() is backbone
+    names = {n for n, p in backbone.named_parameters() if not p.requires_grad}
+    assert names == {n for n, _ in backbone.named_parameters() if n.startswith(tuple(frozen))}
+    assert bool(names) == (frozen_stages >= 0)
+    for name, module in backbone.named_modules():
+        if name and name not in ("stages", "downsamples"):
+            assert module.training != f"{name}.".startswith(tuple(frozen)), name
+    before = {n: x.clone() for n, x in backbone.state_dict().items()}
+    outs = backbone(torch.randn(2, 3, 32, 40))
+    learning = [out for out in outs if out.requires_grad]
+    assert len(learning) == {-1: 3, 0: 3, 1: 2, 3: 1, 4: 0}[frozen_stages]
+    if learning:
+        torch.autograd.backward(learning, cotangents(learning))
+        live = [p for p in backbone.parameters() if p.requires_grad]
+        torch.optim.SGD(live, lr=0.1).step()
+    moved = {n for n, x in backbone.state_dict().items() if not torch.equal(x, before[n])}
+    assert not any(name.startswith(tuple(frozen)) for name in moved)  # nor any statistics
+    assert moved or frozen_stages == 4
+    assert not any(module.training for module in backbone.eval().modules())
+
+
+@pytest.mark.parametrize("norm_eval", [False, True])
+def test_norm_eval(norm_eval):
+    """Whether the stem's statistics move in training; its weights learn in any case."""
+    backbone = make(stem="resnet", norm_eval=norm_eval).train()
+    assert backbone.stem.norm.training != norm_eval
+    assert backbone.stem.conv.training
+    before = backbone.stem.norm.running_mean.clone()
+    outs = backbone(torch.randn(2, 3, 32, 40))
+    assert torch.equal(backbone.stem.norm.running_mean, before) == norm_eval
+    torch.autograd.backward(outs, cotangents(outs))
+    assert backbone.stem.norm.weight.grad.any()
+    assert not backbone.eval().stem.norm.training
+    assert make(norm_eval=True).train().stem.training  # a stem without such a norm
+
+
+@pytest.mark.parametrize(
+    ("arch", "rate", "blocks"),
+    [("tiny", 0.05, 16), ("tiny_7x7", 0.05, 16), ("small", 0.2, 28), ("base", 0.5, 28)],
+)
+def test_drop_path_rates(arch, rate, blocks):
+    """They rise linearly over all blocks in the order of the network, downsampling included."""
+    with torch.device("meta"):
+        backbone = QnAViT(arch, drop_path_rate=rate)
+        part = QnAViT(arch, drop_path_rate=rate, out_indices=(1,))
+
+    def rates(backbone: QnAViT) -> list[float]:
+        found = []
+        for i, stage in enumerate(backbone.stages):
+            path = [*stage, *backbone.downsamples[i : i + 1]]
+            found += [m.drop_prob for b in path for m in b.modules() if isinstance(m, DropPath)]
+        return found
+
+    expected = torch.linspace(0, rate, blocks, dtype=torch.float64).tolist()
+    assert rates(backbone) == pytest.approx(expected)
+    # those of a part of the network are those that it has in the whole
+    assert rates(part) == pytest.approx(expected[: len(rates(part))])
+    assert len(rates(part)) == 2 + 1 + 3
+
+
+def test_default_initialisation():
+    """The official one: LeCun normal, positions and biases 0, no LayerScale."""
+    torch.manual_seed(0)
+    backbone = QnAViT("tiny", stem="resnet", layer_scale_init_value=0.1)
+    backbone.init_weights()
+    maps = [m for m in backbone.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    # the stem; 10 QnA layers of 3, 6 attentions of 2, an MLP each; the skips
+    assert len(maps) == 1 + 10 * 3 + 6 * 2 + 16 * 2 + 3
+    for module in maps:
+        std = module.weight[0].numel() ** -0.5
+        assert module.weight.std().item() == pytest.approx(std, rel=0.05), module
+        assert module.weight.abs().max() < 2.28 * std, module
+        assert module.bias is None or not module.bias.any(), module
+    for name, parameter in backbone.named_parameters():
+        if name.endswith(("rel_pos_table", "relative_position_bias_table")):
+            assert not parameter.any(), name
+        elif name.endswith("attn_scale_table"):
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.3), name
+        elif "gamma" in name:
+            assert (parameter == 0.1).all(), name
+        elif "norm" in name:
+            assert (parameter == float(name.endswith("weight"))).all(), name
+    assert not any("bias" in n and "norm" not in n and "mlp" not in n and "table" not in n
+                   for n, _ in backbone.named_parameters())  # fmt: skip
+
+
+def save(backbone: QnAViT, path: Path, prefix: str = "") -> str:
+    torch.save({prefix + k: v for k, v in backbone.state_dict().items()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_pretrained(tmp_path, prefix):
+    source = make(seed=1, stem="resnet")
+    path = save(source, tmp_path / "weights.pth", prefix)
+    init_cfg = dict(type="Pretrained", checkpoint=path)
+    if prefix:
+        init_cfg["prefix"] = prefix
+    backbone = make(seed=2, stem="resnet", init_cfg=init_cfg)
+    backbone.init_weights()
+    for name, parameter in source.state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], parameter), name
+
+
+def test_pretrained_with_other_windows(tmp_path):
+    """Tables are resized as the official fine-tuning resizes them; the rest is copied."""
+    source = make(seed=1)
+    for name, parameter in source.named_parameters():
+        if name.endswith("table"):
+            nn.init.normal_(parameter)
+    path = save(source, tmp_path / "weights.pth")
+    backbone = make(
+        seed=2,
+        arch=TINY | dict(kernel_size=5),
+        window_sizes=(4, 7, 3, 3),
+        init_cfg=dict(type="Pretrained", checkpoint=path),
+    )
+    backbone.init_weights()
+    resized = set()
+    for name, theirs in source.state_dict().items():
+        ours = backbone.state_dict()[name]
+        if ours.shape != theirs.shape:
+            resized.add(name.rpartition(".")[2])
+            old, new = (round(len(table) ** 0.5) for table in (theirs, ours))
+            image = theirs.t().reshape(1, -1, old, old)
+            image = F.interpolate(image, (new, new), mode="bicubic", antialias=True)
+            theirs = image.flatten(2)[0].t()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
+    assert resized == {"relative_position_bias_table", "rel_pos_table", "attn_scale_table"}
+    backbone(torch.randn(1, 3, 60, 52))
+
+
+def test_pretrained_classifier_lacks_the_other_norms(tmp_path):
+    source = make(seed=1, out_indices=(3,))
+    nn.init.normal_(source.norm3.weight)
+    path = save(source, tmp_path / "classifier.pth", "backbone.")
+    backbone = make(init_cfg=dict(type="Pretrained", checkpoint=path, prefix="backbone"))
+    backbone.init_weights()
+    assert torch.equal(backbone.norm3.weight, source.norm3.weight)
+    assert torch.equal(backbone.downsamples[0].attn.query, source.downsamples[0].attn.query)
+    assert (backbone.norm0.weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(arch=TINY | dict(qna_depths=(1, 2, 2, 0))), "missing .*stages.2.3"),
+        (dict(arch="tiny"), "mismatched"),
+        (dict(num_queries=3), "mismatched .*query"),
+        (dict(stem="resnet"), "missing .*stem.conv.weight"),
+        (dict(layer_scale_init_value=0.1), "missing .*gamma"),
+    ],
+    ids=["depth", "arch", "queries", "stem", "layer-scale"],
+)
+def test_checkpoint_of_another_architecture(tmp_path, kwargs, message):
+    path = save(make(), tmp_path / "weights.pth")
+    backbone = make(**kwargs, init_cfg=dict(type="Pretrained", checkpoint=path))
+    before = copy.deepcopy(backbone.state_dict())
+    with pytest.raises(ValueError, match=f"does not fit this QnAViT.*{message}"):
+        backbone.init_weights()
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_layer_depth(prefix):
+    """One more for each block along the forward pass, the rest last."""
+    backbone = make(stem="resnet")
+    depths = {
+        name: backbone.get_layer_depth(prefix + name, prefix)
+        for name, _ in backbone.named_parameters()
+    }
+    assert {total for _, total in depths.values()} == {len(BLOCKS) + 2}
+    for name, (depth, _) in depths.items():
+        (block,) = [i for i, b in enumerate(BLOCKS) if name.startswith(f"{b}.")] or [None]
+        if block is not None:
+            assert depth == block + 1, name
+        else:
+            assert name.startswith(("stem.", "norm")), name
+            assert depth == (0 if name.startswith("stem.") else len(BLOCKS) + 1), name
+    assert {depth for depth, _ in depths.values()} == set(range(len(BLOCKS) + 2))
+    if prefix:
+        last = len(BLOCKS) + 1
+        assert backbone.get_layer_depth("head.fc.weight", prefix) == (last, last + 1)
+
+
+def test_state_dict_does_not_depend_on_the_input():
+    backbone = make()
+    keys = set(backbone.state_dict())
+    assert keys == {name for name, _ in backbone.named_parameters()}
+    image = torch.randn(1, 3, 100, 36)
+    expected = backbone.eval()(image)
+    assert set(backbone.state_dict()) == keys
+    other = make(seed=5, stem="patch")
+    other.load_state_dict(backbone.state_dict())
+    for a, b in zip(other.eval()(image), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_copy():
+    backbone = make(frozen_stages=1)
+    image = torch.randn(1, 3, 40, 36)
+    twin = copy.deepcopy(backbone)
+    assert all(torch.equal(a, b) for a, b in zip(twin(image), backbone(image), strict=True))
+    assert not twin.stem.proj.weight.requires_grad
+
+
+def test_arch_is_not_changed():
+    arch = copy.deepcopy(TWO)
+    make_two()
+    assert arch == TWO
+    assert "kernel_size" not in TWO
+    assert make(arch={k: list(v) if k != "embed_dims" else v for k, v in TINY.items()})
+
+
+@stems
+def test_float64(stem):
+    backbone = make(stem=stem, drop_path_rate=0.5).double()
+    outs = backbone(torch.randn(2, 3, 36, 52, dtype=torch.float64))
+    assert all(out.dtype == torch.float64 for out in outs)
+    sum(out.sum() for out in outs).backward()
+
+
+@stems
+@pytest.mark.parametrize("with_cp", [False, True], ids=["plain", "checkpointing"])
+def test_autocast(with_cp, stem):
+    backbone = make(with_cp=with_cp, stem=stem)
+    image = torch.randn(2, 3, 40, 36)
+    exact = backbone(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        outs = backbone(image)
+        loss = sum(out.float().square().sum() for out in outs)
+    for out, ref in zip(outs, exact, strict=True):
+        assert (out - ref).norm() / ref.norm() < 0.05
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in backbone.parameters())
+    assert all(p.grad.isfinite().all() for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights(dtype):
+    backbone = make().eval()
+    image = torch.randn(1, 3, 40, 36)
+    with torch.no_grad():
+        exact = backbone(image)
+        outs = backbone.to(dtype)(image.to(dtype))
+    for out, ref in zip(outs, exact, strict=True):
+        assert out.dtype == dtype
+        assert (out - ref).norm() / ref.norm() < 0.05
+
+
+@stems
+def test_channels_last_image(stem):
+    backbone = make(stem=stem)
+    image = torch.randn(2, 3, 40, 36)
+    last = image.contiguous(memory_format=torch.channels_last)
+    for a, b in zip(backbone(last), backbone(image), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_training_is_deterministic():
+    found, image = [], torch.randn(2, 3, 40, 36)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            backbone = make(drop_path_rate=0.3)
+            found.append(results(backbone, backbone, image))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compiler", "dynamic", "sizes"),
+    [
+        ("aot_eager", True, [(40, 56), (36, 104)]),
+        # Inductor's code relies on the strides that the op promises.
+        ("inductor", False, [(24, 36)]),
+    ],
+    ids=["aot-dynamic", "inductor"],
+)
+def test_compile(compiler, dynamic, sizes):
+    """In one graph, forward and backward."""
+    torch.compiler.reset()
+    backbone = make_two()
+    compiled = torch.compile(backbone, backend=compiler, fullgraph=True, dynamic=dynamic)
+    for size in sizes:
+        image = torch.randn(2, 3, *size)
+        expected, ours = results(backbone, backbone, image), results(compiled, backbone, image)
+        for name, x in expected.items():
+            scale = x.abs().max().clamp_min(1e-3)
+            assert (ours[name] - x).abs().max() < 5e-5 * scale, name
+
+
+def test_export():
+    backbone = make().eval()
+    image = torch.randn(1, 3, 40, 56)
+    program = torch.export.export(backbone, (image,))
+    for a, b in zip(program.module()(image), backbone(image), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        (dict(arch="huge"), ValueError, r"arch must be one of \['base'.*got 'huge'"),
+        (dict(arch=96), TypeError, "arch must be a name or a dict, got 96"),
+        (dict(arch=None), TypeError, "arch must be a name or a dict, got None"),
+        (dict(arch=dict(embed_dims=8)), ValueError, r"arch must have the keys.*\['embed_dims'\]"),
+        (dict(arch=TINY | dict(depths=7)), ValueError, "arch must have .*got .*'depths'"),
+        (dict(arch=TINY | dict(qna_depths=(1, 1))), ValueError, "arch must give .*same number"),
+        (dict(arch=TINY | dict(attn_heads=(1, 3, 2, 4))), ValueError, "num_heads=3"),
+        (dict(arch=TINY | dict(qna_heads=(3, 2, 4, 4))), ValueError, "num_heads=3"),
+        (dict(arch=TINY | dict(kernel_size=4)), ValueError, "kernel_size must be .* odd .* got 4"),
+        (dict(arch=TINY | dict(kernel_size=-1)), ValueError, "kernel_size must be .* got -1"),
+        (dict(window_sizes=(7, 7)), ValueError, r"window_sizes must .* 4 stages .* got \(7, 7\)"),
+        (dict(window_sizes=(7, 0, 7, 7)), ValueError, "window_size must be at least 1"),
+        (dict(normalize_query=(True,)), ValueError, r"normalize_query must .* got \(True,\)"),
+        (dict(num_queries=0), ValueError, "num_queries must be at least 1, got 0"),
+        (dict(stem="conv"), ValueError, "stem must be one of patch, resnet, got 'conv'"),
+        (dict(downsample_skip="max"), ValueError, "downsample_skip must be .* got 'max'"),
+        (dict(out_indices=(0, 4)), ValueError, r"out_indices must .* 0 to 3, got \(0, 4\)"),
+        (dict(out_indices=(-1,)), ValueError, r"out_indices must .*, got \(-1,\)"),
+        (dict(out_indices=()), ValueError, r"out_indices must .*, got \(\)"),
+        (dict(out_indices=3), ValueError, "out_indices must .*, got 3"),
+        (dict(frozen_stages=5), ValueError, "frozen_stages must be -1 to 4, got 5"),
+        (dict(frozen_stages=-2), ValueError, "frozen_stages must be -1 to 4, got -2"),
+        (dict(drop_path_rate=1.0), ValueError, "drop_prob must be .* got 1.0"),
+    ],
+    ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else None,
+)
+def test_bad_arguments(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        make(**kwargs)
+
+
+@stems
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (torch.zeros(1, 3, 3, 9), ValueError, "at least .*4x4 pixels, got 3x9"),
+        (torch.zeros(1, 3, 9, 3), ValueError, "at least .*4x4 pixels, got 9x3"),
+        (torch.zeros(3, 32, 32), ValueError, r"\(B, in_channels=3, H, W\), got \(3, 32, 32\)"),
+        (torch.zeros(1, 1, 32, 32), ValueError, r"in_channels=3.*, got \(1, 1, 32, 32\)"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, "got torch.uint8"),
+    ],
+    ids=["low", "narrow", "3-D", "grey", "uint8"],
+)
+def test_bad_images(image, error, message, stem):
+    with pytest.raises(error, match=f"x must be.*{message}"):
+        make(stem=stem)(image)
+
+
+def test_an_empty_batch():
+    outs = make()(torch.zeros(0, 3, 32, 44))
+    assert [tuple(out.shape) for out in outs] == [
+        (0, 8, 8, 11), (0, 16, 4, 6), (0, 32, 2, 3), (0, 64, 1, 2)
+    ]  # fmt: skip
+
+
+def test_built_from_another_scope():
+    """By name alone: nothing of mmlocal is imported before."""
+    code = """
+import sys
+from mmengine.registry import MODELS
+assert not any(name.startswith("mmlocal") for name in sys.modules)
+arch = dict(embed_dims=8, attn_depths=(1,), qna_depths=(0,), attn_heads=(1,), qna_heads=(1,))
+cfg = dict(type="mmlocal.QnAViT", arch=arch, window_sizes=(7,), out_indices=(0,))
+assert type(MODELS.build(cfg)).__module__ == "mmlocal.models.backbones.qna_vit"
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,74 @@
+"""Which backend a call gets: by argument, by environment variable, by what can run."""
+
+import pytest
+import torch
+
+from mmlocal.ops import elsa_attention, qna_attention
+from mmlocal.ops.backends import Backend, choose_backend
+from mmlocal.ops.elsa import BACKENDS
+
+
+def backend(name: str, **changes) -> Backend:
+    settings = dict(
+        description="", module="math", devices=("any",), dtypes=(torch.float32,), atol={}
+    )
+    return Backend(name=name, deterministic=True, **(settings | changes))
+
+
+GOOD, OTHER = backend("good"), backend("other")
+BROKEN = backend("broken", requires=lambda: "needs a thing")
+VALUE = torch.zeros(1)
+
+
+def test_variable_names_a_backend(monkeypatch):
+    assert choose_backend("op", (GOOD, OTHER), VALUE, None) is GOOD
+    monkeypatch.setenv("MMLOCAL_BACKEND", "other")
+    assert choose_backend("op", (GOOD, OTHER), VALUE, None) is OTHER
+    assert choose_backend("op", (GOOD, OTHER), VALUE, "good") is GOOD, "the argument comes first"
+    monkeypatch.setenv("MMLOCAL_BACKEND", "")
+    assert choose_backend("op", (GOOD, OTHER), VALUE, None) is GOOD
+
+
+def test_unknown_name_in_the_variable(monkeypatch):
+    monkeypatch.setenv("MMLOCAL_BACKEND", "nope")
+    with pytest.raises(ValueError, match="op: MMLOCAL_BACKEND must be one of good, other, got 'no"):
+        choose_backend("op", (GOOD, OTHER), VALUE, None)
+    with pytest.raises(ValueError, match="op: backend must be one of good, other, got 'nada'"):
+        choose_backend("op", (GOOD, OTHER), VALUE, "nada")
+
+
+def test_variable_that_names_what_cannot_run(monkeypatch):
+    """No silent way out: the reason, as with the argument, and who asked for it."""
+    monkeypatch.setenv("MMLOCAL_BACKEND", "broken")
+    reason = r"op: no backend can run here \(broken: needs a thing\)"
+    with pytest.raises(RuntimeError, match=reason + "; MMLOCAL_BACKEND asks for it"):
+        choose_backend("op", (GOOD, BROKEN), VALUE, None)
+    with pytest.raises(RuntimeError, match=reason + "$"):
+        choose_backend("op", (GOOD, BROKEN), VALUE, "broken")
+
+
+def test_variable_is_read_by_the_ops(monkeypatch):
+    monkeypatch.setenv("MMLOCAL_BACKEND", "eager")
+    used = []
+    monkeypatch.setattr(Backend, "load", lambda self: used.append(self.name) or real(self))
+    elsa_attention(torch.zeros(1, 1, 2, 2), torch.zeros(1, 9, 2, 2), kernel_size=3)
+    qna_attention(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3), num_queries=1, kernel_size=3)
+    assert used == ["eager", "eager"]
+
+
+real = Backend.load
+
+
+def test_compiled_code_reads_the_variable(monkeypatch):
+    torch.compiler.reset()
+    names = [b.name for b in BACKENDS]
+    monkeypatch.setenv("MMLOCAL_BACKEND", "eager")
+    graphs = []
+
+    @torch.compile(fullgraph=True, backend=lambda graph, inputs: graphs.append(graph) or graph)
+    def op(value, attn):
+        return elsa_attention(value, attn, kernel_size=3)
+
+    op(torch.zeros(1, 1, 2, 2), torch.zeros(1, 9, 2, 2))
+    (node,) = [n for n in graphs[0].graph.nodes if "elsa" in str(n.target)]
+    assert [x for x in node.args if x in names] == ["eager"]

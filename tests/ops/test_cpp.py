@@ -1,0 +1,267 @@
+"""What only the C++ backend has: instruction sets, vectors, tiles, and the way it is loaded.
+
+That it computes the ops is tested with all other backends, in test_elsa.py and test_qna.py.
+"""
+
+import functools
+import importlib
+import itertools
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from mmlocal.ops import elsa_attention, extension, qna_attention
+from mmlocal.ops.elsa import BACKENDS as ELSA
+from mmlocal.ops.qna import BACKENDS as QNA
+
+ROOT = Path(__file__).parents[2]
+built = pytest.mark.skipif(extension.extension is None, reason=str(extension.unavailable_reason))
+FLOATS = [torch.float64, torch.float32]
+
+
+def atol(backends, dtype):
+    return next(b for b in backends if b.name == "cpp").atol[dtype]
+
+
+def make(*shapes, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(*s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+def run(op, tensors, backend, **settings):
+    """Output and gradients."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    out = op(*leaves, **settings, backend=backend)
+    g = torch.Generator().manual_seed(1)
+    cotangent = torch.randn(out.shape, generator=g, dtype=torch.float64).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
+
+
+def worst_error(op, tensors, **settings):
+    """Against the definition in float64, relative to the largest value of each tensor."""
+    ours = run(op, tensors, "cpp", **settings)
+    expected = run(op, [x.double() for x in tensors], "reference", **settings)
+    errors = []
+    for x, y in zip(ours, expected, strict=True):
+        assert x.isfinite().all()
+        errors.append(((x.double() - y).abs().max() / y.abs().max()).item())
+    return max(errors)
+
+
+# batch, heads, channels per head, height, width, kernel, dilation
+ELSA_SHAPES = [
+    (2, 3, 32, 9, 21, 7, 1),  # as in ELSA-Swin
+    (1, 2, 16, 8, 19, 5, 2),
+    (1, 2, 40, 12, 11, 3, 1),  # last vector of a head half full
+    (1, 1, 48, 5, 30, 3, 3),  # an odd number of vectors
+]
+# batch, heads, channels per head, height, width, kernel, stride, padding, queries
+QNA_SHAPES = [
+    (2, 8, 8, 20, 37, 5, 1, 2, 2),  # as in QnA-ViT
+    (1, 3, 8, 33, 21, 7, 2, 3, 2),  # vectors across heads
+    (1, 2, 16, 30, 139, 3, 1, 1, 4),  # several tiles
+    (1, 17, 4, 12, 11, 3, 1, 1, 3),  # several vectors of tables
+    (1, 1, 32, 55, 150, 3, 3, 1, 2),  # tiles with stride
+    (1, 2, 6, 9, 10, 3, 1, 1, 2),  # no power of two
+]
+
+
+def elsa_inputs(shape, dtype=torch.float32):
+    batch, heads, per_head, height, width, k, dilation = shape
+    table = (heads * per_head, k, k)
+    maps = [(batch, n, height, width) for n in (heads * per_head, heads * k * k)]
+    return make(*maps, table, table, dtype=dtype), dict(kernel_size=k, dilation=dilation)
+
+
+def qna_inputs(shape, dtype=torch.float32):
+    batch, heads, per_head, height, width, k, stride, padding, queries = shape
+    table = (queries * heads, k, k)
+    maps = [(batch, n, height, width) for n in (heads * per_head, queries * heads)]
+    settings = dict(num_queries=queries, kernel_size=k, stride=stride, padding=padding)
+    return make(*maps, table, table, dtype=dtype), settings
+
+
+@built
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", ELSA_SHAPES, ids=str)
+def test_elsa_at_sizes_of_vectors(shape, dtype):
+    tensors, settings = elsa_inputs(shape, dtype)
+    assert worst_error(elsa_attention, tensors, **settings) < atol(ELSA, dtype)
+
+
+@built
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("sum_queries", [True, False], ids=["sum", "each"])
+@pytest.mark.parametrize("shape", QNA_SHAPES, ids=str)
+def test_qna_at_sizes_of_vectors_and_tiles(shape, sum_queries, dtype):
+    tensors, settings = qna_inputs(shape, dtype)
+    error = worst_error(qna_attention, tensors, sum_queries=sum_queries, **settings)
+    assert error < atol(QNA, dtype)
+
+
+@built
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("sum_queries", [True, False], ids=["sum", "each"])
+@pytest.mark.parametrize("low", [-1000.0, -60.0, -30.0, -float("inf")], ids=str)
+def test_qna_windows_far_below_the_peak_of_the_map(low, sum_queries, dtype):
+    """Some windows see nothing but scores whose exponentials, over the map's largest, are 0."""
+    for shape in [(2, 4, 8, 12, 23, 3, 1, 1, 2), (1, 2, 8, 13, 26, 3, 2, 1, 2)]:
+        tensors, settings = qna_inputs(shape, dtype)
+        tensors[1][:, ::3, 4:, 5:19] += low
+        tensors[1][:, 1, :, :] += 300.0  # one table of large scores
+        error = worst_error(qna_attention, tensors, sum_queries=sum_queries, **settings)
+        assert error < atol(QNA, dtype)
+
+
+@built
+@pytest.mark.parametrize("far", [-200.0, 100.0], ids=str)
+def test_qna_positions_far_apart(far):
+    """One tap outweighs all others, except where it lies outside the map."""
+    tensors, settings = qna_inputs((1, 2, 8, 9, 11, 3, 1, 1, 2))
+    tensors[2][:, 0, 0] += far
+    error = worst_error(qna_attention, tensors, **settings)
+    assert error < atol(QNA, torch.float32)
+
+
+@built
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_slices_of_channels_last_maps(dtype):
+    """As the layers give them: no dense map, and vectors that begin anywhere."""
+    for inputs, op, backends in (
+        (elsa_inputs((2, 2, 16, 7, 12, 3, 1), dtype), elsa_attention, ELSA),
+        (qna_inputs((2, 4, 8, 7, 12, 3, 1, 1, 2), dtype), qna_attention, QNA),
+    ):
+        tensors, settings = inputs
+        maps = torch.cat(tensors[:2], dim=1).contiguous(memory_format=torch.channels_last)
+        slices = list(maps.split([x.shape[1] for x in tensors[:2]], dim=1))
+        assert worst_error(op, [*slices, *tensors[2:]], **settings) < atol(backends, dtype)
+        outs = run(op, [*slices, *tensors[2:]], "cpp", **settings)
+        for x in outs[:3]:
+            assert x.is_contiguous(memory_format=torch.channels_last)
+        for x in run(op, tensors, "cpp", **settings):
+            assert x.is_contiguous()
+
+
+@built
+def test_threads_do_not_change_the_result():
+    calls = [
+        (elsa_attention, *elsa_inputs((2, 3, 16, 17, 23, 5, 1))),
+        (qna_attention, *qna_inputs((2, 4, 8, 50, 140, 3, 1, 1, 2))),
+    ]
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append([run(op, tensors, "cpp", **s) for op, tensors, s in calls])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for a, b in zip(itertools.chain(*results[0]), itertools.chain(*other), strict=True):
+            assert torch.equal(a, b)
+
+
+@built
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_other_instruction_sets(capability):
+    """The variable chooses PyTorch's kernels and ours."""
+    if capability == "avx2" and "AVX" not in torch.backends.cpu.get_cpu_capability():
+        pytest.skip("this CPU has no AVX2")
+    code = """
+import sys, torch
+sys.path.insert(0, "tests/ops")
+from test_cpp import *
+print(extension.extension.lanes(False), extension.extension.lanes(True))
+for inputs, op, shapes in (
+    (elsa_inputs, elsa_attention, ELSA_SHAPES),
+    (qna_inputs, qna_attention, QNA_SHAPES),
+):
+    for shape in shapes:
+        for dtype in FLOATS:
+            tensors, settings = inputs(shape, dtype)
+            error = worst_error(op, tensors, **settings)
+            assert error < atol(ELSA if op is elsa_attention else QNA, dtype), (shape, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+    )
+    assert done.returncode == 0, done.stderr
+    lanes = "4 2" if capability == "default" else "8 4"
+    assert done.stdout.strip() == lanes
+
+
+def peak_memory(function) -> int:
+    """Largest sum of CPU memory that ``function`` held at once, in bytes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        result = function()
+    del result
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+@built
+@pytest.mark.parametrize(
+    ("op", "inputs"),
+    [
+        (elsa_attention, elsa_inputs((2, 3, 32, 28, 28, 7, 1))),
+        (qna_attention, qna_inputs((2, 8, 8, 64, 64, 3, 1, 1, 2))),
+        (qna_attention, qna_inputs((2, 8, 8, 64, 64, 7, 1, 3, 2))),
+    ],
+    ids=["elsa", "qna 3x3", "qna 7x7"],
+)
+def test_memory_of_the_forward_pass(op, inputs):
+    """Beside the output, a twentieth of what the definition takes."""
+    tensors, settings = inputs
+    tensors[:2] = [x.contiguous(memory_format=torch.channels_last) for x in tensors[:2]]
+    output = op(*tensors, **settings).numel() * 4
+    extra, unfold = (
+        peak_memory(functools.partial(op, *tensors, **settings, backend=backend)) - output
+        for backend in ("cpp", "reference")
+    )
+    print(f"memory beside the output: {extra} bytes, by unfold {unfold}")
+    assert extra < unfold / 20
+
+
+def load_with(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mmlocal.ops._C", module)
+    return extension._load()
+
+
+def test_reasons(monkeypatch):
+    loaded, reason = load_with(None, monkeypatch)
+    assert loaded is None
+    assert reason.startswith("the C++ extension is not built")
+
+    loaded, reason = load_with(types.SimpleNamespace(torch_version="1.0.0"), monkeypatch)
+    assert loaded is None
+    assert f"built for torch 1.0.0 and this is {torch.__version__.split('+')[0]}" in reason
+
+    fits = types.SimpleNamespace(torch_version=torch.__version__.partition("+")[0])
+    assert load_with(fits, monkeypatch) == (fits, None)
+
+    def broken(name):
+        raise ImportError("undefined symbol: _ZN2at")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    loaded, reason = extension._load()
+    assert loaded is None
+    assert "does not load, build it again: undefined symbol" in reason
+
+
+def test_a_missing_extension_is_a_reason_of_the_backend(monkeypatch):
+    monkeypatch.setattr(extension, "unavailable_reason", "there is none")
+    tensors, settings = elsa_inputs((1, 1, 2, 3, 3, 3, 1))
+    elsa_attention(*tensors, **settings)
+    with pytest.raises(RuntimeError, match="cpp: there is none"):
+        elsa_attention(*tensors, **settings, backend="cpp")

@@ -1,0 +1,357 @@
+"""The Triton backends against the definitions: on a GPU, or else in Triton's interpreter.
+
+The interpreter runs the kernels on CPU tensors, one program after the other. It has to be switched
+on before Triton defines them, so these tests start once more in a process of their own.
+"""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_elsa import make as make_elsa
+from test_qna import make as make_qna
+from test_qna import worst_error
+
+from mmlocal.ops import elsa_attention, qna_attention
+from mmlocal.ops.backends import choose_backend, list_ops
+from mmlocal.ops.layout import new_map
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+kernels = pytest.mark.skipif(
+    not INTERPRETED and DEVICE == "cpu", reason="test_in_the_interpreter runs it"
+)
+on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+
+F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
+ELSA_CASES = [
+    # (batch, heads, channels per head, height, width, kernel, dilation), (lam, gamma), softmax
+    ((2, 2, 2, 4, 5, 3, 1), (1, 1), True, F32, "contiguous"),
+    ((1, 1, 2, 1, 1, 1, 1), (1, 1), True, F64, "contiguous"),
+    ((1, 3, 4, 2, 6, 5, 1), (0, 1), True, BF16, "channels-last"),
+    ((1, 1, 3, 7, 5, 5, 2), (1, 0), True, F16, "sliced"),
+    ((1, 1, 2, 6, 5, 3, 2), (1, 1), False, F64, "transposed"),
+    ((1, 2, 1, 3, 4, 3, 1), (0, 0), True, F32, "expanded"),
+    ((1, 1, 96, 6, 7, 3, 1), (1, 1), True, F16, "channels-last"),  # three tiles, the last in part
+    ((2, 1, 32, 16, 17, 1, 1), (1, 1), True, F32, "contiguous"),  # two partial sums
+    ((1, 1, 2, 6, 7, 7, 1), (1, 1), True, F32, "contiguous"),
+    ((0, 2, 2, 4, 5, 3, 1), (1, 1), True, F32, "contiguous"),
+]
+QNA_CASES = [
+    # (batch, heads, channels per head, height, width, kernel, stride, padding, queries),
+    # (rel_pos, tap_weight), sum_queries
+    ((2, 2, 2, 4, 5, 3, 1, 1, 2), (True, True), True, F32, "contiguous"),
+    ((1, 1, 2, 1, 1, 1, 1, 0, 1), (True, True), True, F64, "contiguous"),
+    ((1, 2, 3, 7, 6, 3, 2, 1, 3), (True, True), True, BF16, "channels-last"),
+    ((1, 1, 2, 5, 4, 3, 1, 1, 2), (True, True), False, F16, "channels-last"),
+    ((1, 1, 2, 7, 9, 4, 2, 1, 4), (False, True), False, F32, "sliced"),
+    ((1, 2, 2, 5, 8, 2, 3, 1, 1), (True, False), True, F64, "transposed"),  # tokens in no window
+    ((1, 1, 4, 8, 6, 5, 1, 0, 2), (False, False), True, F32, "expanded"),
+    ((1, 1, 96, 6, 7, 3, 1, 1, 2), (True, True), True, F16, "channels-last"),  # three tiles
+    ((2, 1, 32, 16, 17, 2, 1, 1, 2), (True, True), True, F32, "contiguous"),  # two partial sums
+    ((1, 1, 2, 6, 7, 7, 1, 3, 2), (True, True), True, F32, "contiguous"),
+    ((0, 2, 2, 4, 5, 3, 1, 1, 2), (True, True), True, F32, "contiguous"),
+]
+
+
+def case_id(case: tuple) -> str:
+    shape, switches, last, dtype, layout = case
+    return "-".join([*map(str, shape), *map(str, switches), str(last), str(dtype)[6:], layout])
+
+
+def arrange(x: torch.Tensor, layout: str) -> torch.Tensor:
+    if x.dim() != 4 or layout == "contiguous":
+        return x
+    if layout == "channels-last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":  # as the value that one projection makes with the query and the key
+        return torch.cat((x, x), dim=1)[:, x.shape[1] :]
+    if layout == "transposed":
+        return x.mT.contiguous().mT
+    assert layout == "expanded"
+    return x[:1, :, :1].expand(len(x), -1, x.shape[2], -1)
+
+
+def results(op, tensors: dict, layout: str = "contiguous", **settings) -> dict[str, torch.Tensor]:
+    """Output and gradients for one fixed cotangent."""
+    tensors = {n: arrange(x.detach(), layout).requires_grad_() for n, x in tensors.items()}
+    out = op(**tensors, **settings)
+    cotangent = (torch.arange(out.numel()).view(out.shape) * 37 % 65 - 32) / 16
+    cotangent = arrange(cotangent, layout if layout != "expanded" else "contiguous").to(out)
+    grads = torch.autograd.grad(out, list(tensors.values()), cotangent)
+    named = {f"grad of {n}": g for n, g in zip(tensors, grads, strict=True)}
+    return {"out": out.detach(), **named}
+
+
+def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
+    """Values and gradients against the definition in float64 on the same (rounded) numbers, and
+    the dtype and memory format of both."""
+    exact = {n: x.detach().double() for n, x in tensors.items()}
+    expected = results(op, exact, layout, **settings, backend="reference")
+    tensors = {n: x.detach().to(DEVICE) for n, x in tensors.items()}
+    ours = results(op, tensors, layout, **settings, backend="triton")
+    assert worst_error({n: x.cpu() for n, x in ours.items()}, expected) <= tolerance(op, tensors)
+    likes = {"out": tensors["value"]} | {f"grad of {n}": x for n, x in tensors.items()}
+    for name, x in ours.items():
+        assert x.dtype == likes[name].dtype
+        if x.numel():
+            like = arrange(likes[name], layout)
+            promised = new_map(like, x.shape) if like.dim() == 4 else x.contiguous()
+            assert x.stride() == promised.stride(), name
+
+
+def tolerance(op, tensors: dict) -> float:
+    backends = list_ops()["elsa" if op is elsa_attention else "qna"]
+    return next(b for b in backends if b.name == "triton").atol[tensors["value"].dtype]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is what runs this")
+def test_in_the_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed, done.stdout
+    assert int(passed[1]) >= len(ELSA_CASES) + len(QNA_CASES)
+
+
+class CompileOnly:
+    """Stands for the driver of an H100 or H200 where there is none: the compiler needs no more."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_benchmarker(self):
+        return lambda call, quantiles: (call(), [1.0] * len(quantiles))[1]
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="compiles where nothing else does")
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("op", ["elsa", "qna"])
+def test_kernels_compile(op, layout, monkeypatch):
+    """To machine code; the interpreter takes some programs that the compiler does not."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    triton_impl = pytest.importorskip(f"mmlocal.ops.{op}.triton_impl")
+    run, compiled = jit.JITFunction.run, []
+
+    def compile_only(self, *args, warmup, **kwargs):
+        kernel = run(self, *args, warmup=True, **kwargs)
+        assert kernel.asm["cubin"]
+        compiled.append(self.__name__)
+
+    monkeypatch.setattr(jit.JITFunction, "run", compile_only)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)  # one config
+    if op == "elsa":
+        tensors, _ = make_elsa((1, 3, 32, 14, 14, 7, 1), dtype=BF16)
+        settings = (7, 1, True)
+    else:
+        tensors, settings = make_qna((1, 8, 8, 14, 14, 3, 2, 1, 2), dtype=BF16)
+        settings = (*settings.values(), True)
+    tensors = [arrange(x.detach(), layout) for x in tensors.values()]
+    monkeypatch.setattr(jit.driver, "_active", CompileOnly())
+    out = triton_impl.forward(*tensors, *settings)
+    triton_impl.backward(out, *tensors, *settings, [True] * 4)
+    kernels = {name for name in vars(triton_impl) if name.endswith("_kernel")}
+    assert set(compiled) == kernels
+    assert len(kernels) >= 4
+
+
+@kernels
+@pytest.mark.parametrize("case", ELSA_CASES, ids=case_id)
+def test_elsa(case):
+    shape, ghost, softmax, dtype, layout = case
+    tensors, settings = make_elsa(shape, ghost, dtype)
+    check(elsa_attention, tensors, layout, **settings, softmax=softmax)
+
+
+@kernels
+@pytest.mark.parametrize("case", QNA_CASES, ids=case_id)
+def test_qna(case):
+    shape, tables, sum_queries, dtype, layout = case
+    tensors, settings = make_qna(shape, tables, dtype)
+    check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
+
+
+@kernels
+def test_elsa_with_large_logits():
+    tensors, settings = make_elsa((1, 2, 2, 4, 5, 3, 1), dtype=F16)
+    tensors["attn"] = tensors["attn"] * 1e4
+    check(elsa_attention, tensors, **settings)
+
+
+@kernels
+@pytest.mark.parametrize("kind", ["masked", "large", "largest and lowest"])
+def test_qna_with_special_scores(kind):
+    """Tokens that are masked, windows without a token, and scores that overflow an exponential."""
+    tensors, settings = make_qna((1, 2, 2, 6, 7, 3, 2, 1, 2), dtype=F32)
+    scores = tensors["scores"].detach().clone()
+    signs = torch.arange(scores.numel()).view(scores.shape) * 7 % 5 < 2
+    if kind == "masked":
+        scores[:, 1:, :, 5:] = -torch.inf
+        scores[..., :4] = -torch.inf
+    elif kind == "large":
+        scores += torch.where(signs, 1e4, -1e4)
+    else:
+        scores = torch.where(signs, torch.finfo(F32).max, torch.finfo(F32).min)
+    check(qna_attention, tensors | {"scores": scores}, **settings)
+
+
+@kernels
+@pytest.mark.parametrize("op", ["elsa", "qna"])
+def test_inputs_may_be_frozen_and_of_other_dtypes(op):
+    """Only what is asked for is computed; tables are in float32 in mixed precision."""
+    if op == "elsa":
+        tensors, settings = make_elsa((1, 2, 2, 4, 3, 3, 1), dtype=BF16)
+        function = elsa_attention
+    else:
+        tensors, settings = make_qna((1, 2, 2, 4, 3, 3, 1, 1, 2), dtype=BF16)
+        function = qna_attention
+    tensors = {n: x.detach().to(DEVICE) for n, x in tensors.items()}
+    tensors |= {n: x.float() for n, x in list(tensors.items())[2:]}
+    full = results(function, tensors, **settings, backend="triton")
+    assert [x.dtype for x in full.values()] == [BF16, BF16, BF16, F32, F32]
+    for name, x in tensors.items():
+        part = functools.partial(function, **{n: x for n, x in tensors.items() if n != name})
+        ours = results(part, {name: x}, **settings, backend="triton")
+        assert torch.equal(ours["out"], full["out"])
+        assert torch.equal(ours[f"grad of {name}"], full[f"grad of {name}"]), name
+
+
+def test_choice():
+    """Never on a CPU unless named, and then only in the interpreter."""
+    value = torch.zeros(1)
+    for op, backends in list_ops().items():
+        triton = next(b for b in backends if b.name == "triton")
+        assert choose_backend(op, backends, value, None) is not triton
+        if INTERPRETED:
+            assert choose_backend(op, backends, value, "triton") is triton
+        else:
+            with pytest.raises(RuntimeError, match=r"triton: .*(not on cpu|not installed)"):
+                choose_backend(op, backends, value, "triton")
+
+
+def test_ops_do_not_import_triton():
+    code = "import sys, mmlocal.ops; assert 'mmlocal.ops.triton_common' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What follows needs a GPU: more shapes, what depends on timing and devices, and the compiler.
+
+LARGE_ELSA = [
+    ((2, 3, 32, 56, 56, 7, 1), (1, 1), True),
+    ((3, 12, 32, 14, 14, 7, 1), (0, 1), True),
+    ((1, 4, 48, 37, 61, 5, 2), (1, 1), False),
+    ((1, 1, 160, 20, 30, 3, 1), (1, 1), True),
+    ((1, 2, 32, 33, 29, 13, 1), (1, 0), True),
+]
+LARGE_QNA = [
+    ((2, 8, 8, 56, 56, 3, 1, 1, 2), (True, True), True),
+    ((2, 16, 8, 28, 28, 7, 2, 3, 2), (True, True), True),
+    ((1, 6, 16, 37, 61, 3, 2, 1, 3), (True, False), True),
+    ((1, 4, 32, 20, 30, 3, 1, 1, 4), (True, True), False),
+    ((1, 1, 160, 33, 29, 13, 1, 6, 1), (False, True), True),
+]
+
+
+@on_gpu
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "sliced"])
+@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
+def test_large_maps(dtype, layout):
+    for shape, ghost, softmax in LARGE_ELSA:
+        tensors, settings = make_elsa(shape, ghost, dtype)
+        check(elsa_attention, tensors, layout, **settings, softmax=softmax)
+    for shape, tables, sum_queries in LARGE_QNA:
+        tensors, settings = make_qna(shape, tables, dtype)
+        check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
+
+
+def both() -> list[tuple]:
+    """Both ops on maps of more than one tile, on the GPU."""
+    elsa = make_elsa((2, 3, 32, 28, 29, 7, 1), dtype=F32)
+    qna = make_qna((2, 8, 8, 28, 29, 3, 2, 1, 2), dtype=F32)
+    return [
+        (op, {n: x.detach().cuda() for n, x in tensors.items()}, settings)
+        for op, (tensors, settings) in ((elsa_attention, elsa), (qna_attention, qna))
+    ]
+
+
+@on_gpu
+def test_is_chosen_and_deterministic_on_a_gpu():
+    """Without a name, every run of it gives the same bits."""
+    for op, tensors, settings in both():
+        first = results(op, tensors, **settings, backend="triton")
+        for _ in range(3):
+            again = results(op, tensors, **settings)
+            assert all(torch.equal(x, first[n]) for n, x in again.items())
+
+
+@on_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_another_device_than_the_current_one():
+    for op, tensors, settings in both():
+        expected = results(op, tensors, **settings, backend="triton")
+        moved = {n: x.to("cuda:1") for n, x in tensors.items()}
+        ours = results(op, moved, **settings, backend="triton")
+        assert torch.cuda.current_device() == 0
+        assert all(x.device.index == 1 for x in ours.values())
+        assert worst_error(*({n: x.cpu() for n, x in r.items()} for r in (ours, expected))) < 1e-6
+
+
+@on_gpu
+def test_more_numbers_than_fit_32_bits():
+    """A batch whose last sample lies behind the 2**31st number."""
+    samples = 2**31 // (32 * 9 * 256 * 256) + 2
+    shape = (1, 32, 1, 256, 256)
+    tensors = {
+        "value": torch.randn(*shape[:2], 256, 256, dtype=F16, device=DEVICE),
+        "attn": torch.randn(1, 32 * 9, 256, 256, dtype=F16, device=DEVICE),
+    }
+    expected = results(elsa_attention, tensors, kernel_size=3, backend="triton")
+    many = {n: x.repeat(samples, 1, 1, 1) for n, x in tensors.items()}
+    out = elsa_attention(**many, kernel_size=3, backend="triton")
+    assert many["attn"].numel() > 2**31
+    assert torch.equal(out[-1], expected["out"][0])
+
+
+@on_gpu
+@pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
+def test_compile(compiler):
+    for op, tensors, settings in both():
+        torch.compiler.reset()
+        expected = results(op, tensors, **settings)
+        compiled = torch.compile(
+            functools.partial(op, **settings), fullgraph=True, backend=compiler
+        )
+        ours = results(compiled, tensors)
+        assert worst_error(*({n: x.cpu() for n, x in r.items()} for r in (ours, expected))) < 1e-6
+
+
+@on_gpu
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_opcheck(layout):
+    for op, tensors, settings in both():
+        inputs = [arrange(x, layout).requires_grad_() for x in tensors.values()]
+        name = op.__name__
+        extra = (True, "triton")  # softmax or sum_queries, and the backend
+        if op is elsa_attention:
+            settings = {n: settings[n] for n in ("kernel_size", "dilation")}
+        args = (*inputs, *settings.values(), *extra)
+        torch.library.opcheck(getattr(torch.ops.mmlocal, name), args)
