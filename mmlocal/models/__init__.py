@@ -1,5 +1,23 @@
 """Models by task. Importing this package registers every model whose library is installed."""
 
-from mmlocal.models import backbones, necks
+import importlib
+import warnings
 
-__all__ = ["backbones", "necks"]
+from mmlocal.models import autoencoders, backbones, necks
+
+__all__ = ["autoencoders", "backbones", "necks"]
+
+try:
+    importlib.import_module("mmdet")
+    importlib.import_module("mmdet.models")
+except Exception as error:
+    # A broken mmdet, such as one without mmcv's compiled ops, leaves the backbones usable.
+    if not (isinstance(error, ModuleNotFoundError) and error.name == "mmdet"):
+        warnings.warn(
+            f"mmlocal's detectors are not registered, because mmdet does not import: {error!r}",
+            stacklevel=2,
+        )
+else:
+    from mmlocal.models import detectors
+
+    __all__ += ["detectors"]

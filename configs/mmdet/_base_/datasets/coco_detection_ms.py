@@ -1,0 +1,13 @@
+# As coco_instance_ms.py, without masks and for the batches of DETR: 4 images on each of 8 GPUs.
+_base_ = "./coco_instance_ms.py"
+
+load_boxes = dict(type="LoadAnnotations", with_bbox=True)
+train_pipeline = [_base_.train_pipeline[0], load_boxes, *_base_.train_pipeline[2:]]
+test_pipeline = [*_base_.test_pipeline[:2], load_boxes, _base_.test_pipeline[3]]
+
+train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+val_evaluator = dict(metric="bbox")
+test_evaluator = val_evaluator

@@ -1,0 +1,5 @@
+"""Detectors: need mmdet."""
+
+from mmlocal.models.detectors.detr_qna import ConditionalDETRQnA, DETRQnA
+
+__all__ = ["ConditionalDETRQnA", "DETRQnA"]

@@ -1,0 +1,166 @@
+"""DETR whose encoder mixes self-attention layers and QnA layers.
+
+Source:
+    Learned Queries for Efficient Local Attention, Arar et al. 2022,
+    https://arxiv.org/abs/2112.11435, section on detection. No code was published.
+"""
+
+from __future__ import annotations
+
+from mmdet.models.detectors import DETR, ConditionalDETR
+from mmdet.models.layers import DetrTransformerEncoderLayer
+from mmdet.structures import OptSampleList
+from torch import Tensor
+
+from mmlocal.layers import QnA
+from mmlocal.registry import MODELS
+
+
+class QnAEncoderLayer(DetrTransformerEncoderLayer):
+    """An encoder layer of DETR with :class:`~mmlocal.layers.QnA` in place of self-attention.
+
+    Position embeddings are added to what QnA reads, i.e. to scores and values alike. Dropout after
+    the attention, residuals, normalisation (after each residual) and FFN are those of the
+    self-attention layers.
+
+    Args:
+        num_heads: of QnA; must divide the layer's channels. ``None`` for heads of 8 channels, the
+            best in the paper's ablation.
+        kernel_size: odd width of QnA's windows, in tokens.
+        num_queries: learned queries per window.
+        **layer_cfg: of mmdet's ``DetrTransformerEncoderLayer``. Of ``self_attn_cfg``, only
+            ``embed_dims`` and ``dropout`` matter.
+
+    Raises:
+        ValueError: even ``kernel_size``, ``num_heads`` that does not divide the channels, a count
+            below 1.
+    """
+
+    def __init__(
+        self,
+        num_heads: int | None = None,
+        kernel_size: int = 7,
+        num_queries: int = 2,
+        **layer_cfg,
+    ) -> None:
+        super().__init__(**layer_cfg)
+        if kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size must be odd, for the map to keep its size, got {kernel_size}"
+            )
+        self.dropout = self.self_attn.dropout_layer
+        self.self_attn = QnA(
+            self.embed_dims,
+            self.embed_dims // 8 if num_heads is None else num_heads,
+            kernel_size,
+            num_queries,
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        key_padding_mask: Tensor | None,
+        map_size: tuple[int, int],
+        **kwargs,
+    ) -> Tensor:
+        """Attend to the neighbours of each token, then transform the tokens.
+
+        Args:
+            query: ``(B, H * W, C)`` tokens, row by row.
+            query_pos: ``(B, H * W, C)`` position embeddings.
+            key_padding_mask: ``(B, H * W)`` bool, true for padding, to which no token attends;
+                ``None`` if there is none.
+            map_size: ``(H, W)``.
+
+        Returns:
+            ``(B, H * W, C)``.
+        """
+        x = (query + query_pos).unflatten(1, map_size)
+        mask = None if key_padding_mask is None else key_padding_mask.unflatten(1, map_size)
+        query = self.norms[0](query + self.dropout(self.self_attn(x, mask).flatten(1, 2)))
+        return self.norms[1](self.ffn(query))
+
+
+class _QnAEncoder:
+    """What turns layers of the encoder of mmdet's DETR, or of a detector after it, into QnA."""
+
+    def _init_layers(self) -> None:
+        cfg = dict(self.encoder)
+        indices = cfg.pop("qna_indices", ())
+        qna_cfg = cfg.pop("qna_cfg", {})
+        num_layers = cfg["num_layers"]
+        if not set(indices) < set(range(num_layers)) or len(set(indices)) != len(indices):
+            raise ValueError(
+                f"encoder.qna_indices must be different layers of 0 to num_layers - 1 = "
+                f"{num_layers - 1}, but not all of them, got {indices}"
+            )
+        # mmdet builds the self-attention layers; those of QnA are put between them.
+        self.encoder = cfg | dict(num_layers=num_layers - len(indices))
+        super()._init_layers()
+        self.encoder.num_layers = num_layers
+        for index in sorted(indices):
+            self.encoder.layers.insert(index, QnAEncoderLayer(**qna_cfg, **cfg["layer_cfg"]))
+
+    def init_weights(self) -> None:
+        """As in mmdet, but QnA keeps its own initialisation."""
+        super().init_weights()
+        for module in self.encoder.modules():
+            if isinstance(module, QnA):
+                module.reset_parameters()
+
+    def pre_transformer(
+        self, img_feats: tuple[Tensor, ...], batch_data_samples: OptSampleList = None
+    ) -> tuple[dict, dict]:
+        """As in mmdet, with ``map_size`` for the encoder."""
+        encoder_inputs, decoder_inputs = super().pre_transformer(img_feats, batch_data_samples)
+        return encoder_inputs | dict(map_size=img_feats[-1].shape[2:]), decoder_inputs
+
+    def forward_encoder(
+        self, feat: Tensor, feat_mask: Tensor | None, feat_pos: Tensor, map_size: tuple[int, int]
+    ) -> dict:
+        """As in mmdet. Self-attention layers ignore ``map_size``."""
+        memory = self.encoder(
+            query=feat, query_pos=feat_pos, key_padding_mask=feat_mask, map_size=map_size
+        )
+        return dict(memory=memory)
+
+
+@MODELS.register_module()
+class DETRQnA(_QnAEncoder, DETR):
+    """DETR in whose encoder some layers are :class:`QnAEncoderLayer`; all else is mmdet's DETR.
+
+    The paper's DETR-QnA has four QnA layers instead of two of the six self-attention layers. It
+    does not say where; the configs put them first::
+
+        encoder=dict(num_layers=8, qna_indices=(0, 1, 2, 3), qna_cfg=dict(kernel_size=7), ...)
+
+    Args:
+        encoder: as in mmdet, and ``qna_indices``, which of the ``num_layers`` layers are QnA layers
+            (none by default), and ``qna_cfg``, arguments of :class:`QnAEncoderLayer`.
+        **kwargs: the others of mmdet's ``DETR``.
+
+    Raises:
+        ValueError: ``qna_indices`` out of range, repeated, or all layers; and as
+            :class:`QnAEncoderLayer`.
+
+    Note:
+        The paper states neither kernel size nor heads of these layers, nor how they take position
+        embeddings, normalisation and padding: all of that is our choice.
+
+    Source:
+        Learned Queries for Efficient Local Attention, Arar et al. 2022; DETR, Carion et al. 2020.
+    """
+
+
+@MODELS.register_module()
+class ConditionalDETRQnA(_QnAEncoder, ConditionalDETR):
+    """Conditional DETR with the encoder of :class:`DETRQnA`; not from the paper.
+
+    Args:
+        encoder: as in :class:`DETRQnA`.
+        **kwargs: the others of mmdet's ``ConditionalDETR``.
+
+    Raises:
+        ValueError: as in :class:`DETRQnA`.
+    """
