@@ -230,11 +230,10 @@ class EvenWindowAttention(nn.Module):
         padded_height, padded_width = rows * size[0], cols * size[1]
         mask = None
         if (padded_height, padded_width) != (height, width):
-            x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-            mask = x.new_zeros(1, padded_height, padded_width, 1)
-            mask[:, height:] = float("-inf")
-            mask[:, :, width:] = float("-inf")
+            pad = (0, 0, 0, padded_width - width, 0, padded_height - height)
+            mask = F.pad(x.new_zeros(1, height, width, 1), pad, value=float("-inf"))
             mask = window_partition(mask, size).transpose(1, 2)
+            x = F.pad(x, pad)
         x = self.w_msa(window_partition(x, size), size, mask)
         x = window_reverse(x, size, padded_height, padded_width)
         return x[:, :height, :width]
