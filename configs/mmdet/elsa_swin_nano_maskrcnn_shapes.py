@@ -17,7 +17,7 @@ norm_cfg = dict(type="BN")
 roi_extractor = dict(
     out_channels=channels,
     featmap_strides=strides,
-    # The objects are 14 to 115 pixels wide: half of COCO's.
+    # The objects are 14 to 130 pixels wide: half of COCO's.
     finest_scale=28,
     roi_layer=dict(sampling_ratio=1),
 )

@@ -116,6 +116,11 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
     seconds["test"] = time.perf_counter() - start
 
     results = json.loads(_newest(work_dir / "test", "*/*.json").read_text())
+    if missing := [key for key in demo.metrics.values() if key not in results]:
+        raise UsageError(
+            f"testing gave no {missing[0]}: a model that finds nothing at all gets no metrics; see "
+            f"{_relative(work_dir / 'testing.log')}"
+        )
     scalars = _newest(train_dir, "*/vis_data/scalars.json")
     plot_curves(scalars, work_dir / "curves.png", demo.losses, demo.curves, demo.scale)
     drawn = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg"))

@@ -6,7 +6,7 @@ from mmlocal.layers.elsa import ELSA
 from mmlocal.layers.ghost_attention import GhostAttention
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.layers.mlp import MLP
-from mmlocal.layers.patch import PatchEmbed, PatchMerging
+from mmlocal.layers.patch import PatchEmbed, PatchMerging, check_image
 from mmlocal.layers.qna import QnA, UpsampleQnA
 from mmlocal.layers.window_attention import (
     EvenWindowAttention,
@@ -27,5 +27,6 @@ __all__ = [
     "TransformerBlock",
     "UpsampleQnA",
     "WindowAttention",
+    "check_image",
     "lecun_normal_",
 ]

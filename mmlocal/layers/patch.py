@@ -7,6 +7,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def check_image(x: Tensor, in_channels: int, patch_size: int) -> None:
+    """Check the input of a model.
+
+    Args:
+        x: should be ``(B, in_channels, H, W)``, floating point.
+        in_channels: channels of the image.
+        patch_size: smallest height and width.
+
+    Raises:
+        ValueError: not 4-D, other channels, or smaller than one patch.
+        TypeError: not floating point.
+    """
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(
+            f"x must be an image batch (B, in_channels={in_channels}, H, W), got {tuple(x.shape)}"
+        )
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}")
+    height, width = x.shape[2:]
+    if height < patch_size or width < patch_size:
+        raise ValueError(
+            f"x must be at least one patch of {patch_size}x{patch_size} pixels, "
+            f"got {height}x{width}"
+        )
+
+
 class PatchEmbed(nn.Module):
     """Embed non-overlapping patches by a convolution, then normalise them.
 
@@ -40,19 +66,8 @@ class PatchEmbed(nn.Module):
             ValueError: not 4-D, other channels, or smaller than one patch.
             TypeError: not floating point.
         """
-        if x.dim() != 4 or x.shape[1] != self.proj.in_channels:
-            raise ValueError(
-                f"x must be an image batch (B, in_channels={self.proj.in_channels}, H, W), "
-                f"got {tuple(x.shape)}"
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point, got {x.dtype}")
+        check_image(x, self.proj.in_channels, self.patch_size)
         height, width = x.shape[2:]
-        if height < self.patch_size or width < self.patch_size:
-            raise ValueError(
-                f"x must be at least one patch of {self.patch_size}x{self.patch_size} pixels, "
-                f"got {height}x{width}"
-            )
         x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 

@@ -121,6 +121,20 @@ def test_demo(folder):
     assert cv2.imread(str(drawn[0])).shape == (128, 256, 3)
 
 
+def test_model_that_finds_nothing(folder, tmp_path, monkeypatch):
+    def run(step, work_dir, *command):
+        folder = work_dir / ("train" if step == "training" else "test/time")
+        folder.mkdir(parents=True)
+        (folder / "last_checkpoint").write_text("epoch_1.pth")
+        (folder / "time.json").write_text('{"data_time": 0.1}')  # as mmdet's CocoMetric
+
+    monkeypatch.setattr("mmlocal.engine.demo._run", run)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match=r"testing gave no coco/bbox_mAP: a model that finds"):
+        run_demo(TOOLS, tmp_path / "out")
+    assert not (tmp_path / "out/summary.json").exists()
+
+
 @pytest.mark.slow
 def test_demo_says_which_step_failed(folder):
     bad = folder / "bad.py"

@@ -27,7 +27,7 @@ MIN_SIZE = 32  # smallest picture, in pixels; MAX_SIDE of it must not be below M
 
 OBJECTS_PER_IMAGE = (3, 7)
 MIN_SIDE = 14.0  # pixels, square root of an object's area; a disc of 16 pixels
-MAX_SIDE = 0.6  # the same for the largest objects, as a share of the picture's width
+MAX_SIDE = 0.68  # the same for the largest objects, as a share of the picture's width
 SPREAD = 0.75  # share of the picture in which objects have their centres
 MIN_VISIBLE = 0.8  # share of each object in a scene that shows
 CLS_SIDE = (0.3, 0.5)  # share of the picture's width, for the one object in it

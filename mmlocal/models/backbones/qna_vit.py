@@ -13,7 +13,14 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlocal.layers import EvenWindowAttention, PatchEmbed, QnA, TransformerBlock, lecun_normal_
+from mmlocal.layers import (
+    EvenWindowAttention,
+    PatchEmbed,
+    QnA,
+    TransformerBlock,
+    check_image,
+    lecun_normal_,
+)
 from mmlocal.models.backbones.base import LocalBackbone, check_stages, freeze
 from mmlocal.registry import MODELS
 
@@ -52,16 +59,7 @@ class ResNetStem(nn.Module):
             ValueError: not 4-D, other channels, or smaller than 4x4 pixels.
             TypeError: not floating point.
         """
-        if x.dim() != 4 or x.shape[1] != self.conv.in_channels:
-            raise ValueError(
-                f"x must be an image batch (B, in_channels={self.conv.in_channels}, H, W), "
-                f"got {tuple(x.shape)}"
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point, got {x.dtype}")
-        height, width = x.shape[2:]
-        if min(height, width) < 4:
-            raise ValueError(f"x must be at least 4x4 pixels, got {height}x{width}")
+        check_image(x, self.conv.in_channels, 4)
         x = self.act(self.norm(self.conv(_pad_same(x, 7, 2))))
         x = F.max_pool2d(_pad_same(x, 3, 2, float("-inf")), 3, stride=2)
         return x.permute(0, 2, 3, 1)
