@@ -68,9 +68,7 @@ EXTENSIONS = {
     "qna_vit_t_qnav2_in1k_300e": 15_715_560 + 2 * 512 + 3 * 512**2 + 2 * 49 * 2 * 64,
     # tables of 12 layers with 8 or 12 heads in stage 3 and of 2 with 16 or 24 in stage 4
     "qna_vit_s_in1k_30e_384": 24_971_560 + 12 * 8 * (47**2 - 27**2) + 2 * 16 * (23**2 - 13**2),
-    "qna_vit_b_in1k_30e_384": 55_670_008
-    + 12 * 12 * (47**2 - 27**2)
-    + 2 * 24 * (23**2 - 13**2),
+    "qna_vit_b_in1k_30e_384": 55_670_008 + 12 * 12 * (47**2 - 27**2) + 2 * 24 * (23**2 - 13**2),
     "qna_vit_t_maskrcnn_1x": None,
     "qna_vit_s_maskrcnn_1x": None,
     "qna_vit_t_upernet_160k": None,
