@@ -125,8 +125,8 @@ def draw_scene(
     """Draws one square picture with the given objects on a textured background.
 
     Backgrounds are dark, objects bright, so that a small model learns in minutes what an object is
-    and spends its time on the class. As in nature, colour is a hint to it and not more: the hue
-    that each class prefers alone would tell two objects in three. Texture tells nothing.
+    and spends its time on the class. As in nature, colour is a hint to it and not more: the
+    class whose hue is nearest is right for three objects in five. Texture tells nothing.
 
     Sizes are uniform in the square root of the side, so that small objects are common and large
     ones not rare. An object that finds no place where it and all objects below it stay visible
