@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mmlocal.analysis.benchmark import MODELS, benchmark_models, format_models
+from mmlocal.analysis.benchmark_models import MODELS, benchmark_models, format_models
 from mmlocal.engine import run_tool
 
 

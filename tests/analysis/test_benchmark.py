@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from mmlocal.analysis import benchmark, peers
+from mmlocal.analysis import benchmark, benchmark_models, peers
 from mmlocal.analysis.peers import PEERS, SHAPES, Case, make_tensors
 from mmlocal.engine import UsageError
 from mmlocal.layers import ELSA, QnA
@@ -451,7 +451,7 @@ def test_missing_gpu(tmp_path):
 )
 def test_bad_options_of_benchmark_models(options, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        benchmark.benchmark_models(tmp_path, device="cpu", **options)
+        benchmark_models.benchmark_models(tmp_path, device="cpu", **options)
 
 
 def test_benchmark_models(tmp_path):

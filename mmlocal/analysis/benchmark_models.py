@@ -1,0 +1,214 @@
+"""Time and memory of our backbones beside those of mmpretrain, measured in turns."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmlocal.analysis.benchmark import (
+    choose_device,
+    environment,
+    first_line,
+    format_table,
+    peak_memory,
+    summarise,
+    time_interleaved,
+    write_json,
+)
+from mmlocal.analysis.flops import count_macs
+from mmlocal.engine.cli import UsageError
+from mmlocal.models.backbones import ELSASwin, QnAViT
+from mmlocal.ops.backends import choose_backend, list_ops
+
+
+def _ours(kind: type[nn.Module], arch: str) -> Callable[[], nn.Module]:
+    return lambda: kind(arch=arch)
+
+
+def _swin(arch: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from mmpretrain.models import SwinTransformer
+
+        # As for dense prediction: all four maps, and any image.
+        return SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3), pad_small_map=True)
+
+    return build
+
+
+def _resnet(depth: int) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from mmpretrain.models import ResNet
+
+        return ResNet(depth=depth, out_indices=(0, 1, 2, 3))
+
+    return build
+
+
+# Backbones of :func:`benchmark_models`; those of mmpretrain are its own.
+MODELS: dict[str, Callable[[], nn.Module]] = (
+    {f"elsa_swin_{arch}": _ours(ELSASwin, arch) for arch in ELSASwin.arch_zoo}
+    | {f"qna_vit_{arch}": _ours(QnAViT, arch) for arch in QnAViT.arch_zoo}
+    | {f"swin_{arch}": _swin(arch) for arch in ("tiny", "small", "base")}
+    | {f"resnet_{depth}": _resnet(depth) for depth in (50, 101)}
+)
+
+
+def _build_model(name: str) -> nn.Module:
+    if name not in MODELS:
+        raise UsageError(f"--models: must be among {', '.join(MODELS)}, got {name!r}")
+    try:
+        return MODELS[name]()
+    except ImportError as error:
+        raise UsageError(
+            f"--models: {name} is one of mmpretrain, which cannot be imported ({error}); "
+            "run `make setup` in a clone, or `pip install mmlocal[onedl]`"
+        ) from error
+
+
+def _macs(model: nn.Module, size: tuple[int, int]) -> int:
+    """Of one image, counted on shapes alone."""
+    # The counter fails on a trainable tensor that is handed to a module, as learned queries are.
+    shapes = deepcopy(model).requires_grad_(False).to("meta")
+    shapes.eval()  # in mmpretrain, it returns nothing
+    return sum(count_macs(shapes, torch.zeros(1, 3, *size, device="meta")).values())
+
+
+def _model_call(
+    model: nn.Module, image: Tensor, mode: str, amp: bool, compiled: bool
+) -> Callable[[], object]:
+    """What is timed of a model; sets its mode."""
+    model.train(mode == "training")
+    runner = torch.compile(model) if compiled else model
+    autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=amp)
+
+    def inference(network: nn.Module = runner) -> tuple[Tensor, ...]:
+        with torch.no_grad(), autocast:
+            return network(image)
+
+    if mode == "inference":
+        return inference
+    # So low that the weights stay what they are, and times do not depend on the rounds.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
+    cotangents = [torch.randn_like(x) for x in inference(model)]
+
+    def training() -> None:
+        with autocast:
+            outs = runner(image)
+        torch.autograd.backward(outs, cotangents)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return training
+
+
+def benchmark_models(
+    out: Path,
+    models: Sequence[str] = tuple(MODELS),
+    batch_size: int = 4,
+    size: tuple[int, int] = (224, 224),
+    amp: bool = False,
+    compiled: bool = False,
+    rounds: int = 10,
+    device: str | None = None,
+) -> dict:
+    """Images per second and peak memory of backbones, at inference and in a step of training.
+
+    A step is forward, backward from random gradients of all four maps, and SGD with momentum.
+    Weights and images are random. Writes ``out/models_<device>_<height>x<width>_....json``.
+
+    Args:
+        out: folder for the results.
+        models: names out of ``MODELS``.
+        batch_size: images at once.
+        size: height and width of the images in pixels.
+        amp: whether to run in bfloat16 by autocast.
+        compiled: whether to ``torch.compile`` the models.
+        rounds: of :func:`time_interleaved`.
+        device: as in :func:`choose_device`.
+
+    Returns:
+        The contents of the JSON file: ``hardware``, ``versions``, ``settings`` and ``results``, a
+        dict per model and mode (``inference``, ``training``) with ``parameters``, ``macs`` (of one
+        image) and either ``skipped``, a reason, or the figures of :func:`summarise`,
+        ``images_per_second`` and ``peak_bytes``: beside weights and momentum.
+
+    Raises:
+        UsageError: an unknown model, one of mmpretrain without it, a number below 1.
+    """
+    for option, number in (("batch-size", batch_size), ("size", min(size)), ("rounds", rounds)):
+        if number < 1:
+            raise UsageError(f"--{option} must be at least 1, got {number}")
+    target = choose_device(device)
+    torch.manual_seed(0)
+    image = torch.randn(batch_size, 3, *size, device=target)
+    networks = {name: _build_model(name).to(target) for name in models}
+    about = {
+        name: dict(
+            model=name,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            macs=_macs(model, size),
+        )
+        for name, model in networks.items()
+    }
+    rows = []
+    for mode in ("inference", "training"):
+        running, peaks = {}, {}
+        for name, model in networks.items():
+            try:
+                call = _model_call(model, image, mode, amp, compiled)
+                call()
+                peaks[name] = peak_memory(call, target)
+            except torch.OutOfMemoryError as error:
+                rows.append(about[name] | dict(mode=mode, skipped=first_line(error)))
+            else:
+                running[name] = call
+        for name, samples in time_interleaved(running, target, rounds).items():
+            times = summarise(samples)
+            rate = 1e3 * batch_size / times["median_ms"]
+            figures = dict(mode=mode, images_per_second=rate, peak_bytes=peaks[name])
+            rows.append(about[name] | figures | times)
+    like = torch.empty(0, dtype=torch.bfloat16 if amp else torch.float32, device=target)
+    backends = {op: choose_backend(op, found, like, None).name for op, found in list_ops().items()}
+    result = environment(target) | dict(
+        date=datetime.date.today().isoformat(),
+        settings=dict(
+            batch_size=batch_size,
+            size=list(size),
+            amp=amp,
+            compile=compiled,
+            rounds=rounds,
+            backends=backends,
+        ),
+        results=rows,
+    )
+    stem = f"models_{target.type}_{size[0]}x{size[1]}_b{batch_size}"
+    write_json(result, out / f"{stem}{'_amp' * amp}{'_compile' * compiled}.json")
+    return result
+
+
+def format_models(result: dict) -> str:
+    """The table of :func:`benchmark_models`."""
+    by_mode = {
+        mode: {row["model"]: row for row in result["results"] if row["mode"] == mode}
+        for mode in ("inference", "training")
+    }
+    titles = [f"{mode} {unit}" for mode in by_mode for unit in ("img/s", "MiB")]
+    table = [["backbone", "parameters (M)", "GMACs", *titles]]
+    for name, row in by_mode["inference"].items():
+        cells = [name, f"{row['parameters'] / 1e6:.1f}", f"{row['macs'] / 1e9:.2f}"]
+        for rows in by_mode.values():
+            found = rows[name]
+            if "skipped" in found:
+                cells += ["-", "out of memory"]
+            else:
+                cells += [
+                    f"{found['images_per_second']:.2f}",
+                    f"{found['peak_bytes'] / 2**20:.0f}",
+                ]
+        table.append(cells)
+    return format_table(table)
