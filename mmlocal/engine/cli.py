@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import torch
 from mmengine.config import DictAction
 
 
@@ -30,7 +31,20 @@ def run_tool(main: Callable[[], None]) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(_SECONDS_FOR_FIRST)
+        _leave_process_group()
         sys.exit(2)
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """End the threads of the process group, if there is one.
+
+    MMEngine leaves them running, and a process that exits with them is aborted now and then. Not
+    called after other errors: the processes may then be at different places and wait for each
+    other.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _is_first_of_machine() -> bool:

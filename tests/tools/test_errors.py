@@ -72,6 +72,17 @@ def test_one_process_of_a_machine_speaks(variable, monkeypatch, capsys):
     assert naps, "must not end before the process that speaks"
 
 
+def test_tools_leave_their_process_group(tmp_path):
+    """A process that exits with the threads of a group is aborted now and then."""
+
+    def main():
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    cli.run_tool(main)
+    assert not torch.distributed.is_initialized()
+
+
 @pytest.mark.slow
 def test_checkpoint_with_code_is_refused(data, tmp_path):
     """MMEngine's second, unsafe try at loading must not happen."""
