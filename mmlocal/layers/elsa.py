@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmlocal.layers.gelu import GELU
 from mmlocal.ops import elsa_attention
 
 
@@ -104,7 +105,7 @@ class ELSA(nn.Module):
             dilation=dilation,
             groups=qk_dims // group_width,
         )
-        self.act = nn.GELU()
+        self.act = GELU()
         self.attn_proj = nn.Conv2d(qk_dims, attn_dims, 1, groups=groups)
         self.attn_drop = nn.Dropout(attn_drop_rate)
         self.proj = nn.Linear(v_dims, embed_dims)
@@ -167,7 +168,10 @@ class ELSA(nn.Module):
         # A permuted view is a channels-last tensor to the convolutions: nothing is copied.
         qkv = self.qkv(x.permute(0, 3, 1, 2))
         q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
-        return value, self.attn_proj(self.act(self.attn_conv(q * k * self.qk_scale)))
+        product = q * k
+        if self.qk_scale != 1:
+            product = product * self.qk_scale
+        return value, self.attn_proj(self.act(self.attn_conv(product)))
 
     def _softmax(self, attn: Tensor) -> Tensor:
         return attn.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)

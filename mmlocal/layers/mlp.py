@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmlocal.layers.gelu import GELU
+
 
 class MLP(nn.Module):
     """Linear, GELU, dropout, Linear, dropout over the last dimension.
@@ -20,7 +22,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dims, hidden_dims)
-        self.act = nn.GELU(gelu)
+        self.act = GELU(gelu)
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop_rate)
 

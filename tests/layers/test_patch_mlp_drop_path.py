@@ -57,6 +57,19 @@ def test_patch_embed_refuses(x, error, message):
         PatchEmbed(3, 8, patch_size=4)(x)
 
 
+@pytest.mark.parametrize("gelu", ["none", "tanh"])
+def test_mlp_without_gradients_is_the_same(gelu):
+    torch.manual_seed(0)
+    mlp = MLP(6, 24, gelu=gelu)
+    x = torch.randn(2, 3, 5, 6)
+    before = x.clone()
+    expected = mlp(x)
+    with torch.no_grad():
+        out = mlp(x)
+    assert torch.equal(out, expected)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 2), (5, 7), (4, 6)], ids=str)
 def test_patch_merging_order_and_padding(size):
     torch.manual_seed(0)

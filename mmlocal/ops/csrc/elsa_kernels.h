@@ -14,13 +14,13 @@ static void elsa_softmax(const T* x, T* w, int64_t taps) {
   Vec<T> most = broadcast(-kInfinity<T>);
   for (int64_t t = 0; t < taps; t += n) {
     const Vec<T> v = load(x + t, taps - t, -kInfinity<T>);
+    store(w + t, v);
     most = v > most ? v : most;
   }
-  T peak = -kInfinity<T>;
-  for (int i = 0; i < n; ++i) peak = most[i] > peak ? most[i] : peak;
+  const T peak = largest<T>(most);
   Vec<T> total{};
   for (int64_t t = 0; t < taps; t += n) {
-    const Vec<T> e = exp_scaled(load(x + t, taps - t, -kInfinity<T>) - peak, Vec<T>{});
+    const Vec<T> e = exp_scaled(load(w + t) - peak, Vec<T>{});
     store(w + t, e);
     total += e;
   }

@@ -82,13 +82,6 @@ MMLOCAL_INLINE void store(T* p, Vec<T> v, int64_t count) {
 }
 
 template <class T>
-MMLOCAL_INLINE T sum(Vec<T> v) {
-  T total = 0;
-  for (int i = 0; i < kLanes<T>; ++i) total += v[i];
-  return total;
-}
-
-template <class T>
 MMLOCAL_INLINE Vec<T> permute(Vec<T> v, IntVec<T> index) {
 #if defined(__clang__)
   Vec<T> out;
@@ -99,14 +92,44 @@ MMLOCAL_INLINE Vec<T> permute(Vec<T> v, IntVec<T> index) {
 #endif
 }
 
+// 0, 1, 2, ... From memory: GCC would fill a vector lane by lane, each time.
+template <class T>
+MMLOCAL_INLINE IntVec<T> numbers() {
+  using Int = typename Types<T>::Int;
+  alignas(64) static const Int values[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  IntVec<T> result;
+  __builtin_memcpy(&result, values, sizeof(result));
+  return result;
+}
+
+// v with its lanes exchanged over a distance, a power of two.
+template <class T>
+MMLOCAL_INLINE Vec<T> exchange(Vec<T> v, int distance) {
+  return permute<T>(v, numbers<T>() ^ typename Types<T>::Int(distance));
+}
+
+// Of all lanes, in halves: one addition after the other would wait for each other.
+template <class T>
+MMLOCAL_INLINE T sum(Vec<T> v) {
+#pragma GCC unroll 4
+  for (int distance = kLanes<T> / 2; distance > 0; distance /= 2) v += exchange<T>(v, distance);
+  return v[0];
+}
+
+template <class T>
+MMLOCAL_INLINE T largest(Vec<T> v) {
+#pragma GCC unroll 4
+  for (int distance = kLanes<T> / 2; distance > 0; distance /= 2) {
+    const Vec<T> other = exchange<T>(v, distance);
+    v = other > v ? other : v;
+  }
+  return v[0];
+}
+
 // Lane i of the result is the sum of the lanes of rows[i]; destroys rows.
 template <class T>
 MMLOCAL_INLINE Vec<T> sums_of(Vec<T>* rows) {
-  IntVec<T> even, odd;
-  for (int i = 0; i < kLanes<T>; ++i) {
-    even[i] = 2 * i;
-    odd[i] = 2 * i + 1;
-  }
+  const IntVec<T> even = 2 * numbers<T>(), odd = even + 1;
 #pragma GCC unroll 16
   for (int count = kLanes<T>; count > 1; count /= 2) {
 #pragma GCC unroll 16
