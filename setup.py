@@ -73,6 +73,7 @@ def extension() -> dict:
     """Arguments of ``setup`` for the extension; none where it cannot be built."""
     if REASON:
         return {}
+    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     class BuildExt(BuildExtension):
@@ -88,6 +89,7 @@ def extension() -> dict:
         "mmlocal.ops._C",
         [path.as_posix() for path in sorted(CSRC.glob("*.cpp"))],
         depends=[path.as_posix() for path in sorted(CSRC.iterdir())],
+        define_macros=[("MMLOCAL_TORCH_VERSION", torch.__version__.partition("+")[0])],
         extra_compile_args=[] if os.name == "nt" else ["-O3", "-g0", "-fno-math-errno"],
         optional=True,
     )

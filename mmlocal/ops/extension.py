@@ -18,7 +18,8 @@ def _load():
         )
     except ImportError as error:
         return None, f"the C++ extension does not load, build it again: {error}"
-    # A local label such as +cpu names a build of the same version.
+    # A local label such as +cpu names a build of the same version. The suffix of a pre-release
+    # counts, as its C++ interfaces change from day to day.
     version = torch.__version__.partition("+")[0]
     if extension.torch_version != version:
         return None, (

@@ -25,6 +25,7 @@ SHAPES = [
     (1, 1, 1, 1, 1, 1, 1),
     (1, 1, 2, 1, 1, 7, 1),
     (2, 3, 2, 1, 5, 3, 2),
+    (2, 1, 1, 3, 1, 3, 1),  # one column
     (1, 3, 4, 2, 6, 7, 1),  # height below the kernel
     (2, 1, 3, 9, 4, 5, 1),  # width below the kernel
     (1, 3, 2, 7, 7, 7, 1),  # equal
@@ -89,6 +90,7 @@ def worst_error(ours: dict, expected: dict) -> float:
         ref = expected[name].double()
         assert x.shape == ref.shape, name
         assert x.isfinite().all(), name
+        assert ref.isfinite().all(), name
         if ref.numel():
             # A gradient that is all zero has to be matched absolutely.
             scale = ref.abs().max().clamp_min(1e-30) if ref.any() else 1.0
@@ -459,6 +461,8 @@ def _bad(**changes):
         ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
         ({"value": torch.zeros(6, 5, 4)}, ValueError, r"value must have .* got \(6, 5, 4\)"),
         ({"attn": torch.zeros(27, 5, 4)}, ValueError, r"attn must have .* got \(27, 5, 4\)"),
+        ({"value": torch.zeros(2, 6, 0, 4)}, ValueError, r"one pixel, got \(2, 6, 0, 4\)"),
+        ({"value": torch.zeros(2, 0, 5, 4)}, ValueError, r"one channel .* got \(2, 0, 5, 4\)"),
         (
             {"value": torch.zeros(2, 6, 5, 4, dtype=torch.uint8)},
             TypeError,

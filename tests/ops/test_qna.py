@@ -397,6 +397,24 @@ def test_windows_without_tokens_give_zero(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", NAMES)
+def test_a_query_without_any_position_gives_zero(backend):
+    tensors, settings = make((1, 2, 2, 5, 4, 3, 1, 1, 1))
+    rel_pos = tensors["rel_pos"].detach().clone()
+    rel_pos[1] = -INF
+    out = qna_attention(**(tensors | {"rel_pos": rel_pos}), **settings, backend=backend)
+    assert torch.equal(out[:, 2:], torch.zeros_like(out[:, 2:]))
+    assert out[:, :2].all()
+
+
+@pytest.mark.parametrize("backend", [b.name for b in FAST])
+def test_stride_far_beyond_the_map(backend):
+    tensors, settings = make((1, 2, 2, 5, 4, 3, 1, 1, 2))
+    settings = settings | {"stride": 10**6}
+    expected = run(tensors, settings, backend="reference")
+    assert worst_error(run(tensors, settings, backend=backend), expected) < 1e-13
+
+
+@pytest.mark.parametrize("backend", NAMES)
 def test_tokens_outside_the_map_do_not_exist(backend):
     """Ones give what the taps weigh: 1 in every window without a table, at the border too."""
     tensors, settings = make((2, 2, 2, 5, 6, 5, 1, 4, 2), (True, False))
@@ -741,6 +759,7 @@ def _bad(**changes):
         ({"padding": 3}, ValueError, "padding must be 0 to kernel_size - 1 = 2, got 3"),
         ({"value": torch.zeros(6, 5, 4)}, ValueError, r"value must have .* got \(6, 5, 4\)"),
         ({"scores": torch.zeros(6, 5, 4)}, ValueError, r"scores must have .* got \(6, 5, 4\)"),
+        ({"value": torch.zeros(2, 0, 5, 4)}, ValueError, r"one channel .* got \(2, 0, 5, 4\)"),
         (
             {"value": torch.zeros(2, 6, 5, 4, dtype=torch.uint8)},
             TypeError,
@@ -774,7 +793,7 @@ def _bad(**changes):
         (
             {"value": torch.zeros(2, 6, 0, 4), "scores": torch.zeros(2, 6, 0, 4), "padding": 1},
             ValueError,
-            "value must be at least one window of kernel_size=3 with padding=1, got .* 0x4",
+            r"at least one channel and one pixel, got \(2, 6, 0, 4\)",
         ),
         (
             {"rel_pos": torch.zeros(2, 3, 3)},

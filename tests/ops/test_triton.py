@@ -198,6 +198,15 @@ def test_elsa_with_large_logits():
 
 
 @kernels
+def test_elsa_with_masked_logits():
+    """The softmax starts on taps that do not count."""
+    tensors, settings = make_elsa((1, 2, 2, 4, 5, 3, 1), dtype=F32)
+    attn = tensors["attn"].detach().clone()
+    attn.unflatten(1, (2, 9))[:, :, :8] = -torch.inf
+    check(elsa_attention, tensors | {"attn": attn}, **settings)
+
+
+@kernels
 @pytest.mark.parametrize("kind", ["masked", "large", "largest and lowest"])
 def test_qna_with_special_scores(kind):
     """Tokens that are masked, windows without a token, and scores that overflow an exponential."""

@@ -8,7 +8,6 @@
 #include <ATen/Version.h>
 #include <c10/core/CPUAllocator.h>
 #include <torch/csrc/utils/pybind.h>
-#include <torch/version.h>
 
 #include "kernels.h"
 
@@ -319,11 +318,15 @@ void qna_backward(const Tensor& grad, const QnaInputs& inputs, bool sum_queries,
 }  // namespace
 }  // namespace mmlocal
 
+// What setup.py found: TORCH_VERSION of the headers lacks the suffix of a pre-release.
+#define MMLOCAL_TEXT_OF(x) #x
+#define MMLOCAL_TEXT(x) MMLOCAL_TEXT_OF(x)
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
   using namespace mmlocal;
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
-  m.attr("torch_version") = TORCH_VERSION;
+  m.attr("torch_version") = MMLOCAL_TEXT(MMLOCAL_TORCH_VERSION);
   m.def("lanes", lanes);
   m.def("elsa_forward", elsa_forward, no_gil);
   m.def("elsa_backward", elsa_backward, no_gil);

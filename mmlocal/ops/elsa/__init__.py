@@ -109,7 +109,7 @@ def elsa_attention(
     Raises:
         TypeError: a tensor is not floating point.
         ValueError: even ``kernel_size``, ``dilation`` below 1, shapes that do not fit each other,
-            unknown ``backend``.
+            a map without pixels or channels, unknown ``backend``.
         RuntimeError: the named backend cannot run here.
 
     Note:
@@ -150,6 +150,10 @@ def _check(
             raise ValueError(
                 f"{name} must have the 4 dimensions (B, C, H, W), got {tuple(tensor.shape)}"
             )
+    if 0 in value.shape[1:]:
+        raise ValueError(
+            f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
+        )
     for name, tensor in (
         ("value", value),
         ("attn", attn),

@@ -52,7 +52,8 @@ class _Call:
         x = _pixels(x, self.dtype)
         if self.pad == 0:
             return x
-        return F.pad(x.unflatten(3, (self.heads, self.head_dims)), (0, self.pad)).flatten(3)
+        x = F.pad(x.unflatten(3, (self.heads, self.head_dims)), (0, self.pad)).flatten(3)
+        return x.contiguous()  # F.pad takes some maps of one column for channels-last
 
     def unpadded(self, x: Tensor) -> Tensor:
         """``(..., channels)`` without what ``padded`` added."""

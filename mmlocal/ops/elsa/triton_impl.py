@@ -45,6 +45,7 @@ def _softmax(
 ):
     """Largest logit of each pixel, and what its exponentials have to be scaled by."""
     peak = tl.full(inside.shape, float("-inf"), ACC)
+    finite = tl.zeros(inside.shape, ACC)  # peak, or 0 where all logits so far are -inf
     total = tl.zeros(inside.shape, ACC)
     for start in range(0, TAPS, BLOCK_T):
         taps = start + tl.arange(0, BLOCK_T)[None, :]
@@ -52,9 +53,10 @@ def _softmax(
         logits = tl.load(pointers[:, None] + taps.to(tl.int64) * stride, mask=mask, other=0.0)
         logits = tl.where(taps < TAPS, logits.to(ACC), float("-inf"))
         higher = tl.maximum(peak, tl.max(logits, axis=1))
-        total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
+        finite = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(peak - finite) + tl.sum(tl.exp(logits - finite[:, None]), axis=1)
         peak = higher
-    return peak, 1.0 / total
+    return finite, 1.0 / total
 
 
 @triton.jit

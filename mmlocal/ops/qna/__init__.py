@@ -119,8 +119,8 @@ def qna_attention(
 
     Raises:
         TypeError: a tensor is not floating point.
-        ValueError: a count below 1, ``padding`` out of range, a map smaller than one window,
-            shapes that do not fit each other, unknown ``backend``.
+        ValueError: a count below 1, ``padding`` out of range, a map without pixels or channels or
+            smaller than one window, shapes that do not fit each other, unknown ``backend``.
         RuntimeError: the named backend cannot run here.
 
     Note:
@@ -164,6 +164,10 @@ def _check(
             raise ValueError(
                 f"{name} must have the 4 dimensions (B, C, H, W), got {tuple(tensor.shape)}"
             )
+    if 0 in value.shape[1:]:
+        raise ValueError(
+            f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
+        )
     for name, tensor in (
         ("value", value),
         ("scores", scores),

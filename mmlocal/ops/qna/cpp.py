@@ -49,6 +49,8 @@ class _Call:
         self.channels = value.shape[1]
         self.tables = scores.shape[1]
         self.taps = kernel_size**2
+        # The room for tokens grows with the stride; beyond the map, it changes nothing.
+        stride = min(stride, max(value.shape[2:]) + 2 * padding)
         self.size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
         self.lanes = extension.lanes(self.dtype == torch.float64)
         self.padded = self.tables + -self.tables % self.lanes
@@ -68,7 +70,9 @@ class _Call:
             self.rel = pixels.new_ones(self.tables, self.taps)
         else:
             table = self.rel_pos.double()
-            self.rel = (table - table.amax(dim=1, keepdim=True)).exp().to(self.dtype)
+            most = table.amax(dim=1, keepdim=True)
+            most = most.masked_fill(most == -math.inf, 0.0)
+            self.rel = (table - most).exp().to(self.dtype)
         mix = self.rel if self.weight is None else self.rel * self.weight
         self.inputs = extension.QnaInputs(
             _pixels(value, self.dtype),

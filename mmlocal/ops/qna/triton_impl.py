@@ -223,7 +223,7 @@ def _grad_tokens_kernel(
             bias = _table(rel_pos, entry, mask, 0.0, ACC)
             factor = _table(tap_weight, entry, mask, 1.0, ACC)
             weight = _attention(tl.where(mask, score, float("-inf")), bias, peak, scale)
-            pointers = grad + group * grad_strides[1] + window * grad_strides[3]
+            pointers = grad + window * grad_strides[3]
             g = tl.load(pointers, mask=near & real, other=0.0).to(ACC)
             if grad_value is not None:
                 total += tl.sum(weight * factor, axis=1)[:, None] * g
@@ -234,6 +234,7 @@ def _grad_tokens_kernel(
             own = grad_scores + batch * grad_scores_strides[0] + rows * grad_scores_strides[1]
             own += index * grad_scores_strides[2]
             tl.store(own, total_score, mask=inside[:, None] & asked)
+        grad += grad_strides[1]
     if grad_value is not None:
         grad_value += batch * grad_value_strides[0] + channel * grad_value_strides[1]
         tl.store(grad_value + index * grad_value_strides[2], total, mask=exists)
