@@ -21,6 +21,7 @@ from mmlocal.analysis.benchmark import (
     write_json,
 )
 from mmlocal.analysis.flops import count_macs
+from mmlocal.analysis.time_by_kind import KINDS, time_by_kind
 from mmlocal.engine.cli import UsageError
 from mmlocal.models.backbones import ELSASwin, QnAViT
 from mmlocal.ops.backends import choose_backend, list_ops
@@ -135,7 +136,8 @@ def benchmark_models(
         The contents of the JSON file: ``hardware``, ``versions``, ``settings`` and ``results``, a
         dict per model and mode (``inference``, ``training``) with ``parameters``, ``macs`` (of one
         image) and either ``skipped``, a reason, or the figures of :func:`summarise`,
-        ``images_per_second`` and ``peak_bytes``: beside weights and momentum.
+        ``images_per_second``, ``peak_bytes`` (beside weights and momentum) and ``ms_by_kind``, of
+        :func:`time_by_kind`.
 
     Raises:
         UsageError: an unknown model, one of mmpretrain without it, a number below 1.
@@ -157,12 +159,13 @@ def benchmark_models(
     }
     rows = []
     for mode in ("inference", "training"):
-        running, peaks = {}, {}
+        running, peaks, kinds = {}, {}, {}
         for name, model in networks.items():
             try:
                 call = _model_call(model, image, mode, amp, compiled)
                 call()
                 peaks[name] = peak_memory(call, target)
+                kinds[name] = time_by_kind(call, target)
             except torch.OutOfMemoryError as error:
                 rows.append(about[name] | dict(mode=mode, skipped=first_line(error)))
             else:
@@ -170,7 +173,12 @@ def benchmark_models(
         for name, samples in time_interleaved(running, target, rounds).items():
             times = summarise(samples)
             rate = 1e3 * batch_size / times["median_ms"]
-            figures = dict(mode=mode, images_per_second=rate, peak_bytes=peaks[name])
+            figures = dict(
+                mode=mode,
+                images_per_second=rate,
+                peak_bytes=peaks[name],
+                ms_by_kind=kinds[name],
+            )
             rows.append(about[name] | figures | times)
     like = torch.empty(0, dtype=torch.bfloat16 if amp else torch.float32, device=target)
     backends = {op: choose_backend(op, found, like, None).name for op, found in list_ops().items()}
@@ -192,7 +200,7 @@ def benchmark_models(
 
 
 def format_models(result: dict) -> str:
-    """The table of :func:`benchmark_models`."""
+    """The tables of :func:`benchmark_models`: speed and memory, and where the time goes."""
     by_mode = {
         mode: {row["model"]: row for row in result["results"] if row["mode"] == mode}
         for mode in ("inference", "training")
@@ -211,4 +219,10 @@ def format_models(result: dict) -> str:
                     f"{found['peak_bytes'] / 2**20:.0f}",
                 ]
         table.append(cells)
-    return format_table(table)
+    shares = [["backbone", "mode", *KINDS]]
+    for row in result["results"]:
+        if "skipped" not in row:
+            total = sum(row["ms_by_kind"].values())
+            parts = [f"{row['ms_by_kind'][kind] / total:.0%}" for kind in KINDS]
+            shares.append([row["model"], row["mode"], *parts])
+    return f"{format_table(table)}\n\n{format_table(shares)}"

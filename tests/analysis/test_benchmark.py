@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mmlocal.analysis import benchmark, benchmark_models, peers
 from mmlocal.analysis.peers import PEERS, SHAPES, Case, make_tensors
+from mmlocal.analysis.time_by_kind import KINDS, kind_of
 from mmlocal.engine import UsageError
 from mmlocal.layers import ELSA, QnA
 from mmlocal.models.backbones import ELSASwin, QnAViT
@@ -454,6 +455,27 @@ def test_bad_options_of_benchmark_models(options, message, tmp_path):
         benchmark_models.benchmark_models(tmp_path, device="cpu", **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::addmm", "linear"),
+        ("aten::mm", "linear"),
+        ("aten::bmm", "window attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "window attention"),
+        ("aten::convolution_backward", "convolution"),
+        ("mmlocal::elsa_attention_backward", "local attention"),
+        ("mmlocal_elsa_attention_default", "local attention"),
+        ("aten::gelu_", "gelu"),
+        ("aten::native_layer_norm_backward", "norm"),
+        ("aten::copy_", "copy"),
+        ("aten::add", "other"),
+        ("aten::mul", "other"),
+    ],
+)
+def test_kinds_of_operators(name, kind):
+    assert kind_of(name) == kind
+
+
 def test_benchmark_models(tmp_path):
     names = ["elsa_swin_tiny", "qna_vit_tiny", "swin_tiny", "resnet_50"]
     arguments = ["--size", "64", "32", "--batch-size", "1", "--rounds", "1", "--device", "cpu"]
@@ -476,6 +498,9 @@ def test_benchmark_models(tmp_path):
         assert list(rows) == names
         for row in rows.values():
             assert row.keys() >= TIMES | {"parameters", "macs", "images_per_second", "peak_bytes"}
+            assert tuple(row["ms_by_kind"]) == KINDS
+            ours = row["model"] in names[:2]
+            assert (row["ms_by_kind"]["local attention"] > 0) == ours
             assert row["images_per_second"] == pytest.approx(1e3 / row["median_ms"])
         # torchvision's without the classifier
         assert rows["resnet_50"]["parameters"] == 25_557_032 - 2_049_000

@@ -1,0 +1,48 @@
+"""Where the time of a call goes, by kind of operation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+# Names of PyTorch's operators, by kind; the first match counts.
+_KINDS = {
+    "local attention": r"mmlocal",
+    "window attention": r"aten::(baddbmm|bmm|_softmax|_scaled_dot_product)",
+    "linear": r"aten::(addmm|mm|linear|matmul|einsum)\b",
+    "convolution": r"aten::(_?convolution|mkldnn_convolution|cudnn_convolution)",
+    "gelu": r"aten::gelu",
+    "norm": r"aten::(native_|cudnn_)?(layer_norm|batch_norm)",
+    "copy": r"aten::(copy_|_?to_copy|cat|clone|contiguous|index|_index_put|roll|im2col|fill_|zero)"
+    r"|aten::constant_pad",
+}
+KINDS = (*_KINDS, "other")
+
+
+def kind_of(name: str) -> str:
+    """The kind of an operator, one of ``KINDS``; ``"other"`` is element by element for the most."""
+    return next((kind for kind, pattern in _KINDS.items() if re.match(pattern, name)), "other")
+
+
+def time_by_kind(call: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Milliseconds of one call by kind of operation, without the operators that they call in turn.
+
+    On a GPU, the time of the kernels that an operator started.
+    """
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as prof:
+        call()
+    times = dict.fromkeys(KINDS, 0.0)
+    for event in prof.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue
+        spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        name = event.key.replace("GeneratedBackwardFor_", "")
+        times[kind_of(name)] += spent / 1e3
+    return times
