@@ -216,6 +216,56 @@ static void elsa_grad_value(const Elsa<T>& a, int64_t begin, int64_t end) {
   }
 }
 
+// products[t] (+)= grad * (mul *) value for the taps of a window and U vectors of a head.
+template <class T, int U, bool MUL, bool MORE>
+static inline void elsa_products(
+    const Elsa<T>& a, const T* grad, const T* value, const T* mul, Window window,
+    Vec<T>* products) {
+  constexpr int n = kLanes<T>;
+  const int64_t table_step = a.heads * a.vectors * n;
+  Vec<T> g[U];
+  for (int u = 0; u < U; ++u) g[u] = load(grad + u * n);
+  for (int64_t i = window.i0; i < window.i1; ++i) {
+    for (int64_t j = window.j0; j < window.j1; ++j) {
+      const int64_t tap = i * a.kernel + j;
+      const T* v = value + a.dilation * (i * a.value.y + j * a.value.x);
+      Vec<T> product = MORE ? products[tap] : Vec<T>{};
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u) {
+        const Vec<T> own = MUL ? g[u] * load(mul + tap * table_step + u * n) : g[u];
+        product += own * load(v + u * n);
+      }
+      products[tap] = product;
+    }
+  }
+}
+
+template <class T, int U>
+static inline void elsa_products_of_kind(
+    const Elsa<T>& a, const T* grad, const T* value, const T* mul, Window window, bool more,
+    Vec<T>* products) {
+  const auto kind =
+      mul ? (more ? elsa_products<T, U, true, true> : elsa_products<T, U, true, false>)
+          : (more ? elsa_products<T, U, false, true> : elsa_products<T, U, false, false>);
+  kind(a, grad, value, mul, window, products);
+}
+
+// dots[t] = sum of the lanes of products[t], with whole vectors of dots; destroys products.
+template <class T>
+MMLOCAL_INLINE void elsa_dots(Vec<T>* products, T* dots, int64_t taps) {
+  constexpr int n = kLanes<T>;
+  int64_t t = 0;
+  for (; t + n <= taps; t += n) store(dots + t, sums_of<T>(products + t));
+  if (t == taps) return;
+  if (taps - t > 2) {
+    for (int64_t rest = taps; rest < t + n; ++rest) products[rest] = Vec<T>{};
+    store(dots + t, sums_of<T>(products + t));
+  } else {  // as for windows of 7x7, with one tap more than three vectors of 16
+    store(dots + t, Vec<T>{});
+    for (; t < taps; ++t) dots[t] = sum<T>(products[t]);
+  }
+}
+
 template <class T>
 static void elsa_grad_attn(const Elsa<T>& a, T* scratch, int64_t begin, int64_t end) {
   constexpr int n = kLanes<T>;
@@ -229,39 +279,31 @@ static void elsa_grad_attn(const Elsa<T>& a, T* scratch, int64_t begin, int64_t 
     elsa_clip(y, a.height, a.kernel, a.dilation, &window.i0, &window.i1);
     for (int64_t x = 0; x < a.width; ++x) {
       elsa_clip(x, a.width, a.kernel, a.dilation, &window.j0, &window.j1);
+      const bool whole = (window.i1 - window.i0) * (window.j1 - window.j0) == taps;
       const T* corner = a.value.at(b, y, x) - half * a.dilation * (a.value.y + a.value.x);
       for (int64_t head = 0; head < a.heads; ++head) {
-        const int64_t first = head * a.vectors * n;
-        const T* grad = a.grad.at(b, y, x) + first;
-        __builtin_memset(products, 0, padded * sizeof(Vec<T>));
-        for (int64_t i = window.i0; i < window.i1; ++i) {
-          for (int64_t j = window.j0; j < window.j1; ++j) {
-            const T* v = corner + a.dilation * (i * a.value.y + j * a.value.x) + first;
-            const T* mul =
-                a.mul ? a.mul + (i * a.kernel + j) * a.heads * a.vectors * n + first : nullptr;
-            Vec<T> product{};
-            for (int64_t u = 0; u < a.vectors; ++u) {
-              Vec<T> g = load(grad + u * n);
-              if (mul) g *= load(mul + u * n);
-              product += g * load(v + u * n);
-            }
-            products[i * a.kernel + j] = product;
-          }
+        if (!whole) __builtin_memset(products, 0, taps * sizeof(Vec<T>));
+        for (int64_t u = 0; u < a.vectors; u += 2) {
+          const int64_t first = (head * a.vectors + u) * n;
+          const auto part = u + 1 < a.vectors ? elsa_products_of_kind<T, 2>
+                                              : elsa_products_of_kind<T, 1>;
+          part(a, a.grad.at(b, y, x) + first, corner + first, a.mul ? a.mul + first : nullptr,
+               window, u > 0, products);
         }
+        elsa_dots<T>(products, dots, taps);
         const T* own = a.weights.at(b, y, x) + head * taps;
-        Vec<T> mean{};
-        for (int64_t t = 0; t < padded; t += n) {
-          const Vec<T> dot = sums_of<T>(products + t);
-          store(dots + t, dot);
-          if (a.softmax) {
+        T* out = a.grad_attn.at(b, y, x) + head * taps;
+        T subtract = 0;
+        if (a.softmax) {
+          Vec<T> mean{};
+          for (int64_t t = 0; t < taps; t += n) {
             const Vec<T> w = load(own + t, taps - t, T(0));
             store(weights + t, w);
-            mean += w * dot;
+            mean += w * load(dots + t);
           }
+          subtract = sum<T>(mean);
         }
-        T* out = a.grad_attn.at(b, y, x) + head * taps;
-        const T subtract = a.softmax ? sum<T>(mean) : T(0);
-        for (int64_t t = 0; t < padded; t += n) {
+        for (int64_t t = 0; t < taps; t += n) {
           Vec<T> dot = load(dots + t);
           if (a.softmax) dot = (dot - subtract) * load(weights + t);
           store(out + t, dot, taps - t);
