@@ -27,6 +27,7 @@ from mmlocal import config_path
 from mmlocal.checkpoints import load_file
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.data import check_data
+from mmlocal.engine.weights import CheckWeightsHook
 
 # What must be importable to run a config of a task. mmdet and mmseg call mmcv's compiled ops.
 _LIBRARIES = {
@@ -106,7 +107,8 @@ def config_for_training(args: argparse.Namespace) -> Config:
 
 def run_training(args: argparse.Namespace) -> None:
     """Train as the command line of ``tools/train.py`` says; see :func:`config_for_training`."""
-    runner = _build_runner(config_for_training(args))
+    cfg = config_for_training(args)
+    runner = _build_runner(cfg, whole=bool(cfg.get("resume")))
     _run(runner.train)
 
 
@@ -140,7 +142,7 @@ def config_for_testing(args: argparse.Namespace) -> Config:
 def run_testing(args: argparse.Namespace) -> None:
     """Test as the command line of ``tools/test.py`` says; see :func:`config_for_testing`."""
     cfg = config_for_testing(args)
-    runner = _build_runner(cfg)
+    runner = _build_runner(cfg, whole=True)
     if args.out and cfg.default_scope == "mmdet":
         from mmdet.evaluation import DumpDetResults  # also packs the masks
 
@@ -318,14 +320,18 @@ def _default_tta(task: str, pipeline: list[dict]) -> tuple[dict, list[dict]]:
     return model, [*deepcopy(pipeline[:-1]), {"type": "TestTimeAug", "transforms": [flips, [pack]]}]
 
 
-def _build_runner(cfg: Config) -> Runner:
+def _build_runner(cfg: Config, whole: bool) -> Runner:
+    """Build the runner; ``whole`` is whether the checkpoint must hold the whole model."""
     # MMEngine loads checkpoints with weights_only=True, but on failure again without. Code in a
     # checkpoint must not run unasked, so the second try is ruled out unless the user rules it in.
     if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     if cfg.launcher == "pytorch" and get_device() == "cpu":
         _use_gloo(cfg)
-    return RUNNERS.build(cfg)
+    runner = RUNNERS.build(cfg)
+    if isinstance(runner, Runner):  # other runners load in ways of their own
+        runner.register_hook(CheckWeightsHook(whole))
+    return runner
 
 
 def _use_gloo(cfg: Config) -> None:
