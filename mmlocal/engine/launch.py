@@ -12,6 +12,7 @@ import os
 import os.path as osp
 import pickle
 from copy import deepcopy
+from pathlib import Path
 
 import mmengine
 import torch
@@ -95,6 +96,8 @@ def config_for_training(args: argparse.Namespace) -> Config:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
+    if cfg.get("resume") and not cfg.get("load_from"):
+        _check_last_checkpoint(cfg.work_dir)
     _check_checkpoint(cfg.get("load_from"), "checkpoint to start from")
     for loader in _loaders(cfg, ("train", "val", "test")):
         if cfg.default_scope == "mmpretrain":
@@ -229,6 +232,25 @@ def _check_checkpoint(path: str | None, what: str) -> None:
             raise UsageError(
                 f"{what}: {error}. If you trust it, set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 and repeat"
             ) from error
+
+
+def _check_last_checkpoint(work_dir: str) -> None:
+    """Raise if ``last_checkpoint`` does not lead to a checkpoint; without it, a run starts anew."""
+    pointer = Path(work_dir, "last_checkpoint")
+    if not pointer.is_file():
+        return
+    last = pointer.read_text().strip()
+    try:
+        if not last:
+            raise UsageError("the file is empty")
+        _check_checkpoint(last, "checkpoint")
+    except UsageError as error:
+        others = [path for path in Path(work_dir).glob("*.pth") if path.name != Path(last).name]
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        offer = f"--resume {' or '.join(map(str, others))}" if others else "no other one is there"
+        raise UsageError(
+            f"{pointer} does not lead to a checkpoint to resume from: {error}. Instead: {offer}"
+        ) from error
 
 
 def _train_with_amp(cfg: Config) -> None:

@@ -102,6 +102,26 @@ def test_resume(config, tmp_path):
     assert cfg.load_from == str(checkpoint)
 
 
+def test_resume_from_a_damaged_run(config, tmp_path):
+    flags = ["--work-dir", str(tmp_path / "run"), "--resume"]
+    assert cfg_for_training(config, *flags).resume is True  # the first start of a run
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for number in (1, 2):
+        torch.save({}, folder / f"iter_{number}.pth")
+        os.utime(folder / f"iter_{number}.pth", (number, number))
+    last = folder / "iter_3.pth"
+    last.write_bytes((folder / "iter_2.pth").read_bytes()[:99])
+    for content, reason in (("", "empty"), ("no.pth", "'no.pth' is not a file"), (last, "damaged")):
+        (folder / "last_checkpoint").write_text(str(content))
+        with pytest.raises(UsageError, match=rf"run/last_checkpoint .*{reason}") as error:
+            cfg_for_training(config, *flags)
+        assert f"{folder / 'iter_2.pth'} or {folder / 'iter_1.pth'}" in str(error.value)
+    assert str(error.value).count(str(last)) == 1, "offered, though damaged"
+    (folder / "last_checkpoint").write_text(str(folder / "iter_2.pth"))
+    assert cfg_for_training(config, *flags).load_from is None
+
+
 def test_amp_replaces_the_optim_wrapper(config, monkeypatch):
     monkeypatch.setattr(launch, "get_device", lambda: "cuda")
     cfg = cfg_for_training(config, "--amp")
