@@ -11,6 +11,7 @@ import logging
 import os
 import os.path as osp
 import pickle
+import traceback
 from copy import deepcopy
 from pathlib import Path
 
@@ -60,8 +61,8 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
             raise UsageError(f"config {config!r} does not exist; did you mean `{name}`, at {path}?")
     try:
         cfg = Config.fromfile(path)
-    except OSError as error:  # a suffix that MMEngine cannot read, a missing _base_
-        raise UsageError(f"config {config!r} cannot be read: {error}") from error
+    except Exception as error:  # a config is a program: it can fail in any way
+        raise UsageError(f"config {config!r} cannot be read: {_where_and_why(error)}") from error
     try:
         cfg.merge_from_dict(cfg_options or {})
     except (KeyError, TypeError, AssertionError) as error:
@@ -72,6 +73,22 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
             f"expected one of {', '.join(_LIBRARIES)}"
         )
     return cfg
+
+
+def _where_and_why(error: Exception) -> str:
+    """File and line of an error in a config or one of its bases, if known, and its first cause."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    readers = ("_file2dict", "_is_lazy_import")  # of MMEngine
+    files = [f.f_locals["filename"] for f, _ in frames if f.f_code.co_name in readers]
+    lines = [line for f, line in frames if files and f.f_code.co_filename == files[-1]]
+    if files and isinstance(error, SyntaxError) and error.filename in ("<unknown>", files[-1]):
+        lines.append(error.lineno)
+    while isinstance(error, ImportError) and (cause := error.__cause__ or error.__context__):
+        error = cause
+    quoted = isinstance(error, (KeyError, SyntaxError)) and error.args
+    reason = str(error.args[0] if quoted else error).partition("\n")[0]
+    where = f"{files[-1]}, line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {reason}"
 
 
 def config_for_training(args: argparse.Namespace) -> Config:
@@ -162,7 +179,7 @@ def print_config(args: argparse.Namespace) -> None:
 
     Raises:
         UsageError: missing config, library of its task (``--graph``), or a ``--save-path`` with a
-            suffix that MMEngine does not write.
+            suffix that MMEngine does not write or where nothing can be written.
     """
     if args.save_path and not args.save_path.endswith((".py", ".json", ".yml", ".yaml")):
         raise UsageError(
@@ -176,8 +193,11 @@ def print_config(args: argparse.Namespace) -> None:
     else:
         print(cfg.pretty_text)
     if args.save_path:
-        os.makedirs(osp.dirname(osp.abspath(args.save_path)), exist_ok=True)
-        cfg.dump(args.save_path)
+        try:
+            os.makedirs(osp.dirname(osp.abspath(args.save_path)), exist_ok=True)
+            cfg.dump(args.save_path)
+        except OSError as error:
+            raise UsageError(f"--save-path cannot be written: {error}") from error
 
 
 def require_library(task: str) -> None:

@@ -327,6 +327,37 @@ def test_config_that_cannot_be_used(tmp_path):
         load_config(str(tmp_path / "c.py"), {"steps.4.x": 1})
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("default_scope = 'mmdet'\nmodel = dict(\n", r"c\.py, line 2: SyntaxError: '\(' was never"),
+        ("_base_ = ['bad.py']", r"bad\.py, line 2: NameError: name 'x' is not defined"),
+        ("_base_ = ['a.py', 'b.py']", "KeyError: Duplicate key .*'lr'"),
+        ("_base_ = 'a.py'\nrate = 2 * _base_.rate", r"line 2: .*Error: .*rate"),
+        ("_base_ = 'a.py'\nmodel = dict(lr={{_base_.rate}})", "Error: .*rate"),
+        ("_base_ = 'no.py'", "FileNotFoundError.*no.py"),
+        ("custom_imports = dict(imports='no_such_module')", "No module named 'no_such_module'"),
+    ],
+)
+def test_config_with_a_mistake(config, message, tmp_path):
+    (tmp_path / "a.py").write_text("lr = 1")
+    (tmp_path / "b.py").write_text("lr = 2")
+    (tmp_path / "bad.py").write_text("\nlr = x")
+    (tmp_path / "c.py").write_text(config)
+    with pytest.raises(UsageError, match=rf"c\.py' cannot be read: .*{message}") as error:
+        load_config(str(tmp_path / "c.py"))
+    assert "\n" not in str(error.value)
+
+
+def test_config_that_cannot_be_saved(config, tmp_path):
+    (tmp_path / "file").touch()
+    args = load_tool("print_config").parse_args(
+        [str(config), "--save-path", str(tmp_path / "file/c.py")]
+    )
+    with pytest.raises(UsageError, match=r"--save-path cannot be written: .*file"):
+        launch.print_config(args)
+
+
 def test_missing_library(config, task, monkeypatch):
     monkeypatch.setitem(sys.modules, task, None)
     with pytest.raises(UsageError, match=rf"{task}.*make setup.*mmlocal\[onedl\]"):
