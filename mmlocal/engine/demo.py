@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmlocal.checkpoints.files import write_whole
 from mmlocal.datasets.shapes import TASKS, VERSION, generate_shapes, read_manifest
 from mmlocal.engine.cli import UsageError
 from mmlocal.visualization import contact_sheet, plot_curves
@@ -135,7 +136,7 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
         "pictures": [_relative(work_dir / "predictions.png"), _relative(pictures)],
         "curves": _relative(work_dir / "curves.png"),
     }
-    (work_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(work_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
