@@ -76,6 +76,16 @@ def test_data_of_another_version_is_not_used(folder, tmp_path, monkeypatch):
     assert not (tmp_path / "out/summary.json").exists()
 
 
+def test_data_without_the_task(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match=r"without the task seg.*make_shapes.py --overwrite"):
+        run_demo(TOOLS, tmp_path / "out", "seg")
+    (tmp_path / "data/shapes/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"data/shapes is no data set .* move it"):
+        run_demo(TOOLS, tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_killed_training_resumes(folder):
     work_dir = folder / "killed"
@@ -108,6 +118,8 @@ def test_demo(folder):
     assert list(summary["metrics"]) == list(DEMOS["det"].metrics)
     assert set(summary["seconds"]) == {"data", "train", "test"}
     assert format_summary(summary) in result.stdout
+    assert "8 training and 4 test images, 128 pixels wide" in result.stdout
+    assert summary["data"]["num_train"] == 8
     for name in (summary["checkpoint"], summary["curves"], *summary["pictures"]):
         assert (folder / name).exists()
     for name in (summary["curves"], summary["pictures"][0]):
