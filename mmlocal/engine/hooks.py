@@ -24,8 +24,9 @@ class IterSeedHook(Hook):
     Note:
         Worker processes of a data loader keep generators of their own, which start anew with the
         process. Runs by epoch are exact if workers start with each epoch
-        (``--no-persistent-workers`` for all runs that are compared), runs by iteration if there
-        are none (``num_workers=0``).
+        (``persistent_workers=False``, as in the configs on the generated shapes, or
+        ``--no-persistent-workers`` for all runs that are compared), runs by iteration if there
+        are none (``num_workers=0``). MMEngine seeds workers alike at each start.
     """
 
     # After all other hooks, which may draw random numbers themselves.
