@@ -1,4 +1,8 @@
-"""Show or write the images of a config's data set with their annotations."""
+"""Show or write the images of a config's data set with their annotations.
+
+For mmpretrain configs, the modes concat and pipeline (each step of the pipeline side by side) are
+those of its own tool: .mim/tools/visualization/browse_dataset.py in the folder of the package.
+"""
 
 import argparse
 
@@ -26,6 +30,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=["BGR", "RGB"],
         default="BGR",
         help="order in which the pipeline hands on the channels (default: BGR)",
+    )
+    parser.add_argument(
+        "--rescale-factor", "-r", type=float, help="mmpretrain: enlarge the pictures by this factor"
     )
     return parser.parse_args(argv)
 

@@ -26,7 +26,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--amp",
         action="store_true",
-        help="train in mixed precision; without a GPU, the backbone in bfloat16",
+        help="train in mixed precision; without a GPU, the backbone (if the model has one) in "
+        "bfloat16",
     )
     parser.add_argument(
         "--auto-scale-lr",

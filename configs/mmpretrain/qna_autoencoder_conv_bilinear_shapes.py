@@ -14,4 +14,5 @@ _base_ = [
 model = dict(encoder="conv_max", decoder="bilinear_conv", embed_dims=32, num_heads=4, num_layers=3)
 auto_scale_lr = dict(base_batch_size=16)
 randomness = dict(seed=0)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+# With one checkpoint, the last would be gone while the next is written.
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))

@@ -16,4 +16,5 @@ model = dict(
 )
 auto_scale_lr = dict(base_batch_size=16)
 randomness = dict(seed=0)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+# With one checkpoint, the last would be gone while the next is written.
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))

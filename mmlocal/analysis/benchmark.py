@@ -34,6 +34,7 @@ from mmlocal.analysis.peers import (
     op_function,
     op_tensors,
 )
+from mmlocal.checkpoints.files import write_whole
 from mmlocal.engine.cli import UsageError
 from mmlocal.ops.backends import Backend, list_ops
 from mmlocal.version import __version__
@@ -205,7 +206,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 def write_json(result: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(path, json.dumps(result, indent=1) + "\n")
 
 
 # ------------------------------------------------------------------------------------- checks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlocal.checkpoints.elsa import ELSA
-from mmlocal.checkpoints.files import save_file, sha256_of
+from mmlocal.checkpoints.files import name_output, save_file, sha256_of
 from mmlocal.checkpoints.matching import MatchReport, match_state_dict
 from mmlocal.checkpoints.qna import QNA
 from mmlocal.checkpoints.system import System
@@ -129,12 +128,7 @@ def convert_file(
     """
     entry = _system(system, options)
     source, out = entry.find(Path(source).expanduser()), Path(out).expanduser()
-    if out.is_dir() or not out.suffix:
-        folder, stem = out, re.sub(r"(\.pth|\.pt)?(\.tar)?$", "", source.name)
-    elif out.suffix == ".pth":
-        folder, stem = out.parent, out.stem
-    else:
-        raise ValueError(f"the output must be a folder or end in .pth, got {out}")
+    folder, stem = name_output(source, out)
     content = entry.load(source)
     try:
         conversion = convert_checkpoint(content, build, system, **options)

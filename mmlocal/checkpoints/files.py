@@ -1,4 +1,4 @@
-"""Checkpoint files: read without executing what they hold, written whole or not at all."""
+"""Files: checkpoints read without executing what they hold, and all written whole or not at all."""
 
 from __future__ import annotations
 
@@ -109,13 +109,39 @@ def save_file(checkpoint: dict, folder: str | Path, stem: str) -> Path:
     content = buffer.getbuffer()
     path = Path(folder) / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+    return path
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write or replace a file, which appears under its name only when it is complete.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_bytes(content)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
+
+
+def name_output(source: Path, out: Path) -> tuple[Path, str]:
+    """Folder and stem, for :func:`save_file`, of what is made of the checkpoint ``source``.
+
+    Args:
+        source: its name is kept if ``out`` is a folder.
+        out: a folder, or a file name in ``.pth``.
+
+    Raises:
+        ValueError: ``out`` has another suffix.
+    """
+    if out.is_dir() or not out.suffix:
+        return out, re.sub(r"(\.pth|\.pt)?(\.tar)?$", "", source.name)
+    if out.suffix != ".pth":
+        raise ValueError(f"the output must be a folder or end in .pth, got {out}")
+    return out.parent, out.stem
 
 
 def sha256_of(path: str | Path) -> str:

@@ -13,6 +13,7 @@ import torch
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
+from mmlocal.checkpoints.files import write_whole
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.data import check_data
 from mmlocal.engine.launch import load_config, require_library
@@ -83,7 +84,7 @@ def compare_autoencoders(
         plot_curves(scalars[index], curves[-1], ("loss",), (f"{PREFIX}ssim", f"{PREFIX}l1"))
     contact_sheet(curves, work_dir / "curves.png", columns=1)
     summary = dict(runs=runs, best=best)
-    (work_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(work_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 

@@ -20,8 +20,8 @@ def browse(args: argparse.Namespace) -> None:
     Files are named ``<index>_<name of the image>``, as images of different folders may share names.
 
     Raises:
-        UsageError: missing config, library or data, neither window nor ``--output-dir``, or a
-            ``--show-number`` below one.
+        UsageError: missing config, library or data, neither window nor ``--output-dir``, a
+            ``--show-number`` below one, or a flag of another task.
     """
     if args.not_show and not args.output_dir:
         raise UsageError("--not-show without --output-dir leaves nothing to do")
@@ -29,6 +29,10 @@ def browse(args: argparse.Namespace) -> None:
         raise UsageError(f"--show-number must be at least 1, got {args.show_number}")
     cfg = load_config(args.config, args.cfg_options)
     require_library(cfg.default_scope)
+    if args.rescale_factor is not None and cfg.default_scope != "mmpretrain":
+        raise UsageError(
+            f"--rescale-factor applies to mmpretrain configs, this one is for {cfg.default_scope}"
+        )
     check_data(cfg, [args.phase])
     init_default_scope(cfg.default_scope)
 
@@ -51,6 +55,7 @@ def browse(args: argparse.Namespace) -> None:
             cfg.default_scope,
             np.ascontiguousarray(image),
             sample,
+            rescale_factor=args.rescale_factor,
             name=name,
             show=not args.not_show,
             wait_time=args.show_interval,
@@ -58,9 +63,18 @@ def browse(args: argparse.Namespace) -> None:
         )
 
 
-def _draw(visualizer: Visualizer, task: str, image: np.ndarray, sample, **where) -> None:
+def _draw(
+    visualizer: Visualizer,
+    task: str,
+    image: np.ndarray,
+    sample,
+    rescale_factor: float | None,
+    **where,
+) -> None:
     if task == "mmpretrain":
-        visualizer.visualize_cls(image, sample, draw_pred=False, **where)
+        visualizer.visualize_cls(
+            image, sample, draw_pred=False, rescale_factor=rescale_factor, **where
+        )
         return
     sample = sample.numpy()
     if task == "mmdet":

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmlocal.checkpoints.files import write_whole
 from mmlocal.datasets.shapes import TASKS, VERSION, generate_shapes, read_manifest
 from mmlocal.engine.cli import UsageError
 from mmlocal.visualization import contact_sheet, plot_curves
@@ -88,7 +89,8 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
         config: name or path of another config for the same data and task.
 
     Returns:
-        The contents of ``summary.json``: metrics in [0, 1] and seconds per step.
+        The contents of ``summary.json``: metrics in [0, 1], seconds per step, and the arguments of
+        the generator that made the data.
 
     Raises:
         UsageError: ``data/shapes`` holds something else, or a step failed.
@@ -100,7 +102,7 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
     seconds = {}
 
     start = time.perf_counter()
-    _prepare_data(task)
+    data = _prepare_data(task)
     seconds["data"] = time.perf_counter() - start
 
     start = time.perf_counter()
@@ -127,6 +129,7 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
     contact_sheet(drawn[:NUM_PICTURES], work_dir / "predictions.png", demo.columns)
     summary = {
         "config": config,
+        "data": data,
         "metrics": {
             name: round(results[key] * demo.scale, 4) for name, key in demo.metrics.items()
         },
@@ -135,13 +138,13 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
         "pictures": [_relative(work_dir / "predictions.png"), _relative(pictures)],
         "curves": _relative(work_dir / "curves.png"),
     }
-    (work_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(work_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
 def format_summary(summary: dict) -> str:
     """A few lines for the terminal."""
-    seconds = summary["seconds"]
+    seconds, data = summary["seconds"], summary["data"]
     rows: dict[str, list[str]] = {}
     for name, value in summary["metrics"].items():
         kind, _, short = name.rpartition("_")
@@ -150,7 +153,9 @@ def format_summary(summary: dict) -> str:
     steps = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     lines = [""]
     lines += [f"{titles.get(kind, 'result'):<9} {'  '.join(row)}" for kind, row in rows.items()]
+    sizes = f"{data['image_size']} pixels wide (cls: {data['cls_size']})"
     lines += [
+        f"data      {data['num_train']} training and {data['num_val']} test images, {sizes}",
         f"time      {sum(seconds.values()):.0f} s ({steps})",
         f"pictures  {', '.join(summary['pictures'])}",
         f"curves    {summary['curves']}",
@@ -158,19 +163,29 @@ def format_summary(summary: dict) -> str:
     return "\n".join(lines)
 
 
-def _prepare_data(task: str) -> None:
+def _prepare_data(task: str) -> dict:
+    """Generate the data if there is none; the arguments it was generated with."""
     manifest = read_manifest(DATA_ROOT)
     if manifest is not None and manifest["version"] != VERSION:
         raise UsageError(
             f"{DATA_ROOT} was made by version {manifest['version']} of the generator, the demo "
             f"needs version {VERSION}; make it anew with 'python tools/make_shapes.py --overwrite'"
         )
-    if manifest is not None and task in manifest["arguments"]["tasks"]:
+    if manifest is not None and task not in manifest["arguments"]["tasks"]:
+        raise UsageError(
+            f"{DATA_ROOT} was made without the task {task}; make it anew, for all tasks, with "
+            "'python tools/make_shapes.py --overwrite'"
+        )
+    if manifest is not None:
         print(f"data: {DATA_ROOT} is there already", flush=True)
-        return
+        return manifest["arguments"]
     print(f"data: generating {DATA_ROOT}", flush=True)
     try:
-        generate_shapes(DATA_ROOT, tasks=TASKS)
+        return generate_shapes(DATA_ROOT, tasks=TASKS)["arguments"]
+    except FileExistsError as error:
+        raise UsageError(
+            f"{DATA_ROOT} is no data set of tools/make_shapes.py; move it, the demo needs the place"
+        ) from error
     except (ValueError, OSError) as error:
         raise UsageError(f"the data cannot be generated: {error}") from error
 

@@ -11,7 +11,9 @@ import logging
 import os
 import os.path as osp
 import pickle
+import traceback
 from copy import deepcopy
+from pathlib import Path
 
 import mmengine
 import torch
@@ -27,6 +29,7 @@ from mmlocal import config_path
 from mmlocal.checkpoints import load_file
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.data import check_data
+from mmlocal.engine.weights import CheckWeightsHook
 
 # What must be importable to run a config of a task. mmdet and mmseg call mmcv's compiled ops.
 _LIBRARIES = {
@@ -58,8 +61,8 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
             raise UsageError(f"config {config!r} does not exist; did you mean `{name}`, at {path}?")
     try:
         cfg = Config.fromfile(path)
-    except OSError as error:  # a suffix that MMEngine cannot read, a missing _base_
-        raise UsageError(f"config {config!r} cannot be read: {error}") from error
+    except Exception as error:  # a config is a program: it can fail in any way
+        raise UsageError(f"config {config!r} cannot be read: {_where_and_why(error)}") from error
     try:
         cfg.merge_from_dict(cfg_options or {})
     except (KeyError, TypeError, AssertionError) as error:
@@ -70,6 +73,22 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
             f"expected one of {', '.join(_LIBRARIES)}"
         )
     return cfg
+
+
+def _where_and_why(error: Exception) -> str:
+    """File and line of an error in a config or one of its bases, if known, and its first cause."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    readers = ("_file2dict", "_is_lazy_import")  # of MMEngine
+    files = [f.f_locals["filename"] for f, _ in frames if f.f_code.co_name in readers]
+    lines = [line for f, line in frames if files and f.f_code.co_filename == files[-1]]
+    if files and isinstance(error, SyntaxError) and error.filename in ("<unknown>", files[-1]):
+        lines.append(error.lineno)
+    while isinstance(error, ImportError) and (cause := error.__cause__ or error.__context__):
+        error = cause
+    quoted = isinstance(error, (KeyError, SyntaxError)) and error.args
+    reason = str(error.args[0] if quoted else error).partition("\n")[0]
+    where = f"{files[-1]}, line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {reason}"
 
 
 def config_for_training(args: argparse.Namespace) -> Config:
@@ -94,6 +113,8 @@ def config_for_training(args: argparse.Namespace) -> Config:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
+    if cfg.get("resume") and not cfg.get("load_from"):
+        _check_last_checkpoint(cfg.work_dir)
     _check_checkpoint(cfg.get("load_from"), "checkpoint to start from")
     for loader in _loaders(cfg, ("train", "val", "test")):
         if cfg.default_scope == "mmpretrain":
@@ -106,7 +127,8 @@ def config_for_training(args: argparse.Namespace) -> Config:
 
 def run_training(args: argparse.Namespace) -> None:
     """Train as the command line of ``tools/train.py`` says; see :func:`config_for_training`."""
-    runner = _build_runner(config_for_training(args))
+    cfg = config_for_training(args)
+    runner = _build_runner(cfg, whole=bool(cfg.get("resume")))
     _run(runner.train)
 
 
@@ -140,7 +162,7 @@ def config_for_testing(args: argparse.Namespace) -> Config:
 def run_testing(args: argparse.Namespace) -> None:
     """Test as the command line of ``tools/test.py`` says; see :func:`config_for_testing`."""
     cfg = config_for_testing(args)
-    runner = _build_runner(cfg)
+    runner = _build_runner(cfg, whole=True)
     if args.out and cfg.default_scope == "mmdet":
         from mmdet.evaluation import DumpDetResults  # also packs the masks
 
@@ -157,7 +179,7 @@ def print_config(args: argparse.Namespace) -> None:
 
     Raises:
         UsageError: missing config, library of its task (``--graph``), or a ``--save-path`` with a
-            suffix that MMEngine does not write.
+            suffix that MMEngine does not write or where nothing can be written.
     """
     if args.save_path and not args.save_path.endswith((".py", ".json", ".yml", ".yaml")):
         raise UsageError(
@@ -171,8 +193,11 @@ def print_config(args: argparse.Namespace) -> None:
     else:
         print(cfg.pretty_text)
     if args.save_path:
-        os.makedirs(osp.dirname(osp.abspath(args.save_path)), exist_ok=True)
-        cfg.dump(args.save_path)
+        try:
+            os.makedirs(osp.dirname(osp.abspath(args.save_path)), exist_ok=True)
+            cfg.dump(args.save_path)
+        except OSError as error:
+            raise UsageError(f"--save-path cannot be written: {error}") from error
 
 
 def require_library(task: str) -> None:
@@ -227,6 +252,25 @@ def _check_checkpoint(path: str | None, what: str) -> None:
             raise UsageError(
                 f"{what}: {error}. If you trust it, set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 and repeat"
             ) from error
+
+
+def _check_last_checkpoint(work_dir: str) -> None:
+    """Raise if ``last_checkpoint`` does not lead to a checkpoint; without it, a run starts anew."""
+    pointer = Path(work_dir, "last_checkpoint")
+    if not pointer.is_file():
+        return
+    last = pointer.read_text().strip()
+    try:
+        if not last:
+            raise UsageError("the file is empty")
+        _check_checkpoint(last, "checkpoint")
+    except UsageError as error:
+        others = [path for path in Path(work_dir).glob("*.pth") if path.name != Path(last).name]
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        offer = f"--resume {' or '.join(map(str, others))}" if others else "no other one is there"
+        raise UsageError(
+            f"{pointer} does not lead to a checkpoint to resume from: {error}. Instead: {offer}"
+        ) from error
 
 
 def _train_with_amp(cfg: Config) -> None:
@@ -318,14 +362,18 @@ def _default_tta(task: str, pipeline: list[dict]) -> tuple[dict, list[dict]]:
     return model, [*deepcopy(pipeline[:-1]), {"type": "TestTimeAug", "transforms": [flips, [pack]]}]
 
 
-def _build_runner(cfg: Config) -> Runner:
+def _build_runner(cfg: Config, whole: bool) -> Runner:
+    """Build the runner; ``whole`` is whether the checkpoint must hold the whole model."""
     # MMEngine loads checkpoints with weights_only=True, but on failure again without. Code in a
     # checkpoint must not run unasked, so the second try is ruled out unless the user rules it in.
     if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     if cfg.launcher == "pytorch" and get_device() == "cpu":
         _use_gloo(cfg)
-    return RUNNERS.build(cfg)
+    runner = RUNNERS.build(cfg)
+    if isinstance(runner, Runner):  # other runners load in ways of their own
+        runner.register_hook(CheckWeightsHook(whole))
+    return runner
 
 
 def _use_gloo(cfg: Config) -> None:

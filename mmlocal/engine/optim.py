@@ -15,7 +15,8 @@ class CPUAmpOptimWrapper(OptimWrapper):
     """Mixed precision on the CPU, in bfloat16; MMEngine's ``AmpOptimWrapper`` demands a GPU.
 
     Only ``model.backbone`` computes in bfloat16, its outputs are float32 again: mmcv's ops for the
-    CPU (NMS, RoIAlign) know no bfloat16. It has the range of float32, so no loss is scaled.
+    CPU (NMS, RoIAlign) know no bfloat16. A model without backbone computes in it as a whole. It has
+    the range of float32, so no loss is scaled.
     Arguments are those of ``OptimWrapper``.
     """
 
@@ -31,7 +32,11 @@ class CPUAmpOptimWrapper(OptimWrapper):
             autocast.__exit__(None, None, None)
             return tuple(output.float() for output in outputs or ())  # none after an error
 
-        backbone = getattr(model, "module", model).backbone
+        backbone = getattr(getattr(model, "module", model), "backbone", None)
+        if backbone is None:
+            with super().optim_context(model), autocast:
+                yield
+            return
         hooks = [
             backbone.register_forward_pre_hook(enter),
             backbone.register_forward_hook(leave, always_call=True),

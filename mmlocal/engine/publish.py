@@ -1,11 +1,11 @@
 """From the checkpoint of a training run to a file to hand out."""
 
-import os.path as osp
 from pathlib import Path
 
 import torch
 
 from mmlocal.checkpoints import load_file, save_file
+from mmlocal.checkpoints.files import name_output
 
 
 def publish_checkpoint(source: str, out: str) -> Path:
@@ -24,16 +24,17 @@ def publish_checkpoint(source: str, out: str) -> Path:
 
     Raises:
         FileNotFoundError: no such ``source``.
-        ValueError: ``source`` is damaged, unsafe or has no ``state_dict``.
+        ValueError: ``source`` is damaged, unsafe or has no ``state_dict``; ``out`` has another
+            suffix.
         OSError: ``out`` cannot be written.
     """
+    folder, stem = name_output(Path(source), Path(out).expanduser())
     checkpoint = load_file(source)
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict):
         raise ValueError(f"checkpoint {source} has no state_dict")
-    path = Path(out if out.endswith(".pth") else osp.join(out, osp.basename(source)))
     content = {"meta": _without_objects(checkpoint.get("meta", {})), "state_dict": dict(weights)}
-    return save_file(content, path.parent, path.stem)
+    return save_file(content, folder, stem)
 
 
 def _without_objects(values: dict) -> dict:

@@ -25,7 +25,4 @@ def narrow(cfg: Config) -> Config:
     return cfg
 
 
-# Models
-
-
 # config: (drop path rate, epochs, drops), from the official config files

@@ -9,8 +9,11 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class Killer(Hook):
-    """Kill the process before its fourth training iteration."""
+    """Kill the process before a training iteration, counted from 0."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 3:
+        if runner.iter == self.iteration:
             os.kill(os.getpid(), signal.SIGKILL)

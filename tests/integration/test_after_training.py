@@ -109,6 +109,8 @@ def test_publishing_refuses(tmp_path, capfd):
     ):
         with pytest.raises((OSError, ValueError), match=message):
             publish_checkpoint(str(source), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"must be a folder or end in \.pth, got .*out/x\.pt"):
+        publish_checkpoint(str(other), str(tmp_path / "out/x.pt"))
     assert "executed" not in capfd.readouterr().out
     assert not (tmp_path / "out").exists()
 

@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmlocal.engine.optim import CPUAmpOptimWrapper
+from mmlocal.models.autoencoders import AutoEncoder
 
 from .conftest import TOOLS, scalars, succeeds
 
@@ -46,6 +47,21 @@ def test_only_the_backbone_is_in_bfloat16():
     assert not torch.is_autocast_enabled("cpu")
     model(x)
     assert model.backbone.seen == torch.float32
+
+
+def test_without_a_backbone_all_is_in_bfloat16():
+    model = AutoEncoder(embed_dims=8, num_heads=2, num_layers=2)
+    wrapper = CPUAmpOptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    seen = []
+    model.head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    data = dict(inputs=torch.rand(2, 3, 16, 16))
+    with wrapper.optim_context(model):
+        loss = model(**data, mode="loss")["loss"]
+    assert seen == [torch.bfloat16]
+    assert loss.dtype == torch.float32
+    wrapper.update_params(loss)
+    assert not torch.is_autocast_enabled("cpu")
+    assert model(**data, mode="loss")["loss"] < loss
 
 
 @pytest.mark.slow

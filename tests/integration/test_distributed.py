@@ -1,11 +1,10 @@
 """Two processes train as one does with twice the batch."""
 
 import json
-import socket
 
 import pytest
 import torch
-from tools.conftest import TOOLS
+from tools.conftest import TOOLS, free_port
 
 from .conftest import helpers_path, succeeds, write_config
 
@@ -24,12 +23,6 @@ train_cfg = dict(max_epochs=2)
 optim_wrapper = dict(optimizer=dict(_delete_=True, type="SGD", lr=0.1, weight_decay=1e-4))
 param_scheduler = None
 """
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torchrun takes one GPU per process")

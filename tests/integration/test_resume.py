@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+
+from mmlocal import config_path
 
 from .conftest import TOOLS, helpers_path, scalars, start, succeeds, write_config
 
@@ -16,7 +19,7 @@ pytestmark = pytest.mark.slow
 # In the second half of the run, past a checkpoint and its validation.
 DYING = """
 custom_imports = dict(imports=["mmlocal", "killer"])
-custom_hooks = [dict(type="mmengine.Killer")]
+custom_hooks = [dict(type="mmengine.Killer", iteration=3)]
 """
 
 
@@ -27,9 +30,27 @@ def weights(work_dir: Path) -> dict[str, torch.Tensor]:
 
 def test_killed_and_resumed(task, trained, folder):
     config, whole = trained
-    work_dir = folder / f"killed_{task}"
+    kill_and_resume(task, config, whole, folder)
+
+
+def test_with_a_worker(folder):
+    """As the configs of runs by epoch have it."""
+    names = ("elsa_swin_nano_shapes", "elsa_swin_nano_maskrcnn_shapes")
+    loaders = [Config.fromfile(config_path(name)).train_dataloader for name in names]
+    assert [loader.num_workers for loader in loaders] == [1, 1]
+    (persistent,) = {loader.persistent_workers for loader in loaders}
+    more = f"train_dataloader = dict(num_workers=1, persistent_workers={persistent})\n"
+    config = write_config("mmpretrain", folder / "worker.py", more)
+    whole = folder / "whole_worker"
+    succeeds(TOOLS / "train.py", config, "--work-dir", whole, cwd=folder)
+    kill_and_resume("mmpretrain", config, whole, folder, more)
+
+
+def kill_and_resume(task: str, config: Path, whole: Path, folder: Path, more: str = "") -> None:
+    """Compare with the run in ``whole`` one that is killed in between."""
+    work_dir = folder / f"killed_{config.stem}"
     killed = start(
-        *(TOOLS / "train.py", write_config(task, folder / f"dying_{task}.py", DYING)),
+        *(TOOLS / "train.py", write_config(task, folder / f"dying_{config.stem}.py", DYING + more)),
         *("--work-dir", work_dir),
         cwd=folder,
         PYTHONPATH=helpers_path(),

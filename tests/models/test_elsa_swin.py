@@ -550,7 +550,10 @@ def test_export():
         (dict(frozen_stages=-2), ValueError, "frozen_stages must be -1 to 4, got -2"),
         (dict(kernel_size=6), ValueError, "kernel_size must be a positive odd number, got 6"),
         (dict(window_size=0), ValueError, "window_size must be at least 1"),
-        (dict(drop_path_rate=1.0), ValueError, "drop_prob must be .* got 1.0"),
+        (dict(drop_path_rate=1.5), ValueError, r"drop_path_rate must be in \[0, 1\), got 1.5"),
+        (dict(arch=TINY | dict(depths=(1, 0, 1, 1))), ValueError, r"depths must .*\(1, 0, 1, 1\)"),
+        (dict(patch_size=0), ValueError, "patch_size must be a positive integer .*, got 0"),
+        (dict(out_indices=(1, 1)), ValueError, r"out_indices must .* no stage twice, got \(1, 1\)"),
     ],
     ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else None,
 )

@@ -523,7 +523,8 @@ def test_export():
         (dict(out_indices=3), ValueError, "out_indices must .*, got 3"),
         (dict(frozen_stages=5), ValueError, "frozen_stages must be -1 to 4, got 5"),
         (dict(frozen_stages=-2), ValueError, "frozen_stages must be -1 to 4, got -2"),
-        (dict(drop_path_rate=1.0), ValueError, "drop_prob must be .* got 1.0"),
+        (dict(drop_path_rate=1.0), ValueError, r"drop_path_rate must be in \[0, 1\), got 1.0"),
+        (dict(out_indices=(1, 1)), ValueError, r"out_indices must .* no stage twice, got \(1, 1\)"),
     ],
     ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else None,
 )

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,13 @@ def start(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedPr
     return subprocess.run(
         command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300
     )
+
+
+def free_port() -> str:
+    """A port for the ``PORT`` of a distributed run, which may be one of several at a time."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)

@@ -102,6 +102,26 @@ def test_resume(config, tmp_path):
     assert cfg.load_from == str(checkpoint)
 
 
+def test_resume_from_a_damaged_run(config, tmp_path):
+    flags = ["--work-dir", str(tmp_path / "run"), "--resume"]
+    assert cfg_for_training(config, *flags).resume is True  # the first start of a run
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for number in (1, 2):
+        torch.save({}, folder / f"iter_{number}.pth")
+        os.utime(folder / f"iter_{number}.pth", (number, number))
+    last = folder / "iter_3.pth"
+    last.write_bytes((folder / "iter_2.pth").read_bytes()[:99])
+    for content, reason in (("", "empty"), ("no.pth", "'no.pth' is not a file"), (last, "damaged")):
+        (folder / "last_checkpoint").write_text(str(content))
+        with pytest.raises(UsageError, match=rf"run/last_checkpoint .*{reason}") as error:
+            cfg_for_training(config, *flags)
+        assert f"{folder / 'iter_2.pth'} or {folder / 'iter_1.pth'}" in str(error.value)
+    assert str(error.value).count(str(last)) == 1, "offered, though damaged"
+    (folder / "last_checkpoint").write_text(str(folder / "iter_2.pth"))
+    assert cfg_for_training(config, *flags).load_from is None
+
+
 def test_amp_replaces_the_optim_wrapper(config, monkeypatch):
     monkeypatch.setattr(launch, "get_device", lambda: "cuda")
     cfg = cfg_for_training(config, "--amp")
@@ -305,6 +325,37 @@ def test_config_that_cannot_be_used(tmp_path):
     (tmp_path / "c.py").write_text('default_scope = "mmdet"\nsteps = [1]')
     with pytest.raises(UsageError, match="--cfg-options"):
         load_config(str(tmp_path / "c.py"), {"steps.4.x": 1})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("default_scope = 'mmdet'\nmodel = dict(\n", r"c\.py, line 2: SyntaxError: '\(' was never"),
+        ("_base_ = ['bad.py']", r"bad\.py, line 2: NameError: name 'x' is not defined"),
+        ("_base_ = ['a.py', 'b.py']", "KeyError: Duplicate key .*'lr'"),
+        ("_base_ = 'a.py'\nrate = 2 * _base_.rate", r"line 2: .*Error: .*rate"),
+        ("_base_ = 'a.py'\nmodel = dict(lr={{_base_.rate}})", "Error: .*rate"),
+        ("_base_ = 'no.py'", "FileNotFoundError.*no.py"),
+        ("custom_imports = dict(imports='no_such_module')", "No module named 'no_such_module'"),
+    ],
+)
+def test_config_with_a_mistake(config, message, tmp_path):
+    (tmp_path / "a.py").write_text("lr = 1")
+    (tmp_path / "b.py").write_text("lr = 2")
+    (tmp_path / "bad.py").write_text("\nlr = x")
+    (tmp_path / "c.py").write_text(config)
+    with pytest.raises(UsageError, match=rf"c\.py' cannot be read: .*{message}") as error:
+        load_config(str(tmp_path / "c.py"))
+    assert "\n" not in str(error.value)
+
+
+def test_config_that_cannot_be_saved(config, tmp_path):
+    (tmp_path / "file").touch()
+    args = load_tool("print_config").parse_args(
+        [str(config), "--save-path", str(tmp_path / "file/c.py")]
+    )
+    with pytest.raises(UsageError, match=r"--save-path cannot be written: .*file"):
+        launch.print_config(args)
 
 
 def test_missing_library(config, task, monkeypatch):

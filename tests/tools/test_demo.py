@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -79,27 +76,37 @@ def test_data_of_another_version_is_not_used(folder, tmp_path, monkeypatch):
     assert not (tmp_path / "out/summary.json").exists()
 
 
+def test_data_without_the_task(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match=r"without the task seg.*make_shapes.py --overwrite"):
+        run_demo(TOOLS, tmp_path / "out", "seg")
+    (tmp_path / "data/shapes/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"data/shapes is no data set .* move it"):
+        run_demo(TOOLS, tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_killed_training_resumes(folder):
     work_dir = folder / "killed"
-    command = [sys.executable, TOOLS / "train.py", SMOKE, "--work-dir", work_dir]
-    with subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL
-    ) as process:
-        # Written after the checkpoint of the first epoch.
-        deadline = time.monotonic() + 200
-        while not (work_dir / "last_checkpoint").exists():
-            assert process.poll() is None, "training ended before its first checkpoint"
-            assert time.monotonic() < deadline, "no checkpoint in time"
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-    assert not (work_dir / "epoch_3.pth").exists()
-    saved = int(Path((work_dir / "last_checkpoint").read_text()).stem.removeprefix("epoch_"))
+    dying = folder / "dying.py"
+    dying.write_text(
+        f"""
+_base_ = {config_path(SMOKE)!r}
+custom_imports = dict(imports=["mmlocal", "killer"])
+custom_hooks = [dict(type="mmengine.Killer", iteration=6)]  # in the second of three epochs
+"""
+    )
+    helpers = str(Path(__file__).parents[1] / "integration")
+    path = os.pathsep.join([helpers, environment()["PYTHONPATH"]])
+    command = [TOOLS / "train.py", dying, "--work-dir", work_dir]
+    killed = start(*command, cwd=folder, PYTHONPATH=path)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
 
     result = start(TOOLS / "train.py", SMOKE, "--work-dir", work_dir, "--resume", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     steps = [entry["step"] for entry in _scalars(work_dir)]
-    assert steps == list(range(4 * saved + 1, 13))
+    assert steps == list(range(5, 13))
     assert (work_dir / "epoch_3.pth").exists()
 
 
@@ -111,6 +118,8 @@ def test_demo(folder):
     assert list(summary["metrics"]) == list(DEMOS["det"].metrics)
     assert set(summary["seconds"]) == {"data", "train", "test"}
     assert format_summary(summary) in result.stdout
+    assert "8 training and 4 test images, 128 pixels wide" in result.stdout
+    assert summary["data"]["num_train"] == 8
     for name in (summary["checkpoint"], summary["curves"], *summary["pictures"]):
         assert (folder / name).exists()
     for name in (summary["curves"], summary["pictures"][0]):

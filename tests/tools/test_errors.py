@@ -111,3 +111,13 @@ def test_coco_absent(tmp_path):
     assert "data/coco/annotations/instances_train2017.json" in message
     assert "Lay out COCO 2017" in message
     assert "make demo" in message
+
+
+@pytest.mark.slow
+def test_checkpoint_of_another_model(data, tmp_path):
+    """MMEngine would test random weights."""
+    config = write_config("mmpretrain", data, tmp_path / "c.py")
+    torch.save({"state_dict": {"head.fc.weight": torch.zeros(2, 9)}}, tmp_path / "other.pth")
+    message = fails(TOOLS / "test.py", config, "other.pth", "--tta", cwd=tmp_path)
+    assert "checkpoint 'other.pth' does not fit the model of the config: 0 loaded" in message
+    assert "1 mismatched (head.fc.weight: (2, 9) for (2, 64))" in message

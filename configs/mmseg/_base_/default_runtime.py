@@ -7,7 +7,7 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=16000),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    # A resumed run repeats the uninterrupted one.
+    # A resumed run repeats the uninterrupted one if no workers load the data: num_workers=0.
     iter_seed=dict(type="mmlocal.IterSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
 )

@@ -83,7 +83,7 @@ def check_stages(
         negative: whether ``out_indices`` may count from the last one.
 
     Raises:
-        ValueError: ``out_indices`` or ``frozen_stages`` is out of range.
+        ValueError: ``out_indices`` or ``frozen_stages`` is out of range, or a stage named twice.
     """
     first = -num_stages if negative else 0
     if (
@@ -94,8 +94,24 @@ def check_stages(
         raise ValueError(
             f"out_indices must name stages out of {first} to {num_stages - 1}, got {out_indices}"
         )
+    if len({i % num_stages for i in out_indices}) < len(out_indices):
+        raise ValueError(f"out_indices must name no stage twice, got {out_indices}")
     if not -1 <= frozen_stages <= num_stages:
         raise ValueError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages}")
+
+
+def check_positive(**arguments: int | Sequence[int]) -> None:
+    """Raise ``ValueError`` unless each argument is a positive integer, or consists of such."""
+    for name, value in arguments.items():
+        numbers = value if isinstance(value, Sequence) else [value]
+        if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
+            raise ValueError(f"{name} must be a positive integer (or several), got {value!r}")
+
+
+def check_drop_path(drop_path_rate: float) -> None:
+    """Raise ``ValueError`` unless the rate of the last block is in [0, 1)."""
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
 
 
 def freeze(module: nn.Module) -> None:

@@ -21,7 +21,13 @@ from mmlocal.layers import (
     ShiftedWindowAttention,
     TransformerBlock,
 )
-from mmlocal.models.backbones.base import LocalBackbone, check_stages, freeze
+from mmlocal.models.backbones.base import (
+    LocalBackbone,
+    check_drop_path,
+    check_positive,
+    check_stages,
+    freeze,
+)
 from mmlocal.registry import MODELS
 
 
@@ -88,8 +94,9 @@ class ELSASwin(LocalBackbone):
             own for convolutions. ``Pretrained`` raises if the checkpoint does not fit.
 
     Raises:
-        ValueError: unknown or incomplete ``arch``, ``out_indices`` or ``frozen_stages`` out of
-            range, heads that do not divide channels, even ``kernel_size``.
+        ValueError: unknown or incomplete ``arch``, a stage without blocks, ``patch_size`` below 1,
+            ``drop_path_rate``, ``out_indices`` or ``frozen_stages`` out of range, a stage named
+            twice, heads that do not divide channels, even ``kernel_size``.
         TypeError: ``arch`` is neither name nor dict.
     """
 
@@ -133,6 +140,8 @@ class ELSASwin(LocalBackbone):
         self.depths = arch["depths"]
         num_stages = len(self.depths)
         self.num_features = [arch["embed_dims"] * 2**i for i in range(num_stages)]
+        check_positive(depths=self.depths, patch_size=patch_size)
+        check_drop_path(drop_path_rate)
         check_stages(out_indices, frozen_stages, num_stages)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages

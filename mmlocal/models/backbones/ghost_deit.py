@@ -16,7 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers import GhostAttention, PatchEmbed, TransformerBlock
-from mmlocal.models.backbones.base import LocalBackbone, check_stages, freeze
+from mmlocal.models.backbones.base import (
+    LocalBackbone,
+    check_drop_path,
+    check_positive,
+    check_stages,
+    freeze,
+)
 from mmlocal.registry import MODELS
 
 
@@ -54,8 +60,9 @@ class GhostDeiT(LocalBackbone):
             own for the patch embedding. ``Pretrained`` raises if the checkpoint does not fit.
 
     Raises:
-        ValueError: unknown or incomplete ``arch``, ``out_indices`` or ``frozen_stages`` out of
-            range, heads that do not divide channels.
+        ValueError: unknown or incomplete ``arch``, no layers, ``patch_size`` below 1,
+            ``drop_path_rate``, ``out_indices`` or ``frozen_stages`` out of range, a layer named
+            twice, heads that do not divide channels.
         TypeError: ``arch`` is neither name nor dict.
     """
 
@@ -91,6 +98,8 @@ class GhostDeiT(LocalBackbone):
         super().__init__(init_cfg=init_cfg)
         arch = self._resolve_arch(arch)
         self.embed_dims, self.num_layers = arch["embed_dims"], arch["num_layers"]
+        check_positive(num_layers=self.num_layers, patch_size=patch_size)
+        check_drop_path(drop_path_rate)
         check_stages(out_indices, frozen_stages, self.num_layers, negative=True)
         self.out_indices = tuple(sorted(i % self.num_layers for i in out_indices))
         self.frozen_stages = frozen_stages

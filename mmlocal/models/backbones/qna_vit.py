@@ -21,7 +21,12 @@ from mmlocal.layers import (
     check_image,
     lecun_normal_,
 )
-from mmlocal.models.backbones.base import LocalBackbone, check_stages, freeze
+from mmlocal.models.backbones.base import (
+    LocalBackbone,
+    check_drop_path,
+    check_stages,
+    freeze,
+)
 from mmlocal.registry import MODELS
 
 STEMS = ("patch", "resnet")
@@ -129,8 +134,8 @@ class QnAViT(LocalBackbone):
 
     Raises:
         ValueError: unknown or incomplete ``arch``, ``stem`` or ``downsample_skip``, an option per
-            stage of another length, ``out_indices`` or ``frozen_stages`` out of range, heads that
-            do not divide channels, even ``kernel_size``.
+            stage of another length, ``drop_path_rate``, ``out_indices`` or ``frozen_stages`` out of
+            range, a stage named twice, heads that do not divide channels, even ``kernel_size``.
         TypeError: ``arch`` is neither name nor dict.
 
     Note:
@@ -213,6 +218,7 @@ class QnAViT(LocalBackbone):
         kernel_size = arch["kernel_size"]
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        check_drop_path(drop_path_rate)
         check_stages(out_indices, frozen_stages, num_stages)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages

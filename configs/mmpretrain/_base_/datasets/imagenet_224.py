@@ -11,6 +11,25 @@ data_preprocessor = dict(
 # Pipelines work on BGR.
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
+# rand-m9-mstd0.5-inc1
+timm_rand_augment = dict(
+    type="RandAugment",
+    policies="timm_increasing",
+    num_policies=2,
+    total_level=10,
+    magnitude_level=9,
+    magnitude_std=0.5,
+    hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation="bicubic"),
+)
+erasing = dict(
+    type="RandomErasing",
+    erase_prob=0.25,
+    mode="rand",
+    min_area_ratio=0.02,
+    max_area_ratio=1 / 3,
+    fill_color=bgr_mean,
+    fill_std=bgr_std,
+)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     # timm draws the interpolation of each crop (and of RandAugment's steps: here always bicubic).
@@ -29,25 +48,8 @@ train_pipeline = [
         ],
     ),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
-    # rand-m9-mstd0.5-inc1
-    dict(
-        type="RandAugment",
-        policies="timm_increasing",
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation="bicubic"),
-    ),
-    dict(
-        type="RandomErasing",
-        erase_prob=0.25,
-        mode="rand",
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=bgr_mean,
-        fill_std=bgr_std,
-    ),
+    timm_rand_augment,
+    erasing,
     dict(type="PackInputs"),
 ]
 test_pipeline = [

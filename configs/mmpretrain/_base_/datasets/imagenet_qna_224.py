@@ -1,9 +1,6 @@
 # ImageNet-1k with the augmentation of QnA's official runs, 224 pixels.
 _base_ = "./imagenet_224.py"
 
-# Pipelines work on BGR.
-bgr_mean = [103.53, 116.28, 123.675]
-bgr_std = [57.375, 57.12, 58.395]
 # Operations of RandAugment, each with the range that it passes through from level 0 to 10. Those
 # without ``prob`` are applied half of the times they are drawn.
 colour_policies = [
@@ -57,15 +54,6 @@ jitter = [
         channel_weights=(0.114, 0.587, 0.299),
     ),
 ]
-erasing = dict(
-    type="RandomErasing",
-    erase_prob=0.25,
-    mode="rand",
-    min_area_ratio=0.02,
-    max_area_ratio=1 / 3,
-    fill_color=bgr_mean,
-    fill_std=bgr_std,
-)
 
 # Both crops are TensorFlow's. OpenCV's bicubic resizing is nearer to TensorFlow's than Pillow's:
 # neither of the two filters against aliasing.
@@ -83,7 +71,7 @@ train_pipeline = [
         ],
     ),
     *jitter,
-    erasing,
+    _base_.erasing,
     dict(type="PackInputs"),
 ]
 test_pipeline = [

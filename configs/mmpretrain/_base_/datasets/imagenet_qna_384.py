@@ -32,6 +32,7 @@ test_pipeline = [
     dict(type="PackInputs"),
 ]
 
+# 1024 images per step take 16 GPUs.
 train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=64, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

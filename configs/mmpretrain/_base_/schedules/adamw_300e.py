@@ -22,5 +22,5 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=5.0),
 )
 
-# 8 GPUs with 128 images each
+# 8 GPUs with 128 images each (of 224 pixels)
 auto_scale_lr = dict(enable=False, base_batch_size=1024)

@@ -29,5 +29,5 @@ optim_wrapper = dict(
     ),
 )
 
-# 8 GPUs with 128 images each
+# 8 GPUs with 128 images each (of 224 pixels)
 auto_scale_lr = dict(enable=False, base_batch_size=1024)

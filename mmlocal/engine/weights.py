@@ -1,0 +1,65 @@
+"""Does a checkpoint fit the model? MMEngine only logs that it does not, and goes on."""
+
+import re
+from collections import OrderedDict
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
+
+from mmlocal.checkpoints import match_state_dict
+from mmlocal.engine.cli import UsageError
+
+
+class CheckWeightsHook(Hook):
+    """Refuse a checkpoint of another model, on every process, before any of it is used.
+
+    Tests and resumed runs need every tensor of the model. A run that only starts from a checkpoint
+    (``load_from``) may have other heads, so there one tensor that fits is enough. What only the
+    checkpoint has is left to MMEngine's log.
+
+    Args:
+        whole: whether the checkpoint has to hold the whole model.
+
+    Raises:
+        UsageError: names the checkpoint and what does not fit; or ``--resume`` with a file that has
+            weights only.
+    """
+
+    # Before hooks that load weights themselves, as that of the averaged ones does.
+    priority = "VERY_HIGH"
+
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """The file is read, the model untouched."""
+        path = runner._load_from or find_latest_checkpoint(runner.work_dir)
+        if runner._resume and not {"meta", "message_hub"} <= {*checkpoint}:
+            raise UsageError(
+                f"checkpoint {path!r} has no state of a training run to resume; to start from its "
+                f"weights, use --cfg-options load_from={path}"
+            )
+        model = runner.model
+        while isinstance(model, (MMDistributedDataParallel, BaseTTAModel)):
+            model = model.module
+        if is_model_wrapper(model):  # one that spreads its parameters over the processes
+            return
+        source = checkpoint.get("state_dict", checkpoint)
+        state_dict = OrderedDict((re.sub(r"^module\.", "", key), source[key]) for key in source)
+        state_dict._metadata = getattr(source, "_metadata", None)
+        if self.whole and _loads(model, state_dict):
+            return
+        _, report = match_state_dict(state_dict, model.state_dict())
+        if self.whole or not report.loaded:
+            raise UsageError(f"checkpoint {path!r} does not fit the model of the config: {report}")
+
+
+def _loads(model: nn.Module, state_dict: OrderedDict) -> bool:
+    """Load what fits; whether that was everything. Modules may rename or resize as they load."""
+    try:
+        missing, _ = model.load_state_dict(state_dict, strict=False)
+    except RuntimeError:  # other shapes
+        return False
+    return all(key.endswith("num_batches_tracked") for key in missing)
