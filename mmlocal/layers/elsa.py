@@ -31,7 +31,7 @@ class ELSA(nn.Module):
         gamma: factor of the additive ghost head; 0 for none.
         attn_drop_rate: dropout on the attention maps, before the ghost head.
         proj_drop_rate: dropout on the output.
-        backend: of :func:`mmlocal.ops.elsa_attention`.
+        backend: of :func:`mmlocal.ops.elsa_attention`, which gets the ``1 x 1`` convolution too.
 
     Raises:
         ValueError: even ``kernel_size``; ``num_heads`` or ``groups`` that do not divide what they
@@ -127,6 +127,9 @@ class ELSA(nn.Module):
         """
         value, attn = self._project(x)
         dropout = self.training and self.attn_drop.p > 0
+        weight, bias = self.attn_proj.weight, self.attn_proj.bias
+        if dropout or self.attn_proj.groups > 1:
+            attn, weight, bias = self.attn_proj(attn), None, None
         if dropout:
             attn = self.attn_drop(self._softmax(attn)).flatten(1, 2)
         x = elsa_attention(
@@ -134,6 +137,8 @@ class ELSA(nn.Module):
             attn,
             self.ghost_mul,
             self.ghost_add,
+            proj_weight=weight,
+            proj_bias=bias,
             kernel_size=self.kernel_size,
             dilation=self.dilation,
             lam=self.lam,
@@ -156,10 +161,10 @@ class ELSA(nn.Module):
         Raises:
             ValueError: as in ``forward``.
         """
-        return self._softmax(self._project(x)[1])
+        return self._softmax(self.attn_proj(self._project(x)[1]))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, v_dims, H, W)`` values, ``(B, num_heads * kernel_size**2, H, W)`` logits."""
+        """``(B, v_dims, H, W)`` values, ``(B, qk_dims, H, W)`` features for ``attn_proj``."""
         if x.dim() != 4 or x.shape[3] != self.qkv.in_channels:
             raise ValueError(
                 f"x must be (B, H, W, embed_dims={self.qkv.in_channels}), got {tuple(x.shape)}"
@@ -167,7 +172,7 @@ class ELSA(nn.Module):
         # A permuted view is a channels-last tensor to the convolutions: nothing is copied.
         qkv = self.qkv(x.permute(0, 3, 1, 2))
         q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
-        return value, self.attn_proj(self.act(self.attn_conv(q * k * self.qk_scale)))
+        return value, self.act(self.attn_conv(q * k * self.qk_scale))
 
     def _softmax(self, attn: Tensor) -> Tensor:
         return attn.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)
