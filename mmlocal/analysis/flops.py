@@ -40,6 +40,24 @@ def _elsa_attention_flops(
     return 2 * steps * kernel_size**2 * prod(value_shape)
 
 
+@register_flop_formula(torch.ops.mmlocal.elsa_attention_projected)
+def _elsa_attention_projected_flops(
+    value_shape,
+    attn_shape,
+    proj_weight_shape,
+    proj_bias_shape,
+    ghost_mul_shape,
+    ghost_add_shape,
+    kernel_size,
+    *args,
+    **kwargs,
+) -> int:
+    """As above, and the convolution: one MAC for each pixel and number of its weight."""
+    op = _elsa_attention_flops(value_shape, None, ghost_mul_shape, ghost_add_shape, kernel_size)
+    pixels = attn_shape[0] * prod(attn_shape[2:])
+    return op + 2 * pixels * prod(proj_weight_shape)
+
+
 @register_flop_formula(torch.ops.mmlocal.qna_attention)
 def _qna_attention_flops(
     value_shape,

@@ -32,7 +32,7 @@ class ELSA(nn.Module):
         gamma: factor of the additive ghost head; 0 for none.
         attn_drop_rate: dropout on the attention maps, before the ghost head.
         proj_drop_rate: dropout on the output.
-        backend: of :func:`mmlocal.ops.elsa_attention`.
+        backend: of :func:`mmlocal.ops.elsa_attention`, which gets the ``1 x 1`` convolution too.
 
     Raises:
         ValueError: even ``kernel_size``; ``num_heads`` or ``groups`` that do not divide what they
@@ -128,6 +128,9 @@ class ELSA(nn.Module):
         """
         value, attn = self._project(x)
         dropout = self.training and self.attn_drop.p > 0
+        weight, bias = self.attn_proj.weight, self.attn_proj.bias
+        if dropout or self.attn_proj.groups > 1:
+            attn, weight, bias = self.attn_proj(attn), None, None
         if dropout:
             attn = self.attn_drop(self._softmax(attn)).flatten(1, 2)
         x = elsa_attention(
@@ -135,6 +138,8 @@ class ELSA(nn.Module):
             attn,
             self.ghost_mul,
             self.ghost_add,
+            proj_weight=weight,
+            proj_bias=bias,
             kernel_size=self.kernel_size,
             dilation=self.dilation,
             lam=self.lam,
@@ -157,10 +162,10 @@ class ELSA(nn.Module):
         Raises:
             ValueError: as in ``forward``.
         """
-        return self._softmax(self._project(x)[1])
+        return self._softmax(self.attn_proj(self._project(x)[1]))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, v_dims, H, W)`` values, ``(B, num_heads * kernel_size**2, H, W)`` logits."""
+        """``(B, v_dims, H, W)`` values, ``(B, qk_dims, H, W)`` features for ``attn_proj``."""
         if x.dim() != 4 or x.shape[3] != self.qkv.in_channels:
             raise ValueError(
                 f"x must be (B, H, W, embed_dims={self.qkv.in_channels}), got {tuple(x.shape)}"
@@ -171,7 +176,7 @@ class ELSA(nn.Module):
         product = q * k
         if self.qk_scale != 1:
             product = product * self.qk_scale
-        return value, self.attn_proj(self.act(self.attn_conv(product)))
+        return value, self.act(self.attn_conv(product))
 
     def _softmax(self, attn: Tensor) -> Tensor:
         return attn.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)

@@ -30,7 +30,7 @@ def _prune(configs: list[triton.Config], *_, **__) -> list[triton.Config]:
 # Not measured again for other maps or batches.
 tuned = triton.autotune(
     configs=_CONFIGS[:1] if triton.knobs.runtime.interpret else _CONFIGS,
-    key=["PER_HEAD", "KERNEL"],
+    key=["PER_HEAD", "KERNEL", "BLOCK_K"],  # of those that a kernel has
     prune_configs_by={"early_config_prune": _prune},
 )
 

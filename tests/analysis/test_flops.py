@@ -49,6 +49,18 @@ def test_op(device, softmax, lam, gamma, steps):
     assert macs == {OP: steps * 9 * 2 * 6 * 5 * 4}
 
 
+def test_op_with_projection():
+    """As the op and the convolution before it."""
+    shapes = [(2, 6, 5, 4), (2, 7, 5, 4), (27, 7), (27,), (6, 3, 3)]
+    value, attn, weight, bias, ghost = (torch.zeros(shape, device="meta") for shape in shapes)
+    op = Call(torch.ops.mmlocal.elsa_attention_projected)
+    conv = 2 * 5 * 4 * 7 * 27
+    for ghosts, steps in ((None, None), 1), ((None, ghost), 2), ((ghost, ghost), 2):
+        for b in (bias, None):
+            macs = count_macs(op, value, attn, weight, b, *ghosts, 3, 2, "triton")
+            assert macs == {"mmlocal.elsa_attention_projected": steps * 9 * 2 * 6 * 5 * 4 + conv}
+
+
 @device
 def test_elsa_layer(device):
     layer = ELSA(12, 3, kernel_size=3, group_width=4).eval().to(device)

@@ -122,6 +122,25 @@ def test_attention_maps(dilation):
         layer.attention_maps(torch.zeros(1, 12, 4, 5))
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_op_gets_the_projection(groups, monkeypatch):
+    """But for groups and dropout; the numbers are the same, bit by bit."""
+    layer = make(num_heads=3, group_width=3, qk_dims=9, groups=groups, attn_drop_rate=0.5)
+    x = torch.randn(1, 4, 5, 12)
+    out = layer.eval()(x)
+    calls = []
+
+    def op(value, attn, *ghosts, proj_weight, proj_bias, **kwargs):
+        calls.append(proj_weight)
+        return elsa_attention(value, attn if proj_weight is None else layer.attn_proj(attn),
+                              *ghosts, **kwargs)  # fmt: skip
+
+    monkeypatch.setattr("mmlocal.layers.elsa.elsa_attention", op)
+    assert torch.equal(layer(x), out)
+    layer.train()(x)
+    assert calls == [layer.attn_proj.weight if groups == 1 else None, None]
+
+
 def test_projection_dropout():
     layer = make(proj_drop_rate=0.5)
     x = torch.randn(1, 8, 8, 12)

@@ -277,6 +277,45 @@ def test_switched_off_ghosts_are_not_read(backend):
 
 
 @pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("softmax", [True, False], ids=["logits", "weights"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_projection(bias, softmax, backend):
+    """Bit by bit what a convolution before the op gives, where a backend does not fold it."""
+    tensors, settings = make((2, 3, 2, 6, 5, 3, 1), dtype=torch.float32)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(7, 27, 1, bias=bias)
+    tensors["attn"] = torch.randn(2, 7, 6, 5, requires_grad=True)
+    settings |= dict(softmax=softmax, backend=backend)
+
+    def by_conv(attn, proj_weight, proj_bias=None, **kwargs):
+        return elsa_attention(attn=conv(attn), **kwargs)
+
+    tensors["proj_weight"] = conv.weight
+    if bias:
+        tensors["proj_bias"] = conv.bias
+    for weight in (conv.weight, conv.weight.detach().flatten(1).requires_grad_()):
+        results = []
+        for op, w in ((by_conv, conv.weight), (elsa_attention, weight)):
+            leaves = tensors | {"proj_weight": w}
+            out = op(**leaves, **settings)
+            results.append((out, *torch.autograd.grad(out, leaves.values(), make_cotangent(out))))
+        for expected, ours in zip(*results, strict=True):
+            assert torch.equal(ours.view(expected.shape), expected)
+
+
+def test_projection_under_autocast():
+    """As the convolution: in the lower precision, whatever the dtype of the weight."""
+    tensors, settings = make((2, 3, 2, 6, 5, 3, 1), dtype=torch.float32)
+    torch.manual_seed(0)
+    conv, attn = nn.Conv2d(7, 27, 1), torch.randn(2, 7, 6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = elsa_attention(**tensors | {"attn": conv(attn)}, **settings)
+        projection = dict(proj_weight=conv.weight, proj_bias=conv.bias)
+        ours = elsa_attention(**tensors | {"attn": attn}, **projection, **settings)
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("backend", NAMES)
 def test_inputs_are_left_alone(backend):
     tensors, settings = make((2, 2, 2, 5, 4, 3, 1))
     before = {n: x.detach().clone() for n, x in tensors.items()}
@@ -506,6 +545,34 @@ def test_bad_input(changes, error, message):
     elsa_attention(**_bad())
     with pytest.raises(error, match=message):
         elsa_attention(**_bad(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"kernel_size": 5}, ValueError, r"proj_weight must have .*multiple of 25\), got 27"),
+        ({"value": torch.zeros(2, 4, 5, 4)}, ValueError, "value must have .* heads=3 channels"),
+        ({"attn": torch.zeros(7, 5, 4)}, ValueError, r"attn must have the 4 .* got \(7, 5, 4\)"),
+        ({"attn": torch.zeros(2, 7, 4, 5)}, ValueError, "attn must have the batch size and map"),
+        ({"proj_weight": None}, ValueError, "proj_bias must be None without proj_weight"),
+        ({"proj_weight": torch.zeros(27)}, ValueError, r"proj_weight must .* got \(27,\)"),
+        ({"proj_weight": torch.zeros(27, 6)}, ValueError, r"\(heads \* .*, 7\) .* \(27, 6\)"),
+        ({"proj_weight": torch.zeros(27, 7, 3, 3)}, ValueError, r"got \(27, 7, 3, 3\)"),
+        ({"proj_weight": torch.zeros(0, 7), "proj_bias": None}, ValueError, "of 9.*, got 0"),
+        ({"proj_bias": torch.zeros(26)}, ValueError, r"shape \(27,\), got \(26,\)"),
+        ({"proj_bias": torch.zeros(27).int()}, TypeError, "proj_bias must be .* torch.int32"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else None,
+)
+def test_bad_projection(changes, error, message):
+    projection = {
+        "attn": torch.zeros(2, 7, 5, 4),
+        "proj_weight": torch.zeros(27, 7),
+        "proj_bias": torch.zeros(27),
+    }
+    elsa_attention(**_bad(**projection))
+    with pytest.raises(error, match=message):
+        elsa_attention(**_bad(**projection | changes))
 
 
 def _backend(name: str, **changes) -> Backend:

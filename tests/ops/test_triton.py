@@ -17,6 +17,7 @@ from test_elsa import make as make_elsa
 from test_qna import make as make_qna
 from test_qna import worst_error
 
+from mmlocal.layers import ELSA
 from mmlocal.ops import elsa_attention, qna_attention
 from mmlocal.ops.backends import choose_backend, list_ops
 from mmlocal.ops.layout import new_map
@@ -42,6 +43,19 @@ ELSA_CASES = [
     ((1, 1, 2, 6, 7, 7, 1), (1, 1), True, F32, "contiguous"),
     ((0, 2, 2, 4, 5, 3, 1), (1, 1), True, F32, "contiguous"),
 ]
+PROJECTED_CASES = [
+    # as above, (lam, gamma, bias), features
+    ((2, 2, 2, 4, 5, 3, 1), (1, 1, True), 20, F32, "contiguous"),
+    ((1, 1, 2, 1, 1, 1, 1), (1, 1, True), 8, F64, "contiguous"),
+    ((1, 3, 5, 7, 6, 5, 2), (0, 1, True), 33, BF16, "channels-last"),
+    ((1, 1, 3, 6, 7, 7, 1), (1, 0, False), 100, F16, "sliced"),
+    ((2, 1, 2, 6, 5, 3, 2), (1, 1, False), 16, F64, "transposed"),
+    ((1, 2, 1, 3, 4, 3, 1), (0, 0, True), 40, F32, "expanded"),
+    ((1, 1, 96, 6, 7, 3, 1), (1, 1, True), 530, F16, "channels-last"),  # three tiles, two blocks
+    ((1, 2, 32, 9, 8, 7, 1), (0, 1, True), 64, BF16, "channels-last"),  # as in ELSA-Swin
+    ((2, 3, 3, 5, 9, 5, 1), (1, 1, False), 64, F32, "channels-last"),
+    ((0, 2, 2, 4, 5, 3, 1), (1, 1, True), 20, F32, "contiguous"),
+]
 QNA_CASES = [
     # (batch, heads, channels per head, height, width, kernel, stride, padding, queries),
     # (rel_pos, tap_weight), sum_queries
@@ -62,6 +76,19 @@ QNA_CASES = [
 def case_id(case: tuple) -> str:
     shape, switches, last, dtype, layout = case
     return "-".join([*map(str, shape), *map(str, switches), str(last), str(dtype)[6:], layout])
+
+
+def make_projected(shape, switches, dims: int, dtype=F64) -> tuple[dict, dict]:
+    """As ``make_elsa``, with the features and the projection in place of the logits."""
+    *ghost, bias = switches
+    tensors, settings = make_elsa(shape, ghost)
+    batch, heads, _, height, width, k, _ = shape
+    g = torch.Generator().manual_seed(1)
+    tensors["attn"] = torch.randn(batch, dims, height, width, generator=g, dtype=F64)
+    tensors["proj_weight"] = torch.randn(heads * k * k, dims, generator=g, dtype=F64) / dims**0.5
+    if bias:
+        tensors["proj_bias"] = torch.randn(heads * k * k, generator=g, dtype=F64)
+    return {n: x.detach().to(dtype) for n, x in tensors.items()}, settings
 
 
 def arrange(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -95,7 +122,9 @@ def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
     expected = results(op, exact, layout, **settings, backend="reference")
     tensors = {n: x.detach().to(DEVICE) for n, x in tensors.items()}
     ours = results(op, tensors, layout, **settings, backend="triton")
-    assert worst_error({n: x.cpu() for n, x in ours.items()}, expected) <= tolerance(op, tensors)
+    error = worst_error({n: x.cpu() for n, x in ours.items()}, expected)
+    print(f"worst error {error:.1e}, limit {tolerance(op, tensors):.1e}")
+    assert error <= tolerance(op, tensors)
     likes = {"out": tensors["value"]} | {f"grad of {n}": x for n, x in tensors.items()}
     for name, x in ours.items():
         assert x.dtype == likes[name].dtype
@@ -122,7 +151,7 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    assert int(passed[1]) >= len(ELSA_CASES) + len(QNA_CASES)
+    assert int(passed[1]) >= len(ELSA_CASES) + len(PROJECTED_CASES) + len(QNA_CASES)
 
 
 class CompileOnly:
@@ -145,11 +174,11 @@ class CompileOnly:
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="compiles where nothing else does")
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-@pytest.mark.parametrize("op", ["elsa", "qna"])
-def test_kernels_compile(op, layout, monkeypatch):
+@pytest.mark.parametrize("module", ["elsa.triton_impl", "elsa.triton_projected", "qna.triton_impl"])
+def test_kernels_compile(module, layout, monkeypatch):
     """To machine code; the interpreter takes some programs that the compiler does not."""
     jit = pytest.importorskip("triton.runtime.jit")
-    triton_impl = pytest.importorskip(f"mmlocal.ops.{op}.triton_impl")
+    triton_impl = pytest.importorskip(f"mmlocal.ops.{module}")
     run, compiled = jit.JITFunction.run, []
 
     def compile_only(self, *args, warmup, **kwargs):
@@ -159,19 +188,25 @@ def test_kernels_compile(op, layout, monkeypatch):
 
     monkeypatch.setattr(jit.JITFunction, "run", compile_only)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)  # one config
-    if op == "elsa":
+    if module == "elsa.triton_impl":
         tensors, _ = make_elsa((1, 3, 32, 14, 14, 7, 1), dtype=BF16)
         settings = (7, 1, True)
+    elif module == "elsa.triton_projected":
+        dtype = F32 if layout == "contiguous" else BF16  # features in blocks and at once
+        named, _ = make_projected((1, 3, 32, 14, 14, 7, 1), (1, 1, True), 64, dtype)
+        names = ("value", "attn", "proj_weight", "proj_bias", "ghost_mul", "ghost_add")
+        tensors, settings = {n: named[n] for n in names}, (7, 1)
     else:
         tensors, settings = make_qna((1, 8, 8, 14, 14, 3, 2, 1, 2), dtype=BF16)
         settings = (*settings.values(), True)
     tensors = [arrange(x.detach(), layout) for x in tensors.values()]
     monkeypatch.setattr(jit.driver, "_active", CompileOnly())
     out = triton_impl.forward(*tensors, *settings)
-    triton_impl.backward(out, *tensors, *settings, [True] * 4)
+    triton_impl.backward(out, *tensors, *settings, [True] * len(tensors))
     kernels = {name for name in vars(triton_impl) if name.endswith("_kernel")}
-    assert set(compiled) == kernels
-    assert len(kernels) >= 4
+    borrowed = {"_grad_value_kernel", "_grad_ghost_kernel"} if "projected" in module else set()
+    assert set(compiled) == kernels | borrowed
+    assert len(kernels) >= 3
 
 
 @kernels
@@ -180,6 +215,93 @@ def test_elsa(case):
     shape, ghost, softmax, dtype, layout = case
     tensors, settings = make_elsa(shape, ghost, dtype)
     check(elsa_attention, tensors, layout, **settings, softmax=softmax)
+
+
+@kernels
+@pytest.mark.parametrize("case", PROJECTED_CASES, ids=case_id)
+def test_elsa_with_projection(case):
+    shape, switches, dims, dtype, layout = case
+    tensors, settings = make_projected(shape, switches, dims, dtype)
+    check(elsa_attention, tensors, layout, **settings)
+
+
+@kernels
+def test_elsa_with_projection_of_large_logits():
+    tensors, settings = make_projected((1, 2, 2, 4, 5, 3, 1), (1, 1, True), 20, F16)
+    tensors["proj_weight"] = tensors["proj_weight"] * 1e3
+    check(elsa_attention, tensors, **settings)
+
+
+@kernels
+def test_elsa_with_projection_but_without_softmax():
+    """Is not folded."""
+    tensors, settings = make_projected((1, 2, 2, 4, 5, 3, 1), (1, 1, True), 20, F64)
+    check(elsa_attention, tensors, **settings, softmax=False)
+
+
+@kernels
+def test_projection_and_its_inputs_may_be_frozen():
+    """Only what is asked for is computed; ghost heads are in float32 in mixed precision."""
+    tensors, settings = make_projected((1, 2, 2, 4, 3, 3, 1), (1, 1, True), 20, BF16)
+    tensors = {n: x.to(DEVICE, F32 if "ghost" in n else BF16) for n, x in tensors.items()}
+    full = results(elsa_attention, tensors, **settings, backend="triton")
+    for name, x in tensors.items():
+        part = functools.partial(elsa_attention, **{n: x for n, x in tensors.items() if n != name})
+        ours = results(part, {name: x}, **settings, backend="triton")
+        assert torch.equal(ours["out"], full["out"])
+        assert ours[f"grad of {name}"].dtype == x.dtype
+        assert torch.equal(ours[f"grad of {name}"], full[f"grad of {name}"]), name
+
+
+@kernels
+def test_projection_under_autocast():
+    """Is computed in the lower precision, as a convolution; the rest is left alone."""
+    tensors, settings = make_projected((1, 2, 2, 4, 3, 3, 1), (1, 1, True), 20, F32)
+    tensors = {n: x.to(DEVICE) for n, x in tensors.items()}
+    lower = {n: x.to(BF16) if n[:4] in ("attn", "proj") else x for n, x in tensors.items()}
+    expected = results(elsa_attention, lower, **settings, backend="triton")
+    with torch.autocast(DEVICE, BF16):
+        ours = results(elsa_attention, tensors, **settings, backend="triton")
+    assert all(x.dtype == F32 for x in ours.values())
+    assert all(torch.equal(x, expected[n].float()) for n, x in ours.items())
+    with pytest.raises(TypeError, match=r"attn, proj_weight and proj_bias must have one dtype"):
+        elsa_attention(**tensors | {"proj_bias": lower["proj_bias"]}, **settings, backend="triton")
+
+
+@kernels
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_opcheck_of_projection(layout):
+    tensors, _ = make_projected((2, 2, 2, 3, 4, 1, 1), (1, 1, True), 20, F32)  # quick
+    names = ("value", "attn", "proj_weight", "proj_bias", "ghost_mul", "ghost_add")
+    args = [arrange(tensors[n].to(DEVICE), layout) for n in names]
+    inputs = [x.clone().requires_grad_() for x in args]
+    torch.library.opcheck(torch.ops.mmlocal.elsa_attention_projected, (*inputs, 1, 1, "triton"))
+    backward = torch.ops.mmlocal.elsa_attention_projected_backward
+    for keep in ({0, 1, 2, 3, 4, 5}, {1}, {3, 4}):
+        needed = [i in keep for i in range(6)]
+        torch.library.opcheck(backward, (args[0].clone(), *args, 1, 1, "triton", needed))
+
+
+@kernels
+def test_layer_folds_its_projection():
+    """One node, no convolution to logits, and the same numbers as another backend."""
+    torch.manual_seed(0)
+    layer = ELSA(12, 3, kernel_size=3, group_width=4, lam=1, backend="triton").to(DEVICE)
+    x = torch.randn(1, 5, 4, 12, device=DEVICE)
+    graph = torch.export.export(layer, (x,)).graph
+    targets = [str(n.target) for n in graph.nodes if n.op == "call_function"]
+    assert [t for t in targets if "elsa" in t] == ["mmlocal.elsa_attention_projected.default"]
+    assert sum("conv" in t for t in targets) == 2  # to q, k and v; of q * k
+
+    def run(backend: str) -> dict[str, torch.Tensor]:
+        layer.backend = backend
+        out = layer(x)
+        grads = torch.autograd.grad(out.square().sum(), list(layer.parameters()))
+        return dict(
+            zip(["out", *dict(layer.named_parameters())], [out.detach(), *grads], strict=True)
+        )
+
+    assert worst_error(run("triton"), run("eager")) < 1e-5
 
 
 @kernels
@@ -271,6 +393,13 @@ LARGE_ELSA = [
     ((1, 1, 160, 20, 30, 3, 1), (1, 1), True),
     ((1, 2, 32, 33, 29, 13, 1), (1, 0), True),
 ]
+LARGE_PROJECTED = [
+    ((2, 3, 32, 56, 56, 7, 1), (0, 1, True), 64),
+    ((1, 12, 32, 14, 14, 7, 1), (1, 1, True), 256),
+    ((1, 4, 48, 37, 61, 5, 2), (1, 0, False), 88),
+    ((1, 2, 32, 33, 29, 13, 1), (1, 1, True), 344),
+    ((1, 1, 160, 20, 30, 3, 1), (1, 1, True), 640),
+]
 LARGE_QNA = [
     ((2, 8, 8, 56, 56, 3, 1, 1, 2), (True, True), True),
     ((2, 16, 8, 28, 28, 7, 2, 3, 2), (True, True), True),
@@ -287,6 +416,9 @@ def test_large_maps(dtype, layout):
     for shape, ghost, softmax in LARGE_ELSA:
         tensors, settings = make_elsa(shape, ghost, dtype)
         check(elsa_attention, tensors, layout, **settings, softmax=softmax)
+    for shape, switches, dims in LARGE_PROJECTED:
+        tensors, settings = make_projected(shape, switches, dims, dtype)
+        check(elsa_attention, tensors, layout, **settings)
     for shape, tables, sum_queries in LARGE_QNA:
         tensors, settings = make_qna(shape, tables, dtype)
         check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
@@ -310,6 +442,20 @@ def test_is_chosen_and_deterministic_on_a_gpu():
         for _ in range(3):
             again = results(op, tensors, **settings)
             assert all(torch.equal(x, first[n]) for n, x in again.items())
+
+
+@on_gpu
+def test_projection_on_a_gpu():
+    """Every run gives the same bits; compiled code calls the same kernels."""
+    tensors, settings = make_projected((2, 3, 32, 28, 29, 7, 1), (1, 1, True), 64, F32)
+    tensors = {n: x.cuda() for n, x in tensors.items()}
+    first = results(elsa_attention, tensors, **settings, backend="triton")
+    torch.compiler.reset()
+    compiled = torch.compile(functools.partial(elsa_attention, **settings), fullgraph=True)
+    for op, kwargs in ((elsa_attention, settings), (elsa_attention, settings), (compiled, {})):
+        again = results(op, tensors, **kwargs)
+        assert worst_error(*({n: x.cpu() for n, x in r.items()} for r in (again, first))) < 1e-6
+        assert op is compiled or all(torch.equal(x, first[n]) for n, x in again.items())
 
 
 @on_gpu

@@ -7,11 +7,12 @@ and list it in ``BACKENDS``, fastest first.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops import extension
 from mmlocal.ops.backends import TRITON, Backend, choose_backend
-from mmlocal.ops.elsa import reference
+from mmlocal.ops.elsa import projection, reference
 from mmlocal.ops.layout import new_map
 
 # Half precision: the rounding of the result; nothing else is done in it.
@@ -69,6 +70,8 @@ def elsa_attention(
     ghost_mul: Tensor | None = None,
     ghost_add: Tensor | None = None,
     *,
+    proj_weight: Tensor | None = None,
+    proj_bias: Tensor | None = None,
     kernel_size: int,
     dilation: int = 1,
     lam: float = 1.0,
@@ -84,22 +87,29 @@ def elsa_attention(
                           * value[c, p + offset(t)]
         a[n, :, p] = softmax_t(attn[n, :, p])
 
-    Taps are in row-major order, as in a cross-correlation.
+    Taps are in row-major order, as in a cross-correlation. With ``proj_weight``, the logits are a
+    1x1 convolution of ``attn``, which a backend may fold into its kernels (``triton`` does)::
+
+        logits[p] = proj_weight @ attn[p] + proj_bias
 
     Args:
         value: ``(B, C, H, W)``, any float dtype and memory format. Zero outside the map.
         attn: ``(B, heads * kernel_size**2, H, W)``, head-major. Logits, or the weights themselves
             if ``softmax`` is false. Channels ``[n * C / heads, (n + 1) * C / heads)`` of ``value``
-            use head ``n``.
+            use head ``n``. With ``proj_weight``, features ``(B, qk_dims, H, W)``.
         ghost_mul: ``(C, kernel_size, kernel_size)``, multiplicative ghost head, or ``None`` for 1.
             Not read if ``lam`` is 0. Must be positive if ``lam`` is no integer.
         ghost_add: ``(C, kernel_size, kernel_size)``, additive ghost head, or ``None`` for 0.
             Not read if ``gamma`` is 0.
+        proj_weight: ``(heads * kernel_size**2, qk_dims)`` or, as in a convolution,
+            ``(heads * kernel_size**2, qk_dims, 1, 1)``, dtype of ``attn``; ``None`` if ``attn``
+            has the logits.
+        proj_bias: ``(heads * kernel_size**2,)``, dtype of ``attn``; ``None`` for 0.
         kernel_size: odd width of the window, in taps.
         dilation: distance between taps, in pixels.
         lam: exponent of the multiplicative ghost head.
         gamma: factor of the additive ghost head.
-        softmax: whether ``attn`` still has to pass a softmax over the taps.
+        softmax: whether ``attn``, or what is made of it, still has to pass a softmax over the taps.
         backend: name out of ``BACKENDS``; ``None`` takes the one in the environment variable
             ``MMLOCAL_BACKEND`` or, if that is not set, the fastest that runs here.
 
@@ -107,7 +117,8 @@ def elsa_attention(
         ``(B, C, H, W)``, dtype of ``value``; channels-last in memory if ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point.
+        TypeError: a tensor is not floating point; ``triton`` is to fold a convolution of several
+            dtypes. (Others leave that error to PyTorch's convolution.)
         ValueError: even ``kernel_size``, ``dilation`` below 1, shapes that do not fit each other,
             a map without pixels or channels, unknown ``backend``.
         RuntimeError: the named backend cannot run here.
@@ -115,19 +126,27 @@ def elsa_attention(
     Note:
         float16 and bfloat16 inputs are accumulated in float32. Taps outside the map take part in
         the softmax and add nothing to the sum. The gradient is deterministic and can be taken once
-        (``reference`` has higher derivatives).
+        (``reference`` has higher derivatives). A folded convolution does not round its logits to
+        half precision, keeps ``attn`` for the backward pass in their place, and needs ``softmax``
+        (else it is not folded). Under autocast it is computed in the lower precision, as any.
 
     Source:
         ELSA: Enhanced Local Self-Attention for Vision Transformer, Zhou et al. 2021,
         https://arxiv.org/abs/2112.12786, eq. 5.
     """
-    _check(value, attn, ghost_mul, ghost_add, kernel_size, dilation)
+    _check(value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
     # The ghost heads are small: raise and scale them in the precision of the accumulation.
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     ghost_mul = None if lam == 0 or ghost_mul is None else ghost_mul.to(dtype) ** lam
     ghost_add = None if gamma == 0 or ghost_add is None else gamma * ghost_add.to(dtype)
-    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
     name = choose_backend("elsa_attention", BACKENDS, value, backend).name
+    if proj_weight is not None:
+        if softmax and name in projection.MODULES:
+            tensors = (value, attn, proj_weight, proj_bias, ghost_mul, ghost_add)
+            return projection.attend_projected(*tensors, kernel_size, dilation, name)
+        weight = proj_weight if proj_weight.dim() == 4 else proj_weight[:, :, None, None]
+        attn = F.conv2d(attn, weight, proj_bias)
+    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
     if name == "reference":
         return reference.forward(*args)
     return _elsa_attention(*args, name)
@@ -136,6 +155,8 @@ def elsa_attention(
 def _check(
     value: Tensor,
     attn: Tensor,
+    proj_weight: Tensor | None,
+    proj_bias: Tensor | None,
     ghost_mul: Tensor | None,
     ghost_add: Tensor | None,
     kernel_size: int,
@@ -157,18 +178,25 @@ def _check(
     for name, tensor in (
         ("value", value),
         ("attn", attn),
+        ("proj_weight", proj_weight),
+        ("proj_bias", proj_bias),
         ("ghost_mul", ghost_mul),
         ("ghost_add", ghost_add),
     ):
         if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     taps = kernel_size**2
-    if attn.shape[1] == 0 or attn.shape[1] % taps:
+    name, logits = "attn", attn.shape[1]
+    if proj_weight is not None:
+        projection.check(attn, proj_weight, proj_bias)
+        name, logits = "proj_weight", proj_weight.shape[0]
+    elif proj_bias is not None:
+        raise ValueError("proj_bias must be None without proj_weight")
+    if logits == 0 or logits % taps:
         raise ValueError(
-            f"attn must have heads * kernel_size**2 channels (a multiple of {taps}), "
-            f"got {attn.shape[1]}"
+            f"{name} must have heads * kernel_size**2 channels (a multiple of {taps}), got {logits}"
         )
-    heads = attn.shape[1] // taps
+    heads = logits // taps
     if value.shape[1] % heads:
         raise ValueError(
             f"value must have a multiple of heads={heads} channels, got {value.shape[1]}"

@@ -30,7 +30,7 @@ from mmlocal.ops.triton_common import (
 
 
 @triton.jit
-def _neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL: tl.constexpr):
+def neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL: tl.constexpr):
     """For each pixel the one that its window has at ``tap``, and whether it exists."""
     row = (tap // KERNEL - KERNEL // 2) * dilation
     col = (tap % KERNEL - KERNEL // 2) * dilation
@@ -69,7 +69,7 @@ def _weight(pointers, peak, scale, mask, SOFTMAX: tl.constexpr, ACC: tl.constexp
 
 
 @triton.jit
-def _filter(weight, ghost_mul, ghost_add, offsets, real, ACC: tl.constexpr):
+def filter_of(weight, ghost_mul, ghost_add, offsets, real, ACC: tl.constexpr):
     """What to multiply ``(pixels, channels)`` by: the weight, refined by the ghost heads."""
     factor = weight[:, None]
     if ghost_mul is not None:
@@ -80,7 +80,7 @@ def _filter(weight, ghost_mul, ghost_add, offsets, real, ACC: tl.constexpr):
 
 
 @triton.jit
-def _channels(head, PER_HEAD: tl.constexpr, BLOCK_C: tl.constexpr):
+def channels_of(head, PER_HEAD: tl.constexpr, BLOCK_C: tl.constexpr):
     """The channels of a head, and which of them exist."""
     channel = tl.arange(0, BLOCK_C)
     return head.to(tl.int64) * PER_HEAD + channel, channel < PER_HEAD
@@ -98,7 +98,7 @@ def _forward_kernel(
     TAPS: tl.constexpr = KERNEL * KERNEL
     head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
     index, y, x, inside = locate(tile, height * width, width, BLOCK_P)
-    channel, real = _channels(head, PER_HEAD, BLOCK_C)
+    channel, real = channels_of(head, PER_HEAD, BLOCK_C)
     first = head.to(tl.int64) * TAPS
     attn += batch * attn_strides[0] + first * attn_strides[1] + index * attn_strides[2]
     value += batch * value_strides[0] + channel[None, :] * value_strides[1]
@@ -108,9 +108,9 @@ def _forward_kernel(
 
     total = tl.zeros([BLOCK_P, BLOCK_C], ACC)
     for tap in range(TAPS):
-        other, near = _neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
+        other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
         weight = _weight(attn, peak, scale, inside, SOFTMAX, ACC)
-        factor = _filter(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, ACC)
+        factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, ACC)
         mask = near[:, None] & real[None, :]
         v = tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0)
         total += factor * v.to(ACC)
@@ -151,7 +151,7 @@ def _grad_value_kernel(
     TAPS: tl.constexpr = KERNEL * KERNEL
     head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
     index, y, x, inside = locate(tile, height * width, width, BLOCK_P)
-    channel, real = _channels(head, PER_HEAD, BLOCK_C)
+    channel, real = channels_of(head, PER_HEAD, BLOCK_C)
     attn += batch * attn_strides[0] + head.to(tl.int64) * TAPS * attn_strides[1]
     grad += batch * grad_strides[0] + channel[None, :] * grad_strides[1]
     softmaxes = (batch * heads + head) * (height * width)
@@ -159,13 +159,13 @@ def _grad_value_kernel(
     total = tl.zeros([BLOCK_P, BLOCK_C], ACC)
     for tap in range(TAPS):
         # The pixel whose window has this one at ``tap``: it lies on the other side.
-        other, near = _neighbour(tap, index, y, x, inside, -dilation, height, width, KERNEL)
+        other, near = neighbour(tap, index, y, x, inside, -dilation, height, width, KERNEL)
         peak, scale = 0.0, 0.0
         if SOFTMAX:
             peak = tl.load(peaks + softmaxes + other, mask=near, other=0.0)
             scale = tl.load(scales + softmaxes + other, mask=near, other=0.0)
         weight = _weight(attn + other * attn_strides[2], peak, scale, near, SOFTMAX, ACC)
-        factor = _filter(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, ACC)
+        factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, ACC)
         mask = near[:, None] & real[None, :]
         g = tl.load(grad + other[:, None] * grad_strides[2], mask=mask, other=0.0)
         total += factor * g.to(ACC)
@@ -176,7 +176,7 @@ def _grad_value_kernel(
 
 
 @triton.jit
-def _grad_weight(g, value, ghost_mul, offsets, mask, real, ACC: tl.constexpr):
+def grad_weight(g, value, ghost_mul, offsets, mask, real, ACC: tl.constexpr):
     """Gradient of the weight of one tap for each pixel."""
     product = g * tl.load(value, mask=mask, other=0.0).to(ACC)
     if ghost_mul is not None:
@@ -196,7 +196,7 @@ def _grad_attn_kernel(
     TAPS: tl.constexpr = KERNEL * KERNEL
     head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
     index, y, x, inside = locate(tile, height * width, width, BLOCK_P)
-    channel, real = _channels(head, PER_HEAD, BLOCK_C)
+    channel, real = channels_of(head, PER_HEAD, BLOCK_C)
     first = head.to(tl.int64) * TAPS
     attn += batch * attn_strides[0] + index * attn_strides[2]
     out += batch * out_strides[0] + index * out_strides[2]
@@ -213,17 +213,17 @@ def _grad_attn_kernel(
         peak = tl.load(peaks + softmaxes, mask=inside, other=0.0)
         scale = tl.load(scales + softmaxes, mask=inside, other=0.0)
         for tap in range(TAPS):
-            other, near = _neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
+            other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
             mask = near[:, None] & real[None, :]
             pointers = value + other[:, None] * value_strides[2]
-            slope = _grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, mask, real, ACC)
+            slope = grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, mask, real, ACC)
             pointers = attn + (first + tap) * attn_strides[1]
             mean += slope * _weight(pointers, peak, scale, inside, SOFTMAX, ACC)
     for tap in range(TAPS):
-        other, near = _neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
+        other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
         mask = near[:, None] & real[None, :]
         pointers = value + other[:, None] * value_strides[2]
-        slope = _grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, mask, real, ACC)
+        slope = grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, mask, real, ACC)
         if SOFTMAX:
             pointers = attn + (first + tap) * attn_strides[1]
             slope = (slope - mean) * _weight(pointers, peak, scale, inside, SOFTMAX, ACC)
@@ -244,7 +244,7 @@ def _grad_ghost_kernel(
     head, split = tl.program_id(0) % heads, tl.program_id(0) // heads
     tiles = tl.cdiv(height * width, BLOCK_P)
     begin, end = share(split, splits, tiles * batches)
-    channel, real = _channels(head, PER_HEAD, BLOCK_C)
+    channel, real = channels_of(head, PER_HEAD, BLOCK_C)
     value += channel[None, :] * value_strides[1]
     grad += channel[None, :] * grad_strides[1]
     sums = (split.to(tl.int64) * heads * PER_HEAD + channel) * TAPS
@@ -255,7 +255,7 @@ def _grad_ghost_kernel(
         for item in range(begin, end):
             batch = (item // tiles).to(tl.int64)
             index, y, x, inside = locate(item % tiles, height * width, width, BLOCK_P)
-            other, near = _neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
+            other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
             mask = near[:, None] & real[None, :]
             v = tl.load(
                 value + (batch * value_strides[0] + other[:, None] * value_strides[2]),
