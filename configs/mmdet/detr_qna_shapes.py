@@ -97,6 +97,7 @@ param_scheduler = [
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(max_keep_ckpts=1),
+    # With one, the last would be gone while the next is written.
+    checkpoint=dict(max_keep_ckpts=2),
     visualization=dict(score_thr=0.5),
 )

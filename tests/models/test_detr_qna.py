@@ -188,6 +188,7 @@ def test_qna_keeps_its_own_initialisation(name):
         (dict(qna_indices=(0, 0)), ValueError, "qna_indices must be different"),
         (dict(qna_indices=("qna", "attn")), ValueError, "qna_indices"),
         (dict(qna_indices=(0, 1, 2, 3)), ValueError, "but not all of them"),
+        (dict(qna_indices=(0,), num_cp=2), ValueError, "encoder.num_cp must be left out .* got 2"),
         (dict(qna_indices=(0,), qna_cfg=dict(num_heads=5)), ValueError, "num_heads must divide"),
         (
             dict(qna_indices=(0,), qna_cfg=dict(kernel_size=4)),

@@ -95,6 +95,11 @@ class _QnAEncoder:
                 f"encoder.qna_indices must be different layers of 0 to num_layers - 1 = "
                 f"{num_layers - 1}, but not all of them, got {indices}"
             )
+        if indices and cfg.get("num_cp", -1) > 0:
+            raise ValueError(
+                "encoder.num_cp must be left out with qna_indices: mmdet would count its own layers "
+                f"alone, got {cfg['num_cp']}"
+            )
         # mmdet builds the self-attention layers; those of QnA are put between them.
         self.encoder = cfg | dict(num_layers=num_layers - len(indices))
         super()._init_layers()
@@ -141,8 +146,8 @@ class DETRQnA(_QnAEncoder, DETR):
         **kwargs: the others of mmdet's ``DETR``.
 
     Raises:
-        ValueError: ``qna_indices`` out of range, repeated, or all layers; and as
-            :class:`QnAEncoderLayer`.
+        ValueError: ``qna_indices`` out of range, repeated, or all layers, or beside ``num_cp``; and
+            as :class:`QnAEncoderLayer`.
 
     Note:
         The paper states neither kernel size nor heads of these layers, nor how they take position
