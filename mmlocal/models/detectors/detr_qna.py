@@ -97,8 +97,8 @@ class _QnAEncoder:
             )
         if indices and cfg.get("num_cp", -1) > 0:
             raise ValueError(
-                "encoder.num_cp must be left out with qna_indices: mmdet would count its own layers "
-                f"alone, got {cfg['num_cp']}"
+                "encoder.num_cp must be left out with qna_indices: mmdet would count its own "
+                f"layers alone, got {cfg['num_cp']}"
             )
         # mmdet builds the self-attention layers; those of QnA are put between them.
         self.encoder = cfg | dict(num_layers=num_layers - len(indices))
