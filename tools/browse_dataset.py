@@ -1,7 +1,7 @@
 """Show or write the images of a config's data set with their annotations.
 
-For mmpretrain configs, the modes concat and pipeline (each step of the pipeline side by side) are
-those of its own tool: .mim/tools/visualization/browse_dataset.py in the folder of the package.
+The modes concat and pipeline (steps side by side) of mmpretrain's own tool are left out. It is in
+.mim/tools/visualization of that package, and needs an older Matplotlib than the tested one.
 """
 
 import argparse
