@@ -136,7 +136,10 @@ def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
 
 def tolerance(op, tensors: dict) -> float:
     backends = list_ops()["elsa" if op is elsa_attention else "qna"]
-    return next(b for b in backends if b.name == "triton").atol[tensors["value"].dtype]
+    dtype = tensors["value"].dtype
+    limit = next(b for b in backends if b.name == "triton").atol[dtype]
+    # Half precision: the gradient of the logits is rounded, and what is made of it once more.
+    return 1.5 * limit if "proj_weight" in tensors and dtype in (BF16, F16) else limit
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is what runs this")
