@@ -79,9 +79,10 @@ def compare_autoencoders(
         [tile for row in rows for tile in row], work_dir / "reconstructions.png", len(rows[0])
     )
     curves = []
-    for index in best.values():
+    for config, index in best.items():
         curves.append(work_dir / f"{index:02d}" / "curves.png")
-        plot_curves(scalars[index], curves[-1], ("loss",), (f"{PREFIX}ssim", f"{PREFIX}l1"))
+        metrics = (f"{PREFIX}ssim", f"{PREFIX}l1")
+        plot_curves(scalars[index], curves[-1], ("loss",), metrics, title=config)
     contact_sheet(curves, work_dir / "curves.png", columns=1)
     summary = dict(runs=runs, best=best)
     write_whole(work_dir / "summary.json", json.dumps(summary, indent=2) + "\n")

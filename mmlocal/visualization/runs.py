@@ -16,6 +16,7 @@ def plot_curves(
     losses: Sequence[str],
     metrics: Sequence[str],
     scale: float = 1.0,
+    title: str | None = None,
 ) -> None:
     """Plot losses and metrics of a run side by side over the iterations.
 
@@ -25,6 +26,7 @@ def plot_curves(
         losses: names to plot on the left.
         metrics: names to plot on the right.
         scale: factor that brings the metrics to [0, 1].
+        title: above both.
 
     Raises:
         ValueError: the log holds none of ``losses``.
@@ -48,10 +50,11 @@ def plot_curves(
                 values.append(entry[name] * (scale if name in metrics else 1))
     if not any(curves[name][0] for name in losses):
         raise ValueError(f"{scalars} holds none of the losses {tuple(losses)}")
-    for axis, names, title in ((left, losses, "training loss"), (right, metrics, "validation")):
+    figure.suptitle(title)
+    for axis, names, what in ((left, losses, "training loss"), (right, metrics, "validation")):
         for name in names:
             axis.plot(*curves[name], label=name, marker="o" if axis is right else None)
-        axis.set(xlabel="iteration", title=title, ylim=(0, None if axis is left else 1))
+        axis.set(xlabel="iteration", title=what, ylim=(0, None if axis is left else 1))
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(out, dpi=120)
