@@ -8,6 +8,8 @@ from mmengine import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 
+from mmlocal.datasets.shapes import CLASSES
+from mmlocal.datasets.shapes.export import OBJECTS_PER_IMAGE
 from mmlocal.layers import QnA
 
 from .optim import learning_rates
@@ -139,3 +141,18 @@ def test_parameters(load, name):
     elif BACKBONES[name]:
         official = {"tiny": 15_715_560, "tiny_7x7": 15_753_960}[BACKBONES[name]]
         assert count(model.backbone) == official - (512 + 1) * 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "detector"),
+    [("detr_qna_shapes", "DETRQnA"), ("conditional_detr_qna_shapes", "ConditionalDETRQnA")],
+)
+def test_on_the_generated_data(load, name, detector):
+    cfg = load(name)
+    model = build(cfg)
+    assert type(model).__name__ == detector
+    layers = [isinstance(layer.self_attn, QnA) for layer in model.encoder.layers]
+    assert layers == [True, True, False, False]
+    assert model.bbox_head.num_classes == len(CLASSES)
+    # No picture holds more objects than can be found.
+    assert OBJECTS_PER_IMAGE[1] <= model.num_queries == cfg.model.test_cfg.max_per_img

@@ -8,6 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
 from torch import nn
 
 import mmlocal.models
@@ -18,6 +19,7 @@ pytest.importorskip("mmdet", reason="the detectors are mmdet's")
 
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps
 from mmdet.testing import demo_mm_inputs
 
 from mmlocal.models.detectors.detr_qna import QnAEncoderLayer
@@ -289,6 +291,44 @@ def test_loss_gradients_and_prediction(name):
         assert (boxes >= 0).all()
         assert (boxes <= torch.tensor([width, height, width, height])).all()
         assert sample.pred_instances.scores.isfinite().all()
+
+
+def test_it_learns():
+    """A bright square in one of two places, of a class each: where and what it is."""
+    places = [(4, 4), (36, 36)]
+    side = 20
+    images = torch.zeros(len(places), 3, 64, 64)
+    samples = []
+    for label, (image, (x, y)) in enumerate(zip(images, places, strict=True)):
+        image[:, y : y + side, x : x + side] = 1
+        meta = dict(img_shape=(64, 64), batch_input_shape=(64, 64), scale_factor=(1.0, 1.0))
+        sample = DetDataSample(metainfo=meta)
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor([[x, y, x + side, y + side]]).float(),
+            labels=torch.tensor([label]),
+        )
+        samples.append(sample)
+    images = 4 * images - 2
+    model = build("DETRQnA", qna_indices=(0, 1), qna_cfg=dict(kernel_size=3)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(100):
+        loss, _ = model.parse_losses(model(images, samples, mode="loss"))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    model.eval()
+    with torch.no_grad():
+        found = model(images, samples, mode="predict")
+    for sample in found:
+        best = sample.pred_instances[sample.pred_instances.scores.argmax(dim=0, keepdim=True)]
+        true = sample.gt_instances
+        overlap = bbox_overlaps(best.bboxes, true.bboxes).item()
+        print(f"score {best.scores.item():.2f}, IoU {overlap:.2f}")
+        assert best.labels == true.labels
+        assert best.scores > 0.5
+        assert overlap > 0.5
 
 
 # How it is registered
