@@ -1,6 +1,7 @@
 """Arguments that several tools share, and how a tool reports a user's mistake."""
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -31,20 +32,25 @@ def run_tool(main: Callable[[], None]) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(_SECONDS_FOR_FIRST)
-        _leave_process_group()
-        sys.exit(2)
-    _leave_process_group()
+        _end_process(2)
+    _end_process(0)
 
 
-def _leave_process_group() -> None:
-    """End the threads of the process group, if there is one.
+def _end_process(status: int) -> None:
+    """Exit; a process of a distributed job does so without tearing Python down.
 
-    MMEngine leaves them running, and a process that exits with them is aborted now and then. Not
-    called after other errors: the processes may then be at different places and wait for each
-    other.
+    MMEngine leaves the threads of the process group running. One of them that asks for the
+    interpreter while it is torn down aborts the process, now and then, and the launcher then takes
+    the whole job for failed. Leaving the group is not enough, as the model holds on to it. What
+    was registered for the exit still runs.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    if status:
+        sys.exit(status)
 
 
 def _is_first_of_machine() -> bool:

@@ -72,15 +72,33 @@ def test_one_process_of_a_machine_speaks(variable, monkeypatch, capsys):
     assert naps, "must not end before the process that speaks"
 
 
-def test_tools_leave_their_process_group(tmp_path):
-    """A process that exits with the threads of a group is aborted now and then."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_process_of_a_job_ends_without_teardown(fails, tmp_path):
+    """Threads of the process group abort a process that tears Python down, now and then."""
+    script = tmp_path / "job.py"
+    script.write_text(f"""
+import atexit, torch
+from mmlocal.engine import UsageError, run_tool
 
-    def main():
-        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+class Teardown:
+    def __del__(self):
+        print("torn down")
 
-    cli.run_tool(main)
-    assert not torch.distributed.is_initialized()
+kept = Teardown()
+atexit.register(print, "exit handlers ran")
+
+def main():
+    store = torch.distributed.FileStore("{tmp_path}/store", 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    if {fails}:
+        raise UsageError("no data")
+
+run_tool(main)
+""")
+    result = start(script, cwd=tmp_path)
+    assert result.returncode == (2 if fails else 0), result.stderr
+    assert "exit handlers ran" in result.stdout
+    assert "torn down" not in result.stdout
 
 
 @pytest.mark.slow
