@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -16,6 +17,11 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 MIM = ("configs", "tools", "model-index.yml")
 CSRC = Path("mmlocal", "ops", "csrc")
+FLAGS = [] if os.name == "nt" else ["-O3", "-g0", "-fno-math-errno"]
+if sys.platform == "linux":
+    # Without it, at::parallel_for is a plain loop. To the compiler alone: the linker would add the
+    # compiler's OpenMP library, where torch has brought its own, with threads that serve both.
+    FLAGS.append("-fopenmp")
 
 
 def copy(source: Path, target: Path) -> None:
@@ -90,7 +96,7 @@ def extension() -> dict:
         [path.as_posix() for path in sorted(CSRC.glob("*.cpp"))],
         depends=[path.as_posix() for path in sorted(CSRC.iterdir())],
         define_macros=[("MMLOCAL_TORCH_VERSION", torch.__version__.partition("+")[0])],
-        extra_compile_args=[] if os.name == "nt" else ["-O3", "-g0", "-fno-math-errno"],
+        extra_compile_args=FLAGS,
         optional=True,
     )
     return {"ext_modules": [module], "cmdclass": {"build_py": BuildPy, "build_ext": BuildExt}}

@@ -66,6 +66,21 @@ def ops_line() -> str:
     return "CPU only" if cuda == "not available" else f"CPU and CUDA {cuda}"
 
 
+def extension_line() -> str:
+    """Whether our C++ extension loads, and how many threads it has."""
+    try:
+        import torch
+
+        from mmlocal.ops.extension import extension, unavailable_reason
+    except Exception as error:
+        return f"unknown, torch does not import: {error}"
+    if extension is None:
+        return f"not there: {unavailable_reason}"
+    threads, possible = extension.threads(), torch.get_num_threads()
+    without = f"; torch has {possible}: it was built without OpenMP" if threads < possible else ""
+    return f"{threads} thread{'s' * (threads > 1)}{without}"
+
+
 def gpu_line() -> str:
     """The GPUs that torch sees, or why it sees none."""
     try:
@@ -89,6 +104,7 @@ def versions() -> dict[str, str]:
     report |= {name: library_line(name, tested) for name, tested in TESTED.items()}
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     report["mmcv._ext"] = ops_line()
+    report["mmlocal._C"] = extension_line()
     report["GPU"] = gpu_line()
     report["C++ compiler"] = program_version(*compiler, "--version")
     report["nvcc"] = program_version("nvcc", "--version")

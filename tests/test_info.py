@@ -29,6 +29,7 @@ def test_report_names_versions_and_every_backend():
     for name in info.TESTED:
         assert re.search(rf"^{name} +\d", text, re.M), name
     assert re.search(r"^mmcv\._ext +CPU", text, re.M)
+    assert re.search(r"^mmlocal\._C +(\d+ thread|not there: )", text, re.M)
     assert re.search(r"^mmdet +\S+ \(onedl-mmdetection\)", text, re.M)
     for op, backends in list_ops().items():
         for backend in backends:

@@ -9,6 +9,8 @@
 #include <c10/core/CPUAllocator.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <atomic>
+
 #include "kernels.h"
 
 namespace mmlocal {
@@ -92,6 +94,13 @@ void with_type(const Tensor& x, const F& f) {
 
 int64_t lanes(bool is_double) {
   return is_double ? chosen<double>().lanes : chosen<float>().lanes;
+}
+
+// How many threads share a loop; 1, whatever PyTorch says, where the compiler knew no OpenMP.
+int64_t threads() {
+  std::atomic<int64_t> count{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) { ++count; });
+  return count;
 }
 
 template <class T>
@@ -328,6 +337,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   m.attr("torch_version") = MMLOCAL_TEXT(MMLOCAL_TORCH_VERSION);
   m.def("lanes", lanes);
+  m.def("threads", threads, no_gil);
   m.def("elsa_forward", elsa_forward, no_gil);
   m.def("elsa_backward", elsa_backward, no_gil);
   py::class_<QnaInputs>(m, "QnaInputs")

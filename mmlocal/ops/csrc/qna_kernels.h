@@ -45,7 +45,9 @@ struct Tiling {
     cols = (kTileBytes / bytes - a.kernel) * shrink / stride;
     cols = larger(cols, 2 * kPixels);
     cols = round_up(smaller(smaller(cols, 128), width), step);
-    rows = larger(16, 8 * a.kernel);
+    // So small that many threads find work, whatever their number; but each tile computes some of
+    // its neighbours' rows again.
+    rows = larger(2 * a.kernel, smaller(larger(16, 8 * a.kernel), a.batch * height / 64));
     row_tiles = (height + rows - 1) / rows;
     col_tiles = (width + cols - 1) / cols;
     ring_cols = cols / shrink * stride + a.kernel;
