@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="pixels of the images, one number for a square; default: 224",
     )
     parser.add_argument("--amp", action="store_true", help="bfloat16 by autocast")
-    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile too")
     parser.add_argument("--rounds", type=int, default=10, help="samples of each time")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/benchmark"), metavar="FOLDER")
     parser.add_argument(

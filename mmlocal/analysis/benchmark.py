@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ from mmlocal.checkpoints.files import write_whole
 from mmlocal.engine.cli import UsageError
 from mmlocal.ops.backends import Backend, list_ops
 from mmlocal.version import __version__
+
+Key = TypeVar("Key")
 
 MODES = ("forward", "training")
 DTYPES = {
@@ -94,12 +97,12 @@ def _elapsed(call: Callable[[], object], repeats: int, device: torch.device) -> 
 
 
 def time_interleaved(
-    calls: dict[str, Callable[[], object]], device: torch.device, rounds: int
-) -> dict[str, list[float]]:
+    calls: dict[Key, Callable[[], object]], device: torch.device, rounds: int
+) -> dict[Key, list[float]]:
     """Time several functions in turns.
 
     Args:
-        calls: functions by name, each called before at least once.
+        calls: functions by any key, each called before at least once.
         device: where they run; on a GPU, its own events tell the time.
         rounds: samples of each function; who goes first changes from round to round. A function
             that has taken 10 seconds gets no more of them, but always three.
@@ -112,7 +115,7 @@ def time_interleaved(
         name: min(_MAX_REPEATS, math.ceil(_SAMPLE_SECONDS / _elapsed(call, 1, device)))
         for name, call in calls.items()
     }
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples: dict[Key, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for number in range(rounds):
         shift = number % max(1, len(names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -128,16 +129,16 @@ def benchmark_models(
         batch_size: images at once.
         size: height and width of the images in pixels.
         amp: whether to run in bfloat16 by autocast.
-        compiled: whether to ``torch.compile`` the models.
+        compiled: whether to time each model through ``torch.compile`` too.
         rounds: of :func:`time_interleaved`.
         device: as in :func:`choose_device`.
 
     Returns:
         The contents of the JSON file: ``hardware``, ``versions``, ``settings`` and ``results``, a
         dict per model and mode (``inference``, ``training``) with ``parameters``, ``macs`` (of one
-        image) and either ``skipped``, a reason, or the figures of :func:`summarise`,
-        ``images_per_second``, ``peak_bytes`` (beside weights and momentum) and ``ms_by_kind``, of
-        :func:`time_by_kind`.
+        image), ``compiled``, and either ``skipped``, a reason, or the figures of
+        :func:`summarise`, ``images_per_second``, ``peak_bytes`` (beside weights and momentum) and,
+        unless compiled, ``ms_by_kind``, of :func:`time_by_kind`.
 
     Raises:
         UsageError: an unknown model, one of mmpretrain without it, a number below 1.
@@ -159,27 +160,26 @@ def benchmark_models(
     }
     rows = []
     for mode in ("inference", "training"):
-        running, peaks, kinds = {}, {}, {}
-        for name, model in networks.items():
+        # Else the models of the mode before count against the limit of compiled variants.
+        torch.compiler.reset()
+        running, figures = {}, {}
+        for name, through in itertools.product(networks, (False, True)[: 1 + compiled]):
+            row = about[name] | dict(mode=mode, compiled=through)
             try:
-                call = _model_call(model, image, mode, amp, compiled)
+                call = _model_call(networks[name], image, mode, amp, through)
                 call()
-                peaks[name] = peak_memory(call, target)
-                kinds[name] = time_by_kind(call, target)
+                row["peak_bytes"] = peak_memory(call, target)
+                if not through:  # what torch.compile makes has no names of operators
+                    row["ms_by_kind"] = time_by_kind(call, target)
             except torch.OutOfMemoryError as error:
-                rows.append(about[name] | dict(mode=mode, skipped=first_line(error)))
+                rows.append(row | dict(skipped=first_line(error)))
             else:
-                running[name] = call
-        for name, samples in time_interleaved(running, target, rounds).items():
+                running[name, through] = call
+                figures[name, through] = row
+        for key, samples in time_interleaved(running, target, rounds).items():
             times = summarise(samples)
             rate = 1e3 * batch_size / times["median_ms"]
-            figures = dict(
-                mode=mode,
-                images_per_second=rate,
-                peak_bytes=peaks[name],
-                ms_by_kind=kinds[name],
-            )
-            rows.append(about[name] | figures | times)
+            rows.append(figures[key] | dict(images_per_second=rate) | times)
     like = torch.empty(0, dtype=torch.bfloat16 if amp else torch.float32, device=target)
     backends = {op: choose_backend(op, found, like, None).name for op, found in list_ops().items()}
     result = environment(target) | dict(
@@ -199,10 +199,14 @@ def benchmark_models(
     return result
 
 
+def _label(row: dict) -> str:
+    return f"{row['model']}, compiled" if row["compiled"] else row["model"]
+
+
 def format_models(result: dict) -> str:
     """The tables of :func:`benchmark_models`: speed and memory, and where the time goes."""
     by_mode = {
-        mode: {row["model"]: row for row in result["results"] if row["mode"] == mode}
+        mode: {_label(row): row for row in result["results"] if row["mode"] == mode}
         for mode in ("inference", "training")
     }
     titles = [f"{mode} {unit}" for mode in by_mode for unit in ("img/s", "MiB")]
@@ -221,7 +225,7 @@ def format_models(result: dict) -> str:
         table.append(cells)
     shares = [["backbone", "mode", *KINDS]]
     for row in result["results"]:
-        if "skipped" not in row:
+        if "ms_by_kind" in row and "skipped" not in row:
             total = sum(row["ms_by_kind"].values())
             parts = [f"{row['ms_by_kind'][kind] / total:.0%}" for kind in KINDS]
             shares.append([row["model"], row["mode"], *parts])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.autograd import DeviceType
@@ -14,7 +14,7 @@ _KINDS = {
     "local attention": r"mmlocal",
     "window attention": r"aten::(baddbmm|bmm|_softmax|_scaled_dot_product)",
     "linear": r"aten::(addmm|mm|linear|matmul|einsum)\b",
-    "convolution": r"aten::(_?convolution|mkldnn_convolution|cudnn_convolution)",
+    "convolution": r"aten::(conv2d|_?convolution|mkldnn_convolution|cudnn_convolution)",
     "gelu": r"aten::gelu",
     "norm": r"aten::(native_|cudnn_)?(layer_norm|batch_norm)",
     "copy": r"aten::(copy_|_?to_copy|cat|clone|contiguous|index|_index_put|roll|im2col|fill_|zero)"
@@ -23,9 +23,21 @@ _KINDS = {
 KINDS = (*_KINDS, "other")
 
 
-def kind_of(name: str) -> str:
-    """The kind of an operator, one of ``KINDS``; ``"other"`` is element by element for the most."""
-    return next((kind for kind, pattern in _KINDS.items() if re.match(pattern, name)), "other")
+def kind_of(name: str, shapes: Sequence[Sequence[int]] = ()) -> str:
+    """The kind of an operator, one of ``KINDS``; ``"other"`` is element by element for the most.
+
+    A convolution of 1x1 pixels is ``"linear"``.
+
+    Args:
+        name: as the profiler has it.
+        shapes: of its inputs.
+    """
+    kind = next((kind for kind, pattern in _KINDS.items() if re.match(pattern, name)), "other")
+    if kind == "convolution":
+        weight = 2 if "backward" in name else 1
+        if len(shapes) > weight and list(shapes[weight][2:]) == [1, 1]:
+            return "linear"
+    return kind
 
 
 def time_by_kind(call: Callable[[], object], device: torch.device) -> dict[str, float]:
@@ -36,13 +48,13 @@ def time_by_kind(call: Callable[[], object], device: torch.device) -> dict[str, 
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as prof:
+    with profile(activities=activities, record_shapes=True) as prof:
         call()
     times = dict.fromkeys(KINDS, 0.0)
-    for event in prof.key_averages():
+    for event in prof.key_averages(group_by_input_shape=True):
         if event.device_type != DeviceType.CPU:
             continue
         spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         name = event.key.replace("GeneratedBackwardFor_", "")
-        times[kind_of(name)] += spent / 1e3
+        times[kind_of(name, event.input_shapes)] += spent / 1e3
     return times

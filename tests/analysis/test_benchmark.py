@@ -476,6 +476,14 @@ def test_kinds_of_operators(name, kind):
     assert kind_of(name) == kind
 
 
+def test_a_convolution_of_one_pixel_is_linear():
+    image, weight, wide = [2, 8, 1, 1], [4, 8, 1, 1], [4, 8, 3, 3]
+    assert kind_of("aten::mkldnn_convolution", [image, weight]) == "linear"
+    assert kind_of("aten::mkldnn_convolution", [image, wide]) == "convolution"
+    assert kind_of("aten::convolution_backward", [image, image, weight]) == "linear"
+    assert kind_of("aten::convolution_backward", [image, image, wide]) == "convolution"
+
+
 def test_benchmark_models(tmp_path):
     names = ["elsa_swin_tiny", "qna_vit_tiny", "swin_tiny", "resnet_50"]
     arguments = ["--size", "64", "32", "--batch-size", "1", "--rounds", "1", "--device", "cpu"]
@@ -507,3 +515,19 @@ def test_benchmark_models(tmp_path):
         if mode == "training":  # gradients of all weights are held at once
             assert all(row["peak_bytes"] > 4 * row["parameters"] for row in rows.values())
     assert all(name in printed for name in names)
+
+
+@pytest.mark.slow
+def test_compiled_models_stand_beside_the_others(tmp_path):
+    result = benchmark_models.benchmark_models(
+        tmp_path, ["qna_vit_tiny"], size=(32, 32), compiled=True, rounds=1, device="cpu"
+    )
+    assert (tmp_path / "models_cpu_32x32_b4_compile.json").exists()
+    rows = [(row["mode"], row["compiled"], "ms_by_kind" in row) for row in result["results"]]
+    assert rows == [
+        (mode, compiled, not compiled)
+        for mode in ("inference", "training")
+        for compiled in (False, True)
+    ]
+    printed = benchmark_models.format_models(result)
+    assert printed.count("qna_vit_tiny, compiled") == 1
