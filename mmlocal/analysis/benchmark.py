@@ -579,23 +579,24 @@ def plot_ops(result: dict, out: Path, stem: str) -> list[Path]:
     key, label = _AXES[result["settings"]["shapes"]]
     paths = []
     groups = dict.fromkeys((row["case"]["op"], row["dtype"]) for row in result["results"])
+    # A contestant has the same colour in all pictures.
+    ran = {row["contestant"] for row in result["results"] if "skipped" not in row}
+    colors = {name: f"C{i}" for i, name in enumerate(sorted(ran))}
     for op, dtype in groups:
-        figure = Figure(figsize=(11, 8), layout="constrained")
+        figure = Figure(figsize=(12, 8), layout="constrained")
         FigureCanvasAgg(figure)
+        lines = {}
         for axes, mode in zip(figure.subplots(2, 2), MODES, strict=True):
             curves: dict[str, list] = {}
             for row in result["results"]:
-                if (row["case"]["op"], row["dtype"], row["mode"]) == (op, dtype, mode):
-                    points = curves.setdefault(row["contestant"], [])
-                    if "skipped" not in row:
-                        points.append(
-                            (row["case"][key], row["median_ms"], row["extra_bytes"] / 2**20)
-                        )
-            # A contestant has its colour also where it was left out.
-            for number, (name, points) in enumerate(sorted(curves.items())):
+                case = (row["case"]["op"], row["dtype"], row["mode"])
+                if case == (op, dtype, mode) and "skipped" not in row:
+                    point = (row["case"][key], row["median_ms"], row["extra_bytes"] / 2**20)
+                    curves.setdefault(row["contestant"], []).append(point)
+            for name, points in sorted(curves.items()):
                 for axis, column in zip(axes, (1, 2), strict=True):
                     xs, ys = [p[0] for p in points], [p[column] for p in points]
-                    axis.plot(xs, ys, marker="o", color=f"C{number}", label=name)
+                    (lines[name],) = axis.plot(xs, ys, marker="o", color=colors[name])
             ticks = sorted({row["case"][key] for row in result["results"]})
             axes[0].set(title=f"{mode}: time", ylabel="ms", yscale="log")
             axes[1].set(title=f"{mode}: memory beside inputs and outputs", ylabel="MiB")
@@ -605,7 +606,7 @@ def plot_ops(result: dict, out: Path, stem: str) -> list[Path]:
                 axis.set_xticks(ticks, [str(tick) for tick in ticks])
                 axis.set_xlabel(label)
                 axis.grid(alpha=0.3)
-            axes[0].legend(fontsize="small")
+        figure.legend(lines.values(), lines.keys(), loc="outside right upper")
         hardware = result["hardware"]
         figure.suptitle(f"{op}, {dtype}, {hardware['gpu'] or hardware['cpu']}")
         paths.append(out / f"{stem}_{op}_{dtype}.png")

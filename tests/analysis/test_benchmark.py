@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mmlocal.analysis import benchmark, benchmark_models, peers
@@ -517,10 +518,19 @@ def test_benchmark_models(tmp_path):
     assert all(name in printed for name in names)
 
 
-@pytest.mark.slow
-def test_compiled_models_stand_beside_the_others(tmp_path):
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return (self.conv(x),)
+
+
+def test_compiled_models_stand_beside_the_others(tmp_path, monkeypatch):
+    monkeypatch.setitem(benchmark_models.MODELS, "tiny", Tiny)
     result = benchmark_models.benchmark_models(
-        tmp_path, ["qna_vit_tiny"], size=(32, 32), compiled=True, rounds=1, device="cpu"
+        tmp_path, ["tiny"], size=(32, 32), compiled=True, rounds=1, device="cpu"
     )
     assert (tmp_path / "models_cpu_32x32_b4_compile.json").exists()
     rows = [(row["mode"], row["compiled"], "ms_by_kind" in row) for row in result["results"]]
@@ -530,4 +540,4 @@ def test_compiled_models_stand_beside_the_others(tmp_path):
         for compiled in (False, True)
     ]
     printed = benchmark_models.format_models(result)
-    assert printed.count("qna_vit_tiny, compiled") == 1
+    assert printed.count("tiny, compiled") == 1
