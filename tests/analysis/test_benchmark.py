@@ -541,3 +541,18 @@ def test_compiled_models_stand_beside_the_others(tmp_path, monkeypatch):
     ]
     printed = benchmark_models.format_models(result)
     assert printed.count("tiny, compiled") == 1
+
+
+def test_peers_that_do_not_compile_are_left_out(tmp_path, monkeypatch):
+    def fail(model):
+        raise RuntimeError("no compiler\nhere")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setitem(benchmark_models.MODELS, "tiny", Tiny)
+    settings = dict(size=(32, 32), compiled=True, rounds=1, device="cpu")
+    result = benchmark_models.benchmark_models(tmp_path, ["tiny"], **settings)
+    assert [row.get("skipped") for row in result["results"]] == [None, "no compiler"] * 2
+    printed = benchmark_models.format_models(result)
+    assert "not run, training: tiny, compiled: no compiler" in printed
+    with pytest.raises(RuntimeError, match="no compiler"):
+        benchmark_models.benchmark_models(tmp_path, ["qna_vit_tiny"], **settings)
