@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -39,8 +38,6 @@ from mmlocal.checkpoints.files import write_whole
 from mmlocal.engine.cli import UsageError
 from mmlocal.ops.backends import Backend, list_ops
 from mmlocal.version import __version__
-
-Key = TypeVar("Key")
 
 MODES = ("forward", "training")
 DTYPES = {
@@ -97,12 +94,12 @@ def _elapsed(call: Callable[[], object], repeats: int, device: torch.device) -> 
 
 
 def time_interleaved(
-    calls: dict[Key, Callable[[], object]], device: torch.device, rounds: int
-) -> dict[Key, list[float]]:
+    calls: dict[str, Callable[[], object]], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
     """Time several functions in turns.
 
     Args:
-        calls: functions by any key, each called before at least once.
+        calls: functions by name, each called before at least once.
         device: where they run; on a GPU, its own events tell the time.
         rounds: samples of each function; who goes first changes from round to round. A function
             that has taken 10 seconds gets no more of them, but always three.
@@ -115,7 +112,7 @@ def time_interleaved(
         name: min(_MAX_REPEATS, math.ceil(_SAMPLE_SECONDS / _elapsed(call, 1, device)))
         for name, call in calls.items()
     }
-    samples: dict[Key, list[float]] = {name: [] for name in calls}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for number in range(rounds):
         shift = number % max(1, len(names))
@@ -208,8 +205,11 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(result: dict, path: Path) -> None:
+    """Write the contents of a benchmark, each of its ``results`` in a line of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(result, indent=1) + "\n")
+    about = json.dumps({key: x for key, x in result.items() if key != "results"}, indent=1)
+    rows = ",\n  ".join(json.dumps(row) for row in result["results"])
+    write_whole(path, f'{about[:-2]},\n "results": [\n  {rows}\n ]\n}}\n')
 
 
 # ------------------------------------------------------------------------------------- checks

@@ -108,6 +108,10 @@ def _model_call(
     return training
 
 
+def _label(row: dict) -> str:
+    return f"{row['model']}, compiled" if row["compiled"] else row["model"]
+
+
 def benchmark_models(
     out: Path,
     models: Sequence[str] = tuple(MODELS),
@@ -178,11 +182,12 @@ def benchmark_models(
                     raise
                 row["skipped"] = first_line(error)
             else:
-                running[name, through] = call
-            figures[name, through] = row
-        for key, samples in time_interleaved(running, target, rounds).items():
-            figures[key] |= summarise(samples)
-            figures[key]["images_per_second"] = 1e3 * batch_size / figures[key]["median_ms"]
+                running[_label(row)] = call
+            figures[_label(row)] = row
+        for label, samples in time_interleaved(running, target, rounds).items():
+            row = figures[label]
+            row |= summarise(samples)
+            row["images_per_second"] = 1e3 * batch_size / row["median_ms"]
         rows += figures.values()
     like = torch.empty(0, dtype=torch.bfloat16 if amp else torch.float32, device=target)
     backends = {op: choose_backend(op, found, like, None).name for op, found in list_ops().items()}
@@ -201,10 +206,6 @@ def benchmark_models(
     stem = f"models_{target.type}_{size[0]}x{size[1]}_b{batch_size}"
     write_json(result, out / f"{stem}{'_amp' * amp}{'_compile' * compiled}.json")
     return result
-
-
-def _label(row: dict) -> str:
-    return f"{row['model']}, compiled" if row["compiled"] else row["model"]
 
 
 def format_models(result: dict) -> str:
