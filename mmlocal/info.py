@@ -73,9 +73,11 @@ def extension_line() -> str:
 
         from mmlocal.ops.extension import extension, unavailable_reason
     except Exception as error:
-        return f"unknown, torch does not import: {error}"
+        return f"unknown, the ops do not import: {type(error).__name__}: {error}"
     if extension is None:
         return f"not there: {unavailable_reason}"
+    if not hasattr(extension, "threads"):
+        return "of an older version of mmlocal: build it again"
     threads, possible = extension.threads(), torch.get_num_threads()
     without = f"; torch has {possible}: it was built without OpenMP" if threads < possible else ""
     return f"{threads} thread{'s' * (threads > 1)}{without}"

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_what_is_missing_is_said_and_does_not_fail(absent):
         assert re.search("^elsa, backend reference .*: runs here$", text, re.M)
     if absent == "mmcv":
         assert re.search(r"^mmcv\._ext +not there: ", text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("extension", "line"),
+    [
+        (types.SimpleNamespace(threads=torch.get_num_threads), r"\d+ threads?"),
+        (types.SimpleNamespace(threads=lambda: 0), r"0 thread; torch has .* without OpenMP"),
+        (types.SimpleNamespace(), "of an older version of mmlocal: build it again"),
+        (None, "not there: no compiler"),
+    ],
+)
+def test_extension(extension, line, monkeypatch):
+    monkeypatch.setattr("mmlocal.ops.extension.extension", extension)
+    monkeypatch.setattr("mmlocal.ops.extension.unavailable_reason", "no compiler")
+    assert re.fullmatch(line, info.extension_line())
 
 
 def test_a_library_that_breaks_at_import_is_reported(tmp_path, monkeypatch):
