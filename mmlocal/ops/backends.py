@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -107,6 +109,9 @@ def choose_backend(
 
     Without a name, the environment variable ``MMLOCAL_BACKEND`` names one, for all ops.
 
+    A faster backend for this device that is left out because something is missing is told once,
+    as a warning.
+
     Raises:
         ValueError: ``name`` or the variable is none of ``backends``.
         RuntimeError: the named backend, or every backend, cannot run here; says why.
@@ -126,7 +131,25 @@ def choose_backend(
     for backend in candidates:
         reasons = backend.not_supported_reasons(value)
         if not reasons:
+            if name is None and not torch.compiler.is_compiling():
+                _tell_what_is_missing(candidates, backend, value.device.type)
             return backend
         failures.append(f"{backend.name}: {'; '.join(reasons)}")
     asked = f"; {source} asks for it" if name and source == ENVIRONMENT_VARIABLE else ""
     raise RuntimeError(f"{op}: no backend can run here ({' | '.join(failures)}){asked}")
+
+
+def _tell_what_is_missing(candidates: tuple[Backend, ...], chosen: Backend, device: str) -> None:
+    """Warn of each backend before ``chosen`` that is for this device and cannot run."""
+    for backend in candidates[: candidates.index(chosen)]:
+        reason = backend.unavailable_reason()
+        if reason and device in backend.devices:
+            _warn_once(
+                f"mmlocal runs its {chosen.name} backend on this {device}, which is several times "
+                f"slower than {backend.name}: {reason}"
+            )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=5)

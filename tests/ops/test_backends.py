@@ -1,5 +1,7 @@
 """Which backend a call gets: by argument, by environment variable, by what can run."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -72,3 +74,22 @@ def test_compiled_code_reads_the_variable(monkeypatch):
     op(torch.zeros(1, 1, 2, 2), torch.zeros(1, 9, 2, 2))
     (node,) = [n for n in graphs[0].graph.nodes if "elsa" in str(n.target)]
     assert [x for x in node.args if x in names] == ["eager"]
+
+
+def test_a_slow_backend_is_told_once_with_the_mend():
+    """Only where something is missing that this device could use, and nobody asked for it."""
+    missing = backend("fast", devices=("cpu",), requires=lambda: "not there: `make it`")
+    elsewhere = backend("gpu", devices=("cuda",), requires=lambda: "no GPU")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert choose_backend("op", (elsewhere, missing, GOOD), VALUE, None) is GOOD
+    assert [str(warning.message) for warning in told] == [
+        "mmlocal runs its good backend on this cpu, which is several times slower than fast: "
+        "not there: `make it`"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = backend("other_fast", devices=("cpu",), requires=lambda: "not there")
+        choose_backend("op", (elsewhere, other, GOOD), VALUE, "good")
+        choose_backend("op", (elsewhere, GOOD), VALUE, None)
