@@ -71,7 +71,9 @@ def test_data_of_another_version_is_not_used(folder, tmp_path, monkeypatch):
     manifest = tmp_path / "data/shapes/shapes.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 1}))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"was made by version 1 .*mmlocal make-shapes --overwrite"):
+    with pytest.raises(
+        UsageError, match=r"was made by version 1 .*mmlocal make-shapes --overwrite"
+    ):
         run_demo(tmp_path / "out")
     assert not (tmp_path / "out/summary.json").exists()
 
