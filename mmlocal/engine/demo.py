@@ -75,7 +75,7 @@ DEMOS = {
 NUM_PICTURES = 12
 
 
-def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None = None) -> dict:
+def run_demo(work_dir: Path, task: str = "det", config: str | None = None) -> dict:
     """Train and test a narrow ELSA-Swin on generated shapes.
 
     Writes to ``work_dir``: ``train/`` and ``test/`` with logs and checkpoint, ``pictures/`` with
@@ -83,7 +83,6 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
     ``summary.json``. The data goes to ``data/shapes`` unless a set is there already.
 
     Args:
-        tools: folder of ``train.py`` and ``test.py``.
         work_dir: folder for the results.
         task: a key of :data:`DEMOS`.
         config: name or path of another config for the same data and task.
@@ -107,14 +106,14 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
 
     start = time.perf_counter()
     train_dir = work_dir / "train"
-    _run("training", work_dir, tools / "train.py", config, "--work-dir", train_dir)
+    _run("training", work_dir, "train", config, "--work-dir", train_dir)
     seconds["train"] = time.perf_counter() - start
 
     start = time.perf_counter()
     checkpoint = Path((train_dir / "last_checkpoint").read_text().strip())
     pictures = work_dir / "pictures"
     arguments = (config, checkpoint, "--work-dir", work_dir / "test", "--show-dir", pictures)
-    _run("testing", work_dir, tools / "test.py", *arguments)
+    _run("testing", work_dir, "test", *arguments)
     seconds["test"] = time.perf_counter() - start
 
     results = json.loads(_newest(work_dir / "test", "*/*.json").read_text())
@@ -169,12 +168,12 @@ def _prepare_data(task: str) -> dict:
     if manifest is not None and manifest["version"] != VERSION:
         raise UsageError(
             f"{DATA_ROOT} was made by version {manifest['version']} of the generator, the demo "
-            f"needs version {VERSION}; make it anew with 'python tools/make_shapes.py --overwrite'"
+            f"needs version {VERSION}; make it anew with 'mmlocal make-shapes --overwrite'"
         )
     if manifest is not None and task not in manifest["arguments"]["tasks"]:
         raise UsageError(
             f"{DATA_ROOT} was made without the task {task}; make it anew, for all tasks, with "
-            "'python tools/make_shapes.py --overwrite'"
+            "'mmlocal make-shapes --overwrite'"
         )
     if manifest is not None:
         print(f"data: {DATA_ROOT} is there already", flush=True)
@@ -184,20 +183,22 @@ def _prepare_data(task: str) -> dict:
         return generate_shapes(DATA_ROOT, tasks=TASKS)["arguments"]
     except FileExistsError as error:
         raise UsageError(
-            f"{DATA_ROOT} is no data set of tools/make_shapes.py; move it, the demo needs the place"
+            f"{DATA_ROOT} is no data set of 'mmlocal make-shapes'; move it, the demo needs the "
+            "place"
         ) from error
     except (ValueError, OSError) as error:
         raise UsageError(f"the data cannot be generated: {error}") from error
 
 
 def _run(step: str, work_dir: Path, *command: str | Path) -> None:
-    """Run a tool; show the lines of its log that tell progress, keep all of them in a file."""
+    """Run ``mmlocal``; show the lines of its log that tell progress, keep all of them in a file."""
     work_dir.mkdir(parents=True, exist_ok=True)
     log = work_dir / f"{step}.log"
-    print(f"{step}: {' '.join(map(_relative, command[:2]))} (log: {_relative(log)})", flush=True)
+    shown = " ".join(map(_relative, command[:2]))
+    print(f"{step}: mmlocal {shown} (log: {_relative(log)})", flush=True)
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
+            [sys.executable, "-m", "mmlocal", *map(str, command)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -71,19 +71,21 @@ def test_data_of_another_version_is_not_used(folder, tmp_path, monkeypatch):
     manifest = tmp_path / "data/shapes/shapes.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 1}))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"was made by version 1 .*make_shapes.py --overwrite"):
-        run_demo(TOOLS, tmp_path / "out")
+    with pytest.raises(
+        UsageError, match=r"was made by version 1 .*mmlocal make-shapes --overwrite"
+    ):
+        run_demo(tmp_path / "out")
     assert not (tmp_path / "out/summary.json").exists()
 
 
 def test_data_without_the_task(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
-    with pytest.raises(UsageError, match=r"without the task seg.*make_shapes.py --overwrite"):
-        run_demo(TOOLS, tmp_path / "out", "seg")
+    with pytest.raises(UsageError, match=r"without the task seg.*mmlocal make-shapes --overwrite"):
+        run_demo(tmp_path / "out", "seg")
     (tmp_path / "data/shapes/mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"data/shapes is no data set .* move it"):
-        run_demo(TOOLS, tmp_path / "out")
+        run_demo(tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -140,7 +142,7 @@ def test_model_that_finds_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("mmlocal.engine.demo._run", run)
     monkeypatch.chdir(folder)
     with pytest.raises(UsageError, match=r"testing gave no coco/bbox_mAP: a model that finds"):
-        run_demo(TOOLS, tmp_path / "out")
+        run_demo(tmp_path / "out")
     assert not (tmp_path / "out/summary.json").exists()
 
 
