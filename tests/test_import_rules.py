@@ -45,7 +45,7 @@ RULES = {
     "tools/*.py": {"mmengine", "mmlocal"},
 }
 # A first run needs these before anything is installed.
-STANDARD_LIBRARY_ONLY = {"tools/setup_env.py"}
+STANDARD_LIBRARY_ONLY = {"tools/setup_env.py", "mmlocal/ops/build.py"}
 
 
 def imports(path: Path) -> set[str]:

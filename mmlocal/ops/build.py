@@ -1,8 +1,8 @@
 """Compiles the C++ kernels, ``csrc``, to the shared library ``_C.so`` beside this file.
 
 The library knows neither PyTorch nor Python, so one build serves every version of both, and an
-upgrade of PyTorch does not lose it. ``setup.py`` builds it with the package; ``mmlocal build`` or
-``python -m mmlocal.ops.build`` builds it later, where there was no compiler then.
+upgrade of PyTorch does not lose it. ``setup.py`` builds it with the package; ``mmlocal build`` does
+so later, where there was no compiler then.
 
 This module imports the standard library alone: ``setup.py`` runs it by its path.
 """
@@ -15,7 +15,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,17 +116,3 @@ def _move(draft: Path, library: Path) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise BuildError(f"the library cannot be written: {error}") from error
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Build and say how it went; the exit code."""
-    try:
-        print(f"the C++ kernels are compiled: {build()}")
-    except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

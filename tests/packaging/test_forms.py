@@ -221,7 +221,7 @@ def test_kernels_can_be_compiled_after_the_installation(wheel, tmp_path):
     pip("install", "--no-deps", "--no-index", "--target", site, wheel)
     assert run_op(site, tmp_path).startswith("the C++ kernels are not compiled: `mmlocal build`")
     env = {"PYTHONPATH": str(site)}
-    output = call(sys.executable, "-m", "mmlocal.ops.build", cwd=tmp_path, env=env)
+    output = call(sys.executable, "-m", "mmlocal", "build", cwd=tmp_path, env=env)
     assert output.endswith(f"the C++ kernels are compiled: {site}/mmlocal/ops/_C.so\n")
     assert run_op(site, tmp_path) == "None"
 
