@@ -12,6 +12,7 @@ from pathlib import Path
 from mmlocal.checkpoints.files import write_whole
 from mmlocal.datasets.shapes import TASKS, VERSION, generate_shapes, read_manifest
 from mmlocal.engine.cli import UsageError
+from mmlocal.engine.launch import load_config, require_library
 from mmlocal.visualization import contact_sheet, plot_curves
 
 DATA_ROOT = Path("data/shapes")
@@ -92,10 +93,12 @@ def run_demo(work_dir: Path, task: str = "det", config: str | None = None) -> di
         the generator that made the data.
 
     Raises:
-        UsageError: ``data/shapes`` holds something else, or a step failed.
+        UsageError: no such config, its library cannot run here, ``data/shapes`` holds something
+            else, or a step failed.
     """
     demo = DEMOS[task]
     config = config or demo.config
+    require_library(load_config(config).default_scope)  # before minutes go into the data
     work_dir = work_dir.resolve()
     (work_dir / "summary.json").unlink(missing_ok=True)
     seconds = {}

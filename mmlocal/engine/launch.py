@@ -6,7 +6,6 @@ tool of that library. Building and running is left to MMEngine.
 """
 
 import argparse
-import importlib
 import logging
 import os
 import os.path as osp
@@ -27,16 +26,10 @@ from mmengine.runner import Runner
 
 from mmlocal import config_path
 from mmlocal.checkpoints import load_file
+from mmlocal.compatibility import LIBRARIES, why_not
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.data import check_data
 from mmlocal.engine.weights import CheckWeightsHook
-
-# What must be importable to run a config of a task. mmdet and mmseg call mmcv's compiled ops.
-_LIBRARIES = {
-    "mmdet": ("mmdet", "mmcv._ext"),
-    "mmseg": ("mmseg", "mmcv._ext"),
-    "mmpretrain": ("mmpretrain",),
-}
 
 
 def load_config(config: str, cfg_options: dict | None = None) -> Config:
@@ -67,10 +60,10 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
         cfg.merge_from_dict(cfg_options or {})
     except (KeyError, TypeError, AssertionError) as error:
         raise UsageError(f"--cfg-options does not fit the config: {error}") from error
-    if cfg.get("default_scope") not in _LIBRARIES:
+    if cfg.get("default_scope") not in LIBRARIES:
         raise UsageError(
             f"config {config!r} has default_scope={cfg.get('default_scope')!r}; "
-            f"expected one of {', '.join(_LIBRARIES)}"
+            f"expected one of {', '.join(LIBRARIES)}"
         )
     return cfg
 
@@ -201,15 +194,9 @@ def print_config(args: argparse.Namespace) -> None:
 
 
 def require_library(task: str) -> None:
-    """Raise ``UsageError`` unless what configs of ``task`` need can be imported."""
-    for module in _LIBRARIES[task]:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UsageError(
-                f"this is a config for {task}, but {module} cannot be imported ({error}); "
-                "run `make setup` in a clone, or `pip install mmlocal[onedl]`"
-            ) from error
+    """Raise ``UsageError`` unless configs of ``task`` can run here; it says what mends that."""
+    if reason := why_not(task):
+        raise UsageError(f"this is a config for {task}. {reason}")
 
 
 def _common_config(args: argparse.Namespace) -> Config:

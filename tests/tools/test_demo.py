@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import cv2
@@ -86,6 +87,14 @@ def test_data_without_the_task(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"data/shapes is no data set .* move it"):
         run_demo(tmp_path / "out")
+
+
+def test_library_is_missed_before_data_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mmcv._ext", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"mmdet cannot run here: mmcv's compiled ops do not load"):
+        run_demo(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
