@@ -103,8 +103,11 @@ STEPS = [
         0.6,
         0.5,
         [
-            ["install", "-v", *PINS, "--no-build-isolation", "--force-reinstall", "--no-deps"]
-            + ["-r", "requirements/mmcv.txt"]
+            # In the place of the mmcv without ops: the same version, so pip has to be told.
+            [
+                *("install", "-v", *PINS, "--no-build-isolation", "--force-reinstall", "--no-deps"),
+                *("-r", "requirements/mmcv.txt"),
+            ]
         ],
         ["requirements/mmcv.txt"],
         compiles=True,
@@ -175,8 +178,8 @@ print(json.dumps(state))
 # What each of mmcv's sources includes first. To read it takes most of the time of compiling one.
 HEADER = "#include <torch/types.h>\n"
 
-# Run in .venv: compiles the header in sys.argv[1] in advance, and tries whether the compiler takes
-# it. The flags have to be the ones of mmcv's build, from setuptools and from torch's BuildExtension.
+# Run in .venv: compiles the header in sys.argv[1], and tries whether the compiler then takes it.
+# The flags have to be the ones of mmcv's build, from setuptools and from torch's BuildExtension.
 PRECOMPILE = """
 import os, shlex, subprocess, sys
 import setuptools  # has the distutils that Python 3.12 lacks
