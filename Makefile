@@ -6,23 +6,26 @@ PYTHON ?= $(shell $(RUN) -c "" 2>/dev/null && echo $(RUN) || echo python3)
 # What these name belongs to another Python.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo demo-seg demo-cls test lint clean distclean
+.PHONY: help setup setup-without-ops demo demo-seg demo-cls test lint clean distclean
 help:
 	@echo "make demo       train, test and draw a small ELSA-Swin Mask R-CNN on generated data"
-	@echo "make demo-seg   the same for UPerNet, make demo-cls for a classifier"
+	@echo "make demo-seg   the same for UPerNet"
+	@echo "make demo-cls   the same for a classifier: the quick look, which compiles no mmcv"
 	@echo "make test       run all tests"
 	@echo "make lint       check format and style"
-	@echo "make setup      build .venv (the others do it first): 10 to 20 minutes on 2 cores, once"
+	@echo "make setup      build .venv (the others do it first): once, about 10 minutes on 2 cores"
 	@echo "make clean      remove what builds, tests and the demo left; keeps .venv, data/ and"
 	@echo "                the other folders in work_dirs/"
 	@echo "make distclean  clean, and remove .venv"
 	@echo "PYTHON=python3.12 make setup    choose the Python, 3.10 to 3.12"
 
-setup:
+setup: OPTIONS :=
+setup-without-ops: OPTIONS := --without-ops
+setup setup-without-ops:
 	@$(PYTHON) -c "" 2>/dev/null || { \
 		echo "setup: $(PYTHON) does not run: install Python 3.10, 3.11 or 3.12, or name it in PYTHON"; \
 		exit 1; }
-	@$(PYTHON) tools/setup_env.py
+	@$(PYTHON) tools/setup_env.py $(OPTIONS)
 
 demo: setup
 	$(RUN) tools/demo.py
@@ -30,7 +33,7 @@ demo: setup
 demo-seg: setup
 	$(RUN) tools/demo.py seg
 
-demo-cls: setup
+demo-cls: setup-without-ops
 	$(RUN) tools/demo.py cls
 
 test: setup
