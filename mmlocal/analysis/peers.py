@@ -258,7 +258,7 @@ def exp_convolutions(
             ``tap_weight`` and ``stride``.
 
     Source:
-        Learned Queries for Efficient Local Attention, Arar et al. 2022, section 4.2.
+        Learned Queries for Efficient Local Attention, Arar et al. 2022, section 3.
     """
     batch, channels = value.shape[:2]
     tables, k = rel_pos.shape[:2]

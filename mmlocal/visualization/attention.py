@@ -96,7 +96,7 @@ def ghost_filters(layer: ELSA, attn: Tensor, channels: Sequence[int]) -> Tensor:
         ``(..., len(channels), kernel_size**2, H, W)``, dtype of ``attn``.
 
     Source:
-        ELSA, Zhou et al. 2021, eq. 5.
+        ELSA, Zhou et al. 2021, section 5, eq. 7 and 8.
     """
     width = layer.v_dims // attn.shape[-4]
     filters = attn[..., [channel // width for channel in channels], :, :, :]
