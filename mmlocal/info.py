@@ -98,7 +98,7 @@ def gpu_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """What runs here, by the name of the thing."""
+    """Findings about this installation, by name."""
     report = {
         "mmlocal": __version__,
         "Python": f"{platform.python_version()} on {platform.platform()}",

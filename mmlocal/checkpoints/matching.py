@@ -1,4 +1,4 @@
-"""What of a state dict fits a model."""
+"""Find the entries of a state dict that fit a model."""
 
 from __future__ import annotations
 

@@ -172,9 +172,9 @@ def qna_backbone_cfg(params: Mapping[str, Tensor]) -> dict:
     """Recover the arguments of ``QnAViT`` from official names and shapes.
 
     Shapes do not tell ``normalize_query``, which is true in all stages of the published models,
-    and the rate of stochastic depth: they keep their defaults. Nor do they tell the heads and
-    windows of stages without such blocks, which have no effect: heads are doubled from stage to
-    stage, windows are 7 tokens wide, as in the published models.
+    nor the rate of stochastic depth. Both keep their defaults. Shapes do not tell the heads and
+    windows of stages without such blocks either, which have no effect. Heads are then doubled from
+    stage to stage and windows are 7 tokens wide, as in the published models.
 
     Args:
         params: official names, parts joined by ``/``, of a classification model.
@@ -276,7 +276,11 @@ def rename_qna(
         if min(window_sizes, default=0) < 1:
             raise ValueError(f"window_sizes must be at least 1, got {window_sizes}")
         tables["window_sizes"] = tuple(window_sizes)
-    return Renamed(cfg, backbone, heads, dropped, left if "params" in content else [], tables)
+    untold = ["normalize_query", "drop_path_rate"]
+    if "layer_scale_init_value" in cfg:
+        untold.append("layer_scale_init_value")
+    left = left if "params" in content else []
+    return Renamed(cfg, backbone, heads, dropped, left, tables, untold=tuple(untold))
 
 
 def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -137,7 +137,7 @@ def enlarge(maps: Tensor, input_size: tuple[int, int], image_size: tuple[int, in
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one layer attended to.
+    """Attention of one layer.
 
     Args:
         maps: ``(B, queries, heads, kernel_size**2, H_out, W_out)``, float32 or float64, on the

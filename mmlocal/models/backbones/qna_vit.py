@@ -71,7 +71,7 @@ class ResNetStem(nn.Module):
 
 
 class DownsampleSkip(nn.Module):
-    """What a downsampling block adds its attention to: a strided 1x1 convolution.
+    """Skip connection of a downsampling block: a strided 1x1 convolution.
 
     Args:
         in_dims: channels in.

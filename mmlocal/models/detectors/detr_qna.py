@@ -83,7 +83,7 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
 
 
 class _QnAEncoder:
-    """What turns layers of the encoder of mmdet's DETR, or of a detector after it, into QnA."""
+    """Turns encoder layers of mmdet's DETR, or of a detector after it, into QnA layers."""
 
     def _init_layers(self) -> None:
         cfg = dict(self.encoder)
