@@ -106,7 +106,7 @@ def elsa_backbone_cfg(
 ) -> dict:
     """Recover the arguments of ``ELSASwin`` from official names and shapes.
 
-    Some arguments leave no trace in the weights and keep their defaults: see :func:`untold_by_elsa`.
+    Arguments that no weight tells keep their defaults: see :func:`untold_by_elsa`.
 
     Args:
         state_dict: official names; a classification model, with or without head, or a dense

@@ -228,9 +228,9 @@ class QnA(_LearnedQueries):
         qkv_bias: whether values and output have a bias (on keys it would have no effect).
         normalize_query: whether each head's query has unit length.
         detach_query_norm: whether gradients ignore the division by the length of the query.
-        pos_embed: term that is added to the scores of a tap. ``'relative'``: a learned number per query
-            and head. ``'absolute'``: the product of the query with a learned key. ``'contextual'``:
-            a linear function of the query. ``'none'``: nothing.
+        pos_embed: term that is added to the scores of a tap. ``'relative'``: a learned number per
+            query and head. ``'absolute'``: the product of the query with a learned key.
+            ``'contextual'``: a linear function of the query. ``'none'``: nothing.
         scale_pos_embed: whether the term of ``pos_embed`` is divided by ``sqrt(head_dims)``.
         attn_scale: how the queries' attention maps are weighted before they are added.
             ``'normal'``: learned per tap, query and head, starting at N(0, 0.02).
