@@ -9,8 +9,8 @@ The paper starts from an ImageNet checkpoint::
         model.backbone.init_cfg.checkpoint=FILE model.backbone.init_cfg.prefix=backbone.
 
 Three things are not stated, and chosen here. Attention windows are made to fit maps that are no
-multiple of them (see ``mmlocal.QnAViT``). The last map goes through the checkpoint's last LayerNorm.
-The drop path rate is the one of ImageNet training, 0.05.
+multiple of them (see ``mmlocal.QnAViT``). The last map goes through the last LayerNorm of the
+checkpoint. The drop path rate is the one of ImageNet training, 0.05.
 """
 
 _base_ = [

@@ -4,13 +4,12 @@ Published: DETR-QnA gains +1.0 AP over DETR, and +2.2 AP on small objects (Learn
 al. 2022). Not reproduced here. DETR with this backbone: qna_vit_t_detr_75e.py. Start and open
 points: as there.
 
-Four QnA layers replace two of the six encoder layers. No more is stated about them, so this is our
-choice: they come first, have windows of 3x3 as the backbone has, and 32 heads of 8 channels. All
-else is as in DETR's own layers: position embeddings, dropout, normalisation after the residual, FFN.
+Four QnA layers replace two of the six encoder layers. No more is stated about them, so the rest is
+our choice. They come first and have 32 heads of 8 channels and windows of 3x3, as the backbone has.
+Position embeddings, dropout, normalisation after the residual and FFN are as in DETR's own layers.
 
-The windows are our choice too: whether the published gains are those of 3x3 or of 7x7 windows
-(qna_vit_t_7x7_detr_qna_75e.py) was not at hand. The gains stated for the 7x7 models, +0.4 and +0.6
-AP, also add up to +1.0 AP over qna_vit_t_detr_75e.py.
+Our source does not tell whether the published gains belong to windows of 3x3 or of 7x7. The gains
+of the 7x7 models, +0.4 and +0.6 AP, also add up to +1.0 AP over qna_vit_t_detr_75e.py.
 """
 
 _base_ = "./qna_vit_t_detr_75e.py"

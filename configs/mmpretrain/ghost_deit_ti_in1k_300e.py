@@ -3,8 +3,8 @@
 Published: +3.7 % top-1 over DeiT-Ti (ELSA, Zhou et al. 2021). Not reproduced here. The baseline in
 the same recipe is deit_ti_in1k_300e.py.
 
-The experiment is in appendix C of the article: the ghost head doubles the heads of global attention,
-after the softmax. No code was released for it. Three things are therefore our choice:
+The experiment is in appendix C of the article: the ghost head doubles the heads of global
+attention, after the softmax. No code was released for it. Three things are therefore our choice:
 
 * the form and start of the static matrices, see ``GhostAttention``;
 * average pooling of all tokens in place of the class token;
