@@ -96,7 +96,7 @@ def gpu_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """What runs here, by the name of the thing."""
+    """Findings about this installation, by name."""
     python = platform.python_version()
     system = {
         compatibility.TESTED: "tested",

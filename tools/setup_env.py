@@ -281,7 +281,7 @@ def explain(output: str, log: Path) -> str:
 
 
 def latest(output: str) -> str:
-    """What a running pip is at: files compiled by ninja, or the last thing it announced."""
+    """Progress of a running pip: files compiled by ninja, or the last thing it announced."""
     for line in reversed(output.splitlines()):
         ninja = re.match(r"\s*\[(\d+)/(\d+)\] ", line)
         if ninja:

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-accumulates."""
+"""Cost of a model: parameters and multiply-accumulates."""
 
 from mmlocal.analysis.flops import Complexity, count_macs, model_complexity, published_table
 

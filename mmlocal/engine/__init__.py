@@ -1,4 +1,4 @@
-"""What the command lines in ``tools/`` call: from arguments and a config to an MMEngine runner."""
+"""Functions behind the command lines in ``tools/``: from arguments to an MMEngine runner."""
 
 from mmlocal.engine.browse import browse
 from mmlocal.engine.cli import (

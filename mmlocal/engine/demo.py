@@ -20,7 +20,7 @@ DATA_ROOT = Path("data/shapes")
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demo trains and what it shows.
+    """A demo: the config to train and the pictures to show.
 
     Args:
         config: name of the config, for the data in ``data/shapes``.

@@ -22,11 +22,11 @@ class TransformerBlock(nn.Module):
         with_cp: recompute activations in the backward pass to save memory.
         norm_eps: epsilon of the norms.
         gelu: of :class:`MLP`.
-        skip: for an ``attn`` that changes the shape: maps the input to the shape of its output, to
-            which it is added. The branch of such an ``attn`` is never dropped.
+        skip: needed for an ``attn`` that changes the shape. It maps the input of ``attn`` to the
+            shape of its output, and both are added. Such an ``attn`` is never dropped.
         out_dims: channels out; ``None`` for ``embed_dims``.
-        layer_scale_init_value: where the learned factors of the branches' channels start; ``None``
-            for no such factors.
+        layer_scale_init_value: initial value of learned factors for the channels of each branch;
+            ``None`` for no such factors.
     """
 
     def __init__(

@@ -12,8 +12,10 @@ from mmlocal.ops import elsa_attention
 class ELSA(nn.Module):
     """Local self-attention whose maps come from the Hadamard product of queries and keys.
 
-    ``q * k`` is mapped by a grouped ``k x k`` convolution, GELU and a ``1 x 1`` convolution to one
-    logit per head and neighbour. The ghost head gives each channel its own map out of its head's.
+    ``q * k`` is taken at each pixel, across all channels and before there are heads. A grouped
+    ``k x k`` convolution, GELU and a ``1 x 1`` convolution map it to one logit per head and
+    neighbour. The channels ``[n * v_dims / num_heads, (n + 1) * v_dims / num_heads)`` of the values
+    use the attention map of head ``n``. The ghost head turns that map into one map per channel.
 
     Args:
         embed_dims: channels in and out.
@@ -28,8 +30,8 @@ class ELSA(nn.Module):
         qkv_bias: whether the projection to q, k, v has a bias.
         qk_scale: factor of ``q * k``; ``None`` for ``(v_dims / num_heads) ** -0.5``. ELSA-Swin
             uses 1.
-        lam: exponent of the multiplicative ghost head; 0 for none.
-        gamma: factor of the additive ghost head; 0 for none.
+        lam: exponent of the multiplicative ghost head; 0 for none, as in all published models.
+        gamma: factor of the additive ghost head; 0 for none. All published models have 1.
         attn_drop_rate: dropout on the attention maps, before the ghost head.
         proj_drop_rate: dropout on the output.
         backend: of :func:`mmlocal.ops.elsa_attention`, which gets the ``1 x 1`` convolution too.
@@ -39,11 +41,15 @@ class ELSA(nn.Module):
             group; ``num_heads``, ``dilation``, ``group_width`` or ``groups`` below 1.
 
     Note:
+        This is the final variant of the paper, which its code and all published models have. It is
+        not Hadamard attention as eq. 7 states it: the convolution lets products of neighbouring
+        pixels mix before the logits are made.
+
         The multiplicative ghost head starts as N(0, 1), as in the official code, and as |N(0, 1)|
         where ``lam`` is no integer: a negative base has no real power there.
 
     Source:
-        ELSA, Zhou et al. 2021, sections 3.2 and 3.3.
+        ELSA, Zhou et al. 2021, section 5, eq. 7 and 8.
     """
 
     def __init__(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 class GhostAttention(nn.Module):
     """Global self-attention in which each head's map is turned into several by static matrices.
 
-    Head ``n`` has one attention map, after the softmax, and ``ghost_ratio`` groups of value
-    channels. Group ``g`` sees, for query ``p`` and key ``s``::
+    The channels of the values form ``num_heads * ghost_ratio`` groups of equal width, in order.
+    Group ``g`` uses the attention map of head ``n = g // ghost_ratio``, after the softmax. It sees,
+    for query ``p`` and key ``s``::
 
         ghost_mul[g, s - p]**lam * softmax_s(q_n k_n^T)[p, s] + gamma * ghost_add[g, s - p]
 
@@ -37,18 +38,21 @@ class GhostAttention(nn.Module):
             ``ghost_ratio`` below 1.
 
     Note:
-        The ghost head is that of the paper's equation for local attention, to which the official
-        code is restricted. For global attention no text or code was at hand beyond: the heads are
-        doubled, after the softmax, in a DeiT-Ti without class token. Our choices are: the matrices
-        depend on the offset from query to key alone, as those of the local ghost head do (a window
-        as large as the map); one matrix for each new head instead of each channel; all maps pass
-        the ghost head, none is kept as it is; queries and keys keep their heads; ``ghost_mul``
-        starts at 1 and ``ghost_add`` as truncated normal of 0.02.
+        The formula is the paper's ghost head of local attention, the only one in the official
+        code. About global attention we know from the paper: the ghost head doubles the heads, after
+        the softmax, in a DeiT-Ti without class token. The rest is our choice:
+
+        * The matrices depend only on the offset from query to key, as in the local ghost head with
+          a window as large as the map.
+        * There is one matrix for each new head, not for each channel.
+        * All maps pass the ghost head; none is kept as it is.
+        * Queries and keys keep their heads.
+        * ``ghost_mul`` starts at 1, ``ghost_add`` as truncated normal of 0.02.
 
         A negative ``ghost_mul`` has no real power if ``lam`` is no integer.
 
     Source:
-        ELSA, Zhou et al. 2021, section 3.3 and appendix C.
+        ELSA, Zhou et al. 2021, section 5 (eq. 8) and appendix C.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ ATTN_SCALES = ("normal", "normal_elementwise", "ones", "posneg", "avg", "none")
 
 
 class _LearnedQueries(nn.Module):
-    """What :class:`QnA` and :class:`UpsampleQnA` share: from tokens to scores, values, tables."""
+    """Scores, values and tables of :class:`QnA` and :class:`UpsampleQnA`, made from tokens."""
 
     def __init__(
         self,
@@ -187,7 +187,8 @@ class _LearnedQueries(nn.Module):
         """How each window attends to its tokens, before ``attn_scale``; to look at.
 
         Args:
-            x: as in ``forward``, as is ``mask``.
+            x: ``(B, H, W, embed_dims)``.
+            mask: ``(B, H, W)`` bool, true for tokens that no window shall see.
 
         Returns:
             ``(B, num_queries, num_heads, kernel_size**2, H_out, W_out)``.
@@ -209,7 +210,10 @@ class QnA(_LearnedQueries):
     """Local attention by learned queries, shared by all windows.
 
     Each window holds ``kernel_size x kernel_size`` tokens. ``num_queries`` queries attend to it
-    per head; their attention maps are weighted by ``attn_scale`` and added.
+    per head; their attention maps are weighted by ``attn_scale`` and added. The channels
+    ``[n * attn_dims / num_heads, (n + 1) * attn_dims / num_heads)`` of queries, keys and values
+    belong to head ``n``. Tables are query-major: query ``l`` and head ``n`` have column
+    ``l * num_heads + n``.
 
     Args:
         embed_dims: channels in.
@@ -223,16 +227,16 @@ class QnA(_LearnedQueries):
         out_dims: channels out; ``None`` for ``attn_dims``.
         qkv_bias: whether values and output have a bias (on keys it would have no effect).
         normalize_query: whether each head's query has unit length.
-        detach_query_norm: whether gradients ignore that division.
-        pos_embed: what is added to the scores of a tap. ``'relative'``: a learned number per query
-            and head. ``'absolute'``: the product of the query with a learned key. ``'contextual'``:
-            a linear function of the query. ``'none'``: nothing.
-        scale_pos_embed: whether that is divided by ``sqrt(head_dims)``.
+        detach_query_norm: whether gradients ignore the division by the length of the query.
+        pos_embed: term that is added to the scores of a tap. ``'relative'``: a learned number per
+            query and head. ``'absolute'``: the product of the query with a learned key.
+            ``'contextual'``: a linear function of the query. ``'none'``: nothing.
+        scale_pos_embed: whether the term of ``pos_embed`` is divided by ``sqrt(head_dims)``.
         attn_scale: how the queries' attention maps are weighted before they are added.
             ``'normal'``: learned per tap, query and head, starting at N(0, 0.02).
             ``'normal_elementwise'``: the same for all taps. ``'ones'``: as ``'normal'``, starting
-            at 1. ``'posneg'``: +1 for the first half of the queries (by query, then head), -1 for
-            the others. ``'avg'``: the mean. ``'none'``: the sum.
+            at 1. ``'posneg'``: +1 for the first half of the columns of a table, -1 for the second.
+            ``'avg'``: the mean. ``'none'``: the sum.
         backend: of :func:`mmlocal.ops.qna_attention`.
 
     Raises:
@@ -240,12 +244,13 @@ class QnA(_LearnedQueries):
             range, unknown ``pos_embed`` or ``attn_scale``.
 
     Note:
-        The official code multiplies ``'absolute'`` positions by the batch size, permutes
-        ``'contextual'`` ones if there are several queries, and fails without any. Here they do
-        what they say. No published model uses them.
+        The published models have two queries, ``'relative'`` positions, ``'normal'`` scales and
+        queries of unit length. The official code multiplies ``'absolute'`` positions by the batch
+        size, permutes ``'contextual'`` ones if there are several queries, and fails for
+        ``'none'``. This layer computes all three as described above.
 
     Source:
-        Learned Queries for Efficient Local Attention, Arar et al. 2022, section 4.
+        Learned Queries for Efficient Local Attention, Arar et al. 2022, section 3.
     """
 
     def __init__(
@@ -315,14 +320,19 @@ class UpsampleQnA(_LearnedQueries):
         kernel_size: odd width of the window, in tokens of the small map.
         attn_dims: channels of queries, keys and values; ``None`` for ``embed_dims``.
         out_dims: channels out; ``None`` for ``attn_dims``.
-        qkv_bias: as in :class:`QnA`, as are the others.
+        qkv_bias: whether values and output have a bias (on keys it would have no effect).
+        normalize_query: whether each head's query has unit length.
+        detach_query_norm: whether gradients ignore the division by the length of the query.
+        pos_embed: as in :class:`QnA`.
+        scale_pos_embed: whether the term of ``pos_embed`` is divided by ``sqrt(head_dims)``.
+        backend: of :func:`mmlocal.ops.qna_attention`.
 
     Raises:
         ValueError: even ``kernel_size``, and as :class:`QnA`.
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022, appendix F. No code was
-        published; ``attn_scale`` is not used, as each query has an output of its own.
+        published. There is no ``attn_scale``, as each query has an output of its own.
     """
 
     def __init__(

@@ -63,6 +63,9 @@ def shift_mask(
 class WindowAttention(nn.Module):
     """Self-attention among the tokens of one window.
 
+    Within queries, keys and values, the channels
+    ``[n * embed_dims / num_heads, (n + 1) * embed_dims / num_heads)`` belong to head ``n``.
+
     Args:
         embed_dims: channels.
         num_heads: must divide ``embed_dims``.
@@ -122,7 +125,8 @@ class WindowAttention(nn.Module):
 
         Args:
             x: ``(B * windows, N, embed_dims)``, N = Wh * Ww tokens in row-major order.
-            window_size: Wh and Ww of these windows, at most those of the constructor (default).
+            window_size: Wh and Ww of these windows, at most as large as in the constructor
+                (default).
             mask: ``(windows, N, N)`` or ``(windows, 1, N)``, added to the logits.
 
         Returns:
@@ -208,7 +212,7 @@ class EvenWindowAttention(nn.Module):
 
     Along each side there are as few windows as their largest size allows, all of the same size: a
     map of 20 tokens has two windows of 10 where ``window_size`` is 14, and a smaller map is one
-    window. What is missing at the bottom and right is padded, and nothing attends to it.
+    window. The last windows are padded at the bottom and right, and no token attends to padding.
 
     Args:
         embed_dims: channels.

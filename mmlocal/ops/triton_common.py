@@ -1,4 +1,4 @@
-"""What the Triton kernels of all ops share: tiles, their sizes, and sums over programs."""
+"""Shared parts of the Triton kernels of all ops: tiles, their sizes, sums over programs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ sized = triton.heuristics({"BLOCK_P": lambda args: max(1, args["TILE"] // args["
 
 
 def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
-    """What to compute in, for PyTorch and for Triton."""
+    """The dtype to compute in, for PyTorch and for Triton."""
     if dtype == torch.float64:
         return torch.float64, tl.float64
     return torch.float32, tl.float32

@@ -84,10 +84,10 @@ DECODERS: dict[str, Callable[[int, int], nn.Module]] = {
 class AutoEncoder(BaseModel):
     """Halve an image ``num_layers`` times, double it as often, and compare by L1.
 
-    All windows are 3x3, no layer has a skip connection. The paper names the layers and the loss.
-    Ours, as it does not say: one width for all layers, 1x1 convolutions from the image to that
-    width and back, ReLU after each instance norm, no activation after QnA, 8 channels per head
-    (which the paper finds best for QnA elsewhere).
+    All windows are 3x3 and no layer has a skip connection. The paper names the layers and the loss.
+    The rest is our choice: one width for all layers, 1x1 convolutions from the image to that width
+    and back, ReLU after each instance norm, no activation after QnA, and 8 channels per head, which
+    the paper finds best for QnA elsewhere.
 
     Args:
         encoder: ``'conv_stride'``: convolution of stride 2, instance norm. ``'conv_max'``:

@@ -1,4 +1,4 @@
-"""What all backbones share: freezing, and pretrained weights that must fit."""
+"""Shared parts of all backbones: freezing, and pretrained weights that must fit."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ class ELSASwin(LocalBackbone):
 
     All blocks of all stages but the last attend by :class:`~mmlocal.layers.ELSA`, with
     ``q * k`` unscaled. The last stage is Swin's: window attention, every second block shifted.
-    Any image of at least one patch is taken: the image is zero-padded to whole patches, odd maps
-    are padded before merging, and the last stage is padded to whole windows.
+    Images may have any size of at least one patch. The image is zero-padded to whole patches, odd
+    maps are padded before merging, and the last stage is padded to whole windows.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict with ``embed_dims`` (channels of the
@@ -76,8 +76,8 @@ class ELSASwin(LocalBackbone):
         mlp_ratio: hidden channels of an MLP over its channels.
         qkv_bias: whether projections to q, k, v have a bias.
         qk_scale: factor of q k^T in the last stage; ``None`` for ``head_dims ** -0.5``.
-        lam: exponent of the multiplicative ghost head; 0 for none, as published.
-        gamma: factor of the additive ghost head; 0 for none.
+        lam: exponent of the multiplicative ghost head; 0 for none, as in all published models.
+        gamma: factor of the additive ghost head; 0 for none. All published models have 1.
         drop_rate: dropout after the patch embedding and in the MLPs.
         attn_drop_rate: dropout on attention maps.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.

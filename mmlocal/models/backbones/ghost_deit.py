@@ -30,9 +30,10 @@ from mmlocal.registry import MODELS
 class GhostDeiT(LocalBackbone):
     """Plain vision transformer with :class:`~mmlocal.layers.GhostAttention`.
 
-    There is no class token: a classifier pools the last map. Any image of at least one patch is
-    taken; it is zero-padded to whole patches, and the position embedding and ghost heads are
-    resized to the map.
+    There is no class token: a classifier pools the last map. Images may have any size of at least
+    one patch. The image is zero-padded to whole patches, and the position embedding and ghost heads
+    are resized to the map. The article publishes a gain of 3.7 % top-1 over DeiT-Ti on ImageNet-1k,
+    and no code.
 
     Args:
         arch: ``'tiny'`` (192 channels, 12 layers, 3 heads) or a dict with ``embed_dims``,

@@ -71,7 +71,7 @@ class ResNetStem(nn.Module):
 
 
 class DownsampleSkip(nn.Module):
-    """What a downsampling block adds its attention to: a strided 1x1 convolution.
+    """Skip connection of a downsampling block: a strided 1x1 convolution.
 
     Args:
         in_dims: channels in.
@@ -100,10 +100,11 @@ class QnAViT(LocalBackbone):
     """QnA-ViT backbone for classification and dense prediction.
 
     Each stage has window-attention blocks, then :class:`~mmlocal.layers.QnA` blocks; a QnA block of
-    stride 2 leads to the next stage. Any image of at least one patch is taken: it is zero-padded
-    to whole patches, odd maps are rounded up, and maps are cut into equal windows as large as
-    ``window_sizes`` allow (the official code takes multiples of the windows only, i.e. of 224
-    pixels). At 224 pixels, stages 3 and 4 have one window and so attend globally.
+    stride 2 leads to the next stage. Images may have any size of at least one patch. The image is
+    zero-padded to whole patches, odd maps are rounded up, and maps are cut into equal windows as
+    large as ``window_sizes`` allow. (The official code only takes maps that are multiples of the
+    windows, i.e. images of multiples of 224 pixels.) At 224 pixels, stages 3 and 4 have one window
+    and so attend globally.
 
     Args:
         arch: ``'tiny'``, ``'tiny_7x7'``, ``'small'``, ``'base'``, or a dict with ``embed_dims``
@@ -123,7 +124,7 @@ class QnAViT(LocalBackbone):
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
         layer_scale_init_value: of :class:`~mmlocal.layers.TransformerBlock`.
         out_indices: stages to return, before their downsampling, each through its own LayerNorm.
-            What comes after the last one returned is not built: no parameter is left without a
+            Stages after the last one returned are not built: no parameter is left without a
             gradient.
         frozen_stages: -1 for none; ``n`` freezes the stem and the first ``n`` stages with their
             output norms.

@@ -19,9 +19,9 @@ from mmlocal.registry import MODELS
 class QnAEncoderLayer(DetrTransformerEncoderLayer):
     """An encoder layer of DETR with :class:`~mmlocal.layers.QnA` in place of self-attention.
 
-    Position embeddings are added to what QnA reads, i.e. to scores and values alike. Dropout after
-    the attention, residuals, normalisation (after each residual) and FFN are those of the
-    self-attention layers.
+    Position embeddings are added to the tokens that QnA reads, so scores and values both have them.
+    Dropout after the attention, residuals, normalisation (after each residual) and FFN are as in
+    the self-attention layers.
 
     Args:
         num_heads: of QnA; must divide the layer's channels. ``None`` for heads of 8 channels, the
@@ -83,7 +83,7 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
 
 
 class _QnAEncoder:
-    """What turns layers of the encoder of mmdet's DETR, or of a detector after it, into QnA."""
+    """Turns encoder layers of mmdet's DETR, or of a detector after it, into QnA layers."""
 
     def _init_layers(self) -> None:
         cfg = dict(self.encoder)
@@ -135,8 +135,9 @@ class _QnAEncoder:
 class DETRQnA(_QnAEncoder, DETR):
     """DETR in whose encoder some layers are :class:`QnAEncoderLayer`; all else is mmdet's DETR.
 
-    The paper's DETR-QnA has four QnA layers instead of two of the six self-attention layers. It
-    does not say where; the configs put them first::
+    The paper's DETR-QnA has four QnA layers instead of two of the six self-attention layers. It is
+    reported to gain 1.0 AP over DETR, and 2.2 AP on small objects. The place of the QnA layers is
+    not stated; the configs put them first::
 
         encoder=dict(num_layers=8, qna_indices=(0, 1, 2, 3), qna_cfg=dict(kernel_size=7), ...)
 
@@ -150,8 +151,8 @@ class DETRQnA(_QnAEncoder, DETR):
             as :class:`QnAEncoderLayer`.
 
     Note:
-        The paper states neither kernel size nor heads of these layers, nor how they take position
-        embeddings, normalisation and padding: all of that is our choice.
+        Kernel size and heads of these layers are not stated, nor their position embeddings,
+        normalisation and treatment of padding. All of these are our choice.
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022; DETR, Carion et al. 2020.

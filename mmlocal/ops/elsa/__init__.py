@@ -132,7 +132,8 @@ def elsa_attention(
 
     Source:
         ELSA: Enhanced Local Self-Attention for Vision Transformer, Zhou et al. 2021,
-        https://arxiv.org/abs/2112.12786, eq. 5.
+        https://arxiv.org/abs/2112.12786, section 5, eq. 7 and 8. All published models have
+        ``lam=0`` and ``gamma=1``.
     """
     _check(value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
     # The ghost heads are small: raise and scale them in the precision of the accumulation.

@@ -70,7 +70,7 @@ def _weight(pointers, peak, scale, mask, SOFTMAX: tl.constexpr, ACC: tl.constexp
 
 @triton.jit
 def filter_of(weight, ghost_mul, ghost_add, offsets, real, ACC: tl.constexpr):
-    """What to multiply ``(pixels, channels)`` by: the weight, refined by the ghost heads."""
+    """The factor of ``(pixels, channels)``: the weight, refined by the ghost heads."""
     factor = weight[:, None]
     if ghost_mul is not None:
         factor = factor * tl.load(ghost_mul + offsets, mask=real, other=0.0).to(ACC)[None, :]
@@ -284,7 +284,7 @@ def _grad_ghost_kernel(
 
 
 def _constants(value: Tensor, attn: Tensor, kernel_size: int, softmax: bool) -> dict:
-    """What the kernels are compiled for."""
+    """Constants that the kernels are compiled for."""
     per_head = value.shape[1] * kernel_size**2 // attn.shape[1]
     return dict(
         PER_HEAD=per_head,

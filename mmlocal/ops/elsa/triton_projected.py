@@ -71,7 +71,7 @@ def _source(
     features, strides, dims, proj_weight, proj_bias, head, batch, index, inside,
     TAPS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """What ``_logits`` makes the logits of these pixels from."""
+    """The inputs from which ``_logits`` makes the logits of these pixels."""
     features += batch * strides[0] + index * strides[2]
     proj_weight += head * TAPS * dims
     proj_bias += head * TAPS
@@ -263,7 +263,7 @@ def _grad_logits_kernel(
 
 
 class _Call:
-    """What the kernels take of one call."""
+    """Arguments of the kernels for one call."""
 
     def __init__(
         self,

@@ -132,7 +132,8 @@ def qna_attention(
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022,
-        https://arxiv.org/abs/2112.11435, eq. 6 to 8; with ``sum_queries=False``, appendix F.
+        https://arxiv.org/abs/2112.11435, section 3, eq. 6 to 8; with ``sum_queries=False``,
+        appendix F.
     """
     _check(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
     args = (value, scores, rel_pos, tap_weight)

@@ -300,7 +300,7 @@ def _grad_tables_kernel(
 
 
 def _constants(value: Tensor, scores: Tensor, num_queries: int, kernel_size: int, summed: bool):
-    """What the kernels are compiled for."""
+    """Constants that the kernels are compiled for."""
     queries = num_queries if summed else 1
     per_head = value.shape[1] * num_queries // scores.shape[1]
     return dict(
