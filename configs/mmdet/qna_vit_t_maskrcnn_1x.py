@@ -5,9 +5,8 @@ drop path of classification. Weight decay spares the norms, as in Swin, and the 
 official code of QnA. Window attention takes images of any size: it cuts a map into windows as equal
 as possible, of at most 14 tokens a side in stage 3 and 7 in stage 4.
 
-Start from an ImageNet checkpoint. Without one all biases are zero, so that the padding of images
-stays zero in every layer, and each LayerNorm multiplies the gradients there by a thousand: they
-overflow.
+Start from an ImageNet checkpoint. Without one, training is slow to begin, but its first gradients
+are as small with padded images as without padding: see ``mmlocal.layers.LayerNorm``.
 
 Augmentation, how to start from an ImageNet checkpoint and ``--amp``: as in
 elsa_swin_t_maskrcnn_1x.py.

@@ -11,7 +11,7 @@ not clipped and weights not averaged. Differences from the official code, in JAX
 * contrast and saturation of the colour jitter are OpenMMLab's: contrast changes about the mean
   grey, not about the mean of each channel, and saturation against grey, not in HSV. The jitter's
   second mirroring is left out: it changes nothing after the first;
-* erased rectangles lie inside the image, and their noise is cut to 0 to 255;
+* erased rectangles lie inside the image;
 * mixup and CutMix draw one ratio per batch, from the Beta distribution, not one per image from an
   approximation of it; partners in CutMix are random, not taken from the reversed batch;
 * the learning rate starts at a millionth of its maximum, not at 0;

@@ -6,6 +6,7 @@ from mmlocal.layers.elsa import ELSA
 from mmlocal.layers.ghost_attention import GhostAttention
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.layers.mlp import MLP
+from mmlocal.layers.norm import LayerNorm
 from mmlocal.layers.patch import PatchEmbed, PatchMerging, check_image
 from mmlocal.layers.qna import QnA, UpsampleQnA
 from mmlocal.layers.window_attention import (
@@ -20,6 +21,7 @@ __all__ = [
     "DropPath",
     "EvenWindowAttention",
     "GhostAttention",
+    "LayerNorm",
     "PatchEmbed",
     "PatchMerging",
     "QnA",

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.mlp import MLP
+from mmlocal.layers.norm import LayerNorm
 
 
 class TransformerBlock(nn.Module):
@@ -45,10 +46,10 @@ class TransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         out_dims = out_dims or embed_dims
-        self.norm1 = nn.LayerNorm(embed_dims, eps=norm_eps)
+        self.norm1 = LayerNorm(embed_dims, eps=norm_eps)
         self.attn = attn
         self.skip = skip
-        self.norm2 = nn.LayerNorm(out_dims, eps=norm_eps)
+        self.norm2 = LayerNorm(out_dims, eps=norm_eps)
         self.mlp = MLP(out_dims, int(out_dims * mlp_ratio), drop_rate, gelu)
         self.drop_path = DropPath(drop_path_rate)
         self.with_cp = with_cp

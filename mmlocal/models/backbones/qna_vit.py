@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers import (
     EvenWindowAttention,
+    LayerNorm,
     PatchEmbed,
     QnA,
     TransformerBlock,
@@ -286,7 +287,7 @@ class QnAViT(LocalBackbone):
                     )
                 )
         for i in self.out_indices:
-            self.add_module(f"norm{i}", nn.LayerNorm(self.num_features[i], eps=NORM_EPS))
+            self.add_module(f"norm{i}", LayerNorm(self.num_features[i], eps=NORM_EPS))
         self._reset_parameters()
         self._freeze_stages()
 
