@@ -195,7 +195,7 @@ def _figures(
 def _ghost_figure(name: str, layer: ELSA, attn: Tensor) -> Figure:
     """For some heads: their attention, and the filters of some of their channels."""
     panels, titles = [], []
-    width = layer.v_dims // (layer.attn_proj.out_channels // layer.kernel_size**2)
+    width = layer.v_dims // layer.num_heads
     for head in range(min(_GHOST_HEADS, len(attn))):
         channels = [head * width + i for i in range(min(_GHOST_CHANNELS, width))]
         panels.append(torch.cat([attn[head : head + 1], ghost_filters(layer, attn, channels)]))

@@ -154,9 +154,9 @@ def test_export():
         (dict(out_indices=3), ValueError, "out_indices must .*, got 3"),
         (dict(frozen_stages=5), ValueError, "frozen_stages must be -1 to 4, got 5"),
         (dict(out_indices=(3, -1)), ValueError, r"out_indices must .* twice, got \(3, -1\)"),
-        (dict(patch_size=0), ValueError, "patch_size must be a positive integer .*, got 0"),
+        (dict(patch_size=0), ValueError, "patch_size must be at least 1, got 0"),
         (dict(drop_path_rate=-0.1), ValueError, "drop_path_rate must be .* got -0.1"),
-        (dict(pretrain_img_size=3), ValueError, "map_size must be at least 1"),
+        (dict(pretrain_img_size=3), ValueError, "pretrain_img_size must be at least patch_size=4"),
     ],
 )
 def test_bad_arguments(kwargs, error, message):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
@@ -11,9 +12,10 @@ from mmengine.model.weight_init import update_init_info
 from torch import nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
+from mmlocal.layers.checks import Unscripted, is_int, is_sequence
 
 
-class LocalBackbone(BaseModule):
+class LocalBackbone(Unscripted, BaseModule):
     """Base of the backbones.
 
     ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)`` raises unless the checkpoint
@@ -71,6 +73,39 @@ class LocalBackbone(BaseModule):
         print_log(f"{type(self).__name__}: {checkpoint}: {report}", logger="current")
 
 
+def resolve_arch(
+    arch: str | Mapping[str, Any],
+    zoo: Mapping[str, dict],
+    required: set[str],
+    optional: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Look up ``arch`` by name, or check the keys of one that is written out.
+
+    Args:
+        arch: name or dict.
+        zoo: architectures by name.
+        required: keys that a dict must have.
+        optional: keys that it may have, with their defaults.
+
+    Raises:
+        ValueError: unknown name; keys that lack or are too many.
+        TypeError: neither name nor dict.
+    """
+    optional = optional or {}
+    if isinstance(arch, str):
+        if arch not in zoo:
+            raise ValueError(f"arch must be one of {sorted(zoo)}, got {arch!r}")
+        arch = zoo[arch]
+    if not isinstance(arch, Mapping):
+        raise TypeError(f"arch must be a name or a dict, got {arch!r}")
+    if not required <= set(arch) <= required | set(optional):
+        raise ValueError(
+            f"arch must have the keys {sorted(required)} and may have {sorted(optional)}, "
+            f"got {sorted(arch)}"
+        )
+    return {**optional, **arch}
+
+
 def check_stages(
     out_indices: Sequence[int], frozen_stages: int, num_stages: int, negative: bool = False
 ) -> None:
@@ -87,31 +122,17 @@ def check_stages(
     """
     first = -num_stages if negative else 0
     if (
-        not isinstance(out_indices, Sequence)
+        not is_sequence(out_indices)
         or not out_indices
-        or not all(first <= i < num_stages for i in out_indices)
+        or not all(is_int(i) and first <= i < num_stages for i in out_indices)
     ):
         raise ValueError(
-            f"out_indices must name stages out of {first} to {num_stages - 1}, got {out_indices}"
+            f"out_indices must name stages out of {first} to {num_stages - 1}, got {out_indices!r}"
         )
     if len({i % num_stages for i in out_indices}) < len(out_indices):
         raise ValueError(f"out_indices must name no stage twice, got {out_indices}")
-    if not -1 <= frozen_stages <= num_stages:
-        raise ValueError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages}")
-
-
-def check_positive(**arguments: int | Sequence[int]) -> None:
-    """Raise ``ValueError`` unless each argument is a positive integer, or consists of such."""
-    for name, value in arguments.items():
-        numbers = value if isinstance(value, Sequence) else [value]
-        if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
-            raise ValueError(f"{name} must be a positive integer (or several), got {value!r}")
-
-
-def check_drop_path(drop_path_rate: float) -> None:
-    """Raise ``ValueError`` unless the rate of the last block is in [0, 1)."""
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
+    if not is_int(frozen_stages) or not -1 <= frozen_stages <= num_stages:
+        raise ValueError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}")
 
 
 def freeze(module: nn.Module) -> None:

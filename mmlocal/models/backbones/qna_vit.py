@@ -22,11 +22,20 @@ from mmlocal.layers import (
     check_image,
     lecun_normal_,
 )
+from mmlocal.layers.checks import (
+    as_side,
+    check_choice,
+    check_drop_path,
+    check_flag,
+    check_int,
+    check_ints,
+    is_sequence,
+)
 from mmlocal.models.backbones.base import (
     LocalBackbone,
-    check_drop_path,
     check_stages,
     freeze,
+    resolve_arch,
 )
 from mmlocal.registry import MODELS
 
@@ -54,6 +63,8 @@ class ResNetStem(nn.Module):
 
     def __init__(self, in_channels: int, embed_dims: int) -> None:
         super().__init__()
+        check_int(in_channels=in_channels, embed_dims=embed_dims)
+        self.in_channels = in_channels
         self.conv = nn.Conv2d(in_channels, embed_dims, 7, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(embed_dims)
         self.act = nn.GELU("tanh")
@@ -65,7 +76,7 @@ class ResNetStem(nn.Module):
             ValueError: not 4-D, other channels, or smaller than 4x4 pixels.
             TypeError: not floating point.
         """
-        check_image(x, self.conv.in_channels, 4)
+        check_image(x, self.in_channels, 4)
         x = self.act(self.norm(self.conv(_pad_same(x, 7, 2))))
         x = F.max_pool2d(_pad_same(x, 3, 2, float("-inf")), 3, stride=2)
         return x.permute(0, 2, 3, 1)
@@ -112,10 +123,10 @@ class QnAViT(LocalBackbone):
             (channels of the first stage, doubled at each downsampling), and per stage
             ``attn_depths`` and ``qna_depths`` (blocks of window attention, and of QnA without the
             downsampling one), ``attn_heads`` and ``qna_heads``; optionally ``kernel_size`` (odd
-            width of QnA's windows, default 3).
+            width of QnA's windows, default 3; also as a pair of equal numbers).
         in_channels: channels of the image.
-        window_sizes: largest width of the attention windows of each stage; relative position tables
-            of a pretrained checkpoint with other windows are resized.
+        window_sizes: largest width of the attention windows of each stage, also as a pair of equal
+            numbers; relative position tables of a checkpoint with other windows are resized.
         num_queries: learned queries per window.
         normalize_query: whether queries have unit length; one bool, or one per stage.
         mlp_ratio: hidden channels of an MLP over its channels.
@@ -135,10 +146,11 @@ class QnAViT(LocalBackbone):
             raises if the checkpoint does not fit.
 
     Raises:
-        ValueError: unknown or incomplete ``arch``, ``stem`` or ``downsample_skip``, an option per
-            stage of another length, ``drop_path_rate``, ``out_indices`` or ``frozen_stages`` out of
-            range, a stage named twice, heads that do not divide channels, even ``kernel_size``.
-        TypeError: ``arch`` is neither name nor dict.
+        ValueError: unknown or incomplete ``arch``, ``stem`` or ``downsample_skip``, no blocks at
+            all, a count below 1, an option per stage of another length, ``drop_path_rate``,
+            ``out_indices`` or ``frozen_stages`` out of range, a stage named twice, heads that do
+            not divide channels, even ``kernel_size``, a window that is no square.
+        TypeError: an argument of another type.
 
     Note:
         The paper counts the downsampling block with the QnA blocks of its stage.
@@ -206,21 +218,20 @@ class QnAViT(LocalBackbone):
         if isinstance(normalize_query, bool):
             normalize_query = (normalize_query,) * num_stages
         for name, values in (("window_sizes", window_sizes), ("normalize_query", normalize_query)):
-            if len(values) != num_stages:
+            if not is_sequence(values) or len(values) != num_stages:
                 raise ValueError(
                     f"{name} must have one entry for each of the {num_stages} stages of arch, "
-                    f"got {values}"
+                    f"got {values!r}"
                 )
-        for name, kind, kinds in (
-            ("stem", stem, STEMS),
-            ("downsample_skip", downsample_skip, SKIPS),
-        ):
-            if kind not in kinds:
-                raise ValueError(f"{name} must be one of {', '.join(kinds)}, got {kind!r}")
-        kernel_size = arch["kernel_size"]
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        check_drop_path(drop_path_rate)
+        window_sizes = [as_side("window_sizes", size) for size in window_sizes]
+        for value in normalize_query:
+            check_flag(normalize_query=value)
+        check_int(num_queries=num_queries)
+        check_choice(STEMS, stem=stem)
+        check_choice(SKIPS, downsample_skip=downsample_skip)
+        check_flag(norm_eval=norm_eval)
+        kernel_size = as_side("kernel_size", arch["kernel_size"], odd=True)
+        check_drop_path(drop_path_rate=drop_path_rate)
         check_stages(out_indices, frozen_stages, num_stages)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -245,6 +256,7 @@ class QnAViT(LocalBackbone):
         self.downsamples = nn.ModuleList()
         num_built = max(self.out_indices) + 1
         for i, dims in enumerate(self.num_features[:num_built]):
+            self._check_heads(arch, i, dims, downsampled=i < num_built - 1)
             qna_kwargs = dict(
                 kernel_size=kernel_size,
                 num_queries=num_queries,
@@ -293,25 +305,35 @@ class QnAViT(LocalBackbone):
 
     @classmethod
     def _resolve_arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch not in cls.arch_zoo:
-                raise ValueError(f"arch must be one of {sorted(cls.arch_zoo)}, got {arch!r}")
-            return cls.arch_zoo[arch]
-        if not isinstance(arch, dict):
-            raise TypeError(f"arch must be a name or a dict, got {arch!r}")
         per_stage = {"attn_depths", "qna_depths", "attn_heads", "qna_heads"}
-        required = {"embed_dims"} | per_stage
-        if not required <= set(arch) <= required | {"kernel_size"}:
-            raise ValueError(
-                f"arch must have the keys {sorted(required)} and may have kernel_size, "
-                f"got {sorted(arch)}"
-            )
+        arch = resolve_arch(arch, cls.arch_zoo, {"embed_dims"} | per_stage, dict(kernel_size=3))
+        check_int(embed_dims=arch["embed_dims"])
+        check_ints(0, attn_depths=arch["attn_depths"], qna_depths=arch["qna_depths"])
+        check_ints(attn_heads=arch["attn_heads"], qna_heads=arch["qna_heads"])
         if len({len(arch[name]) for name in per_stage}) != 1:
             raise ValueError(
                 f"arch must give {', '.join(sorted(per_stage))} for the same number of stages, "
                 f"got {arch}"
             )
-        return dict(kernel_size=3) | dict(arch)
+        if not any(arch["attn_depths"]) and not any(arch["qna_depths"]):
+            raise ValueError(
+                "arch must have at least one block in attn_depths or qna_depths, got "
+                f"{arch['attn_depths']} and {arch['qna_depths']}"
+            )
+        return arch
+
+    @staticmethod
+    def _check_heads(arch: dict, stage: int, dims: int, downsampled: bool) -> None:
+        used = dict(
+            attn_heads=arch["attn_depths"][stage] > 0,
+            qna_heads=arch["qna_depths"][stage] > 0 or downsampled,
+        )
+        for name in used:
+            if used[name] and dims % arch[name][stage]:
+                raise ValueError(
+                    f"{name} must divide the channels of their stages, {dims} in stage {stage}, "
+                    f"got {arch[name]}"
+                )
 
     def _stage_blocks(self) -> list[int]:
         """Blocks of each stage, the downsampling that follows it included."""
