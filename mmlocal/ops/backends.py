@@ -23,9 +23,12 @@ class Backend:
         module: dotted path of the module that holds the implementation; imported on first use.
         devices: device types it runs on; ``"any"`` for all.
         dtypes: dtypes of ``value`` that it takes.
-        deterministic: whether two runs give bit-equal results, gradients included.
-        atol: largest error per dtype against ``reference`` in float64, relative to the largest
-            reference value; gradients included.
+        deterministic: whether two runs on as many threads give bit-equal results, gradients
+            included.
+        atol: largest error per dtype against ``reference`` in float64 on the same numbers, relative
+            to the largest reference value, gradients included. A gradient that passes a softmax is
+            a difference: its error is relative to the largest sum of the magnitudes of its terms.
+            See ``tolerance`` for positions that are large.
         requires: returns why the backend cannot run in this environment, or ``None``.
         only_if_named: whether ``backend=None`` leaves it out.
     """
@@ -54,6 +57,13 @@ class Backend:
         if value.dtype not in self.dtypes:
             reasons.append(f"does not take {value.dtype}")
         return reasons
+
+    def tolerance(self, dtype: torch.dtype, position: float = 0.0) -> float:
+        """``atol`` for entries of ``rel_pos`` up to ``position`` in magnitude.
+
+        Those above 16 leave fewer digits to the exponents they are added to.
+        """
+        return self.atol[dtype] * max(1.0, position / 16)
 
     def load(self) -> ModuleType:
         """Import the implementation."""

@@ -14,6 +14,9 @@ from mmlocal.ops import extension
 from mmlocal.ops.backends import TRITON, Backend, choose_backend
 from mmlocal.ops.elsa import projection, reference
 from mmlocal.ops.layout import new_map
+from mmlocal.ops.operator import define_operator
+
+_INT32 = 2**31 - 1
 
 # Half precision: the rounding of the result; nothing else is done in it.
 _ATOL = {
@@ -135,6 +138,7 @@ def elsa_attention(
         https://arxiv.org/abs/2112.12786, eq. 5.
     """
     _check(value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
+    dilation = min(dilation, _INT32)  # no map is larger; backends compute with it in int64
     # The ghost heads are small: raise and scale them in the precision of the accumulation.
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     ghost_mul = None if lam == 0 or ghost_mul is None else ghost_mul.to(dtype) ** lam
@@ -219,69 +223,30 @@ def _implementation(backend: str):
     return next(b for b in BACKENDS if b.name == backend).load()
 
 
-@torch.library.custom_op("mmlocal::elsa_attention", mutates_args=())
-def _elsa_attention(
-    value: Tensor,
-    attn: Tensor,
-    ghost_mul: Tensor | None,
-    ghost_add: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    softmax: bool,
-    backend: str,
-) -> Tensor:
-    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
-    # The backends accumulate in float32; autocast would have them convolve in bfloat16.
-    with torch.autocast(value.device.type, enabled=False):
-        return _implementation(backend).forward(*args)
+def _forward(value: Tensor, attn: Tensor, *args) -> Tensor:
+    *args, backend = args
+    return _implementation(backend).forward(value, attn, *_reachable(value, args))
 
 
-@_elsa_attention.register_fake
-def _(value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend):
-    return new_map(value, value.shape)
+def _backward(grad: Tensor, value: Tensor, attn: Tensor, *args) -> tuple[Tensor | None, ...]:
+    *args, backend, needs_grad = args
+    args = _reachable(value, args)
+    return _implementation(backend).backward(grad, value, attn, *args, needs_grad)
 
 
-# An op returns tensors only: an empty one stands for a gradient that is not needed.
-@torch.library.custom_op("mmlocal::elsa_attention_backward", mutates_args=())
-def _elsa_attention_backward(
-    grad: Tensor,
-    value: Tensor,
-    attn: Tensor,
-    ghost_mul: Tensor | None,
-    ghost_add: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    softmax: bool,
-    backend: str,
-    needs_grad: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
-    grads = _implementation(backend).backward(grad, *args, needs_grad)
-    return tuple(grad.new_empty(0) if g is None else g for g in grads)
+def _reachable(value: Tensor, args: list) -> list:
+    """The arguments behind ``attn``, with no ``dilation`` beyond the size of the map: it makes no
+    difference, and cannot overflow."""
+    *ghosts, kernel_size, dilation, softmax = args
+    return [*ghosts, kernel_size, min(dilation, max(value.shape[2:])), softmax]
 
 
-@_elsa_attention_backward.register_fake
-def _(grad, value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend, needs_grad):
-    inputs = (value, attn, ghost_mul, ghost_add)
-    return tuple(
-        (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
-        if needed
-        else grad.new_empty(0)
-        for x, needed in zip(inputs, needs_grad, strict=True)
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, kernel_size, dilation, softmax, backend = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.settings = (kernel_size, dilation, softmax, backend)
-
-
-def _autograd_backward(ctx, grad):
-    needs_grad = list(ctx.needs_input_grad[:4])
-    grads = _elsa_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, needs_grad)
-    grads = [g if needed else None for g, needed in zip(grads, needs_grad, strict=True)]
-    return *grads, None, None, None, None
-
-
-_elsa_attention.register_autograd(_autograd_backward, setup_context=_setup_context)
+_elsa_attention = define_operator(
+    op="elsa_attention",
+    name="elsa_attention",
+    tensors=("value", "attn", "ghost_mul?", "ghost_add?"),
+    settings="int kernel_size, int dilation, bool softmax, str backend",
+    forward=_forward,
+    backward=_backward,
+    fake=lambda value, *args: new_map(value, value.shape),
+)
