@@ -6,12 +6,14 @@ and list it in ``BACKENDS``, fastest first.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops import extension
-from mmlocal.ops.backends import TRITON, Backend, choose_backend
+from mmlocal.ops.backends import TRITON, Backend, check_counts, check_tensors, choose_backend
 from mmlocal.ops.elsa import projection, reference
 from mmlocal.ops.layout import new_map
 from mmlocal.ops.operator import define_operator
@@ -53,6 +55,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,  # PyTorch's exp and convolutions are cut by threads
         atol=_ATOL,
     ),
     Backend(
@@ -62,6 +65,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,
         atol=_ATOL,
     ),
 )
@@ -138,6 +142,9 @@ def elsa_attention(
         https://arxiv.org/abs/2112.12786, eq. 5.
     """
     _check(value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
+    for name, factor in (("lam", lam), ("gamma", gamma)):
+        if not -math.inf < factor < math.inf:
+            raise ValueError(f"{name} must be a finite number, got {factor}")
     dilation = min(dilation, _INT32)  # no map is larger; backends compute with it in int64
     # The ghost heads are small: raise and scale them in the precision of the accumulation.
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
@@ -166,6 +173,16 @@ def _check(
     kernel_size: int,
     dilation: int,
 ) -> None:
+    check_counts(kernel_size=kernel_size, dilation=dilation)
+    check_tensors(
+        "elsa_attention",
+        value=value,
+        attn=attn,
+        proj_weight=proj_weight,
+        proj_bias=proj_bias,
+        ghost_mul=ghost_mul,
+        ghost_add=ghost_add,
+    )
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
     if dilation < 1:
@@ -179,16 +196,6 @@ def _check(
         raise ValueError(
             f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
         )
-    for name, tensor in (
-        ("value", value),
-        ("attn", attn),
-        ("proj_weight", proj_weight),
-        ("proj_bias", proj_bias),
-        ("ghost_mul", ghost_mul),
-        ("ghost_add", ghost_add),
-    ):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     taps = kernel_size**2
     name, logits = "attn", attn.shape[1]
     if proj_weight is not None:

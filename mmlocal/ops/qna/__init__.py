@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmlocal.ops import extension
-from mmlocal.ops.backends import TRITON, Backend, choose_backend
+from mmlocal.ops.backends import TRITON, Backend, check_counts, check_tensors, choose_backend
 from mmlocal.ops.layout import new_map
 from mmlocal.ops.operator import define_operator
 from mmlocal.ops.qna import reference
@@ -59,6 +59,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,  # PyTorch's exp and convolutions are cut by threads
         atol=_ATOL,
     ),
     Backend(
@@ -68,6 +69,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,
         atol=_ATOL,
     ),
 )
@@ -157,7 +159,11 @@ def _check(
     stride: int,
     padding: int,
 ) -> None:
+    check_tensors(
+        "qna_attention", value=value, scores=scores, rel_pos=rel_pos, tap_weight=tap_weight
+    )
     counts = dict(num_queries=num_queries, kernel_size=kernel_size, stride=stride)
+    check_counts(**counts, padding=padding)
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
@@ -172,14 +178,6 @@ def _check(
         raise ValueError(
             f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
         )
-    for name, tensor in (
-        ("value", value),
-        ("scores", scores),
-        ("rel_pos", rel_pos),
-        ("tap_weight", tap_weight),
-    ):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if scores.shape[1] == 0 or scores.shape[1] % num_queries:
         raise ValueError(
             f"scores must have num_queries * heads channels (a multiple of {num_queries}), "
