@@ -6,14 +6,19 @@ and list it in ``BACKENDS``, fastest first.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops import extension
-from mmlocal.ops.backends import TRITON, Backend, choose_backend
+from mmlocal.ops.backends import TRITON, Backend, check_counts, check_tensors, choose_backend
 from mmlocal.ops.elsa import projection, reference
 from mmlocal.ops.layout import new_map
+from mmlocal.ops.operator import define_operator
+
+_INT32 = 2**31 - 1
 
 # Half precision: the rounding of the result; nothing else is done in it.
 _ATOL = {
@@ -50,6 +55,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,  # PyTorch's exp and convolutions are cut by threads
         atol=_ATOL,
     ),
     Backend(
@@ -59,6 +65,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,
         atol=_ATOL,
     ),
 )
@@ -136,6 +143,10 @@ def elsa_attention(
         ``lam=0`` and ``gamma=1``.
     """
     _check(value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
+    for name, factor in (("lam", lam), ("gamma", gamma)):
+        if not -math.inf < factor < math.inf:
+            raise ValueError(f"{name} must be a finite number, got {factor}")
+    dilation = min(dilation, _INT32)  # no map is larger; backends compute with it in int64
     # The ghost heads are small: raise and scale them in the precision of the accumulation.
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     ghost_mul = None if lam == 0 or ghost_mul is None else ghost_mul.to(dtype) ** lam
@@ -163,6 +174,16 @@ def _check(
     kernel_size: int,
     dilation: int,
 ) -> None:
+    check_counts(kernel_size=kernel_size, dilation=dilation)
+    check_tensors(
+        "elsa_attention",
+        value=value,
+        attn=attn,
+        proj_weight=proj_weight,
+        proj_bias=proj_bias,
+        ghost_mul=ghost_mul,
+        ghost_add=ghost_add,
+    )
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
     if dilation < 1:
@@ -176,16 +197,6 @@ def _check(
         raise ValueError(
             f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
         )
-    for name, tensor in (
-        ("value", value),
-        ("attn", attn),
-        ("proj_weight", proj_weight),
-        ("proj_bias", proj_bias),
-        ("ghost_mul", ghost_mul),
-        ("ghost_add", ghost_add),
-    ):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     taps = kernel_size**2
     name, logits = "attn", attn.shape[1]
     if proj_weight is not None:
@@ -220,69 +231,30 @@ def _implementation(backend: str):
     return next(b for b in BACKENDS if b.name == backend).load()
 
 
-@torch.library.custom_op("mmlocal::elsa_attention", mutates_args=())
-def _elsa_attention(
-    value: Tensor,
-    attn: Tensor,
-    ghost_mul: Tensor | None,
-    ghost_add: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    softmax: bool,
-    backend: str,
-) -> Tensor:
-    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
-    # The backends accumulate in float32; autocast would have them convolve in bfloat16.
-    with torch.autocast(value.device.type, enabled=False):
-        return _implementation(backend).forward(*args)
+def _forward(value: Tensor, attn: Tensor, *args) -> Tensor:
+    *args, backend = args
+    return _implementation(backend).forward(value, attn, *_reachable(value, args))
 
 
-@_elsa_attention.register_fake
-def _(value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend):
-    return new_map(value, value.shape)
+def _backward(grad: Tensor, value: Tensor, attn: Tensor, *args) -> tuple[Tensor | None, ...]:
+    *args, backend, needs_grad = args
+    args = _reachable(value, args)
+    return _implementation(backend).backward(grad, value, attn, *args, needs_grad)
 
 
-# An op returns tensors only: an empty one stands for a gradient that is not needed.
-@torch.library.custom_op("mmlocal::elsa_attention_backward", mutates_args=())
-def _elsa_attention_backward(
-    grad: Tensor,
-    value: Tensor,
-    attn: Tensor,
-    ghost_mul: Tensor | None,
-    ghost_add: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    softmax: bool,
-    backend: str,
-    needs_grad: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
-    grads = _implementation(backend).backward(grad, *args, needs_grad)
-    return tuple(grad.new_empty(0) if g is None else g for g in grads)
+def _reachable(value: Tensor, args: list) -> list:
+    """The arguments behind ``attn``, with no ``dilation`` beyond the size of the map: it makes no
+    difference, and cannot overflow."""
+    *ghosts, kernel_size, dilation, softmax = args
+    return [*ghosts, kernel_size, min(dilation, max(value.shape[2:])), softmax]
 
 
-@_elsa_attention_backward.register_fake
-def _(grad, value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend, needs_grad):
-    inputs = (value, attn, ghost_mul, ghost_add)
-    return tuple(
-        (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
-        if needed
-        else grad.new_empty(0)
-        for x, needed in zip(inputs, needs_grad, strict=True)
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, kernel_size, dilation, softmax, backend = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.settings = (kernel_size, dilation, softmax, backend)
-
-
-def _autograd_backward(ctx, grad):
-    needs_grad = list(ctx.needs_input_grad[:4])
-    grads = _elsa_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, needs_grad)
-    grads = [g if needed else None for g, needed in zip(grads, needs_grad, strict=True)]
-    return *grads, None, None, None, None
-
-
-_elsa_attention.register_autograd(_autograd_backward, setup_context=_setup_context)
+_elsa_attention = define_operator(
+    op="elsa_attention",
+    name="elsa_attention",
+    tensors=("value", "attn", "ghost_mul?", "ghost_add?"),
+    settings="int kernel_size, int dilation, bool softmax, str backend",
+    forward=_forward,
+    backward=_backward,
+    fake=lambda value, *args: new_map(value, value.shape),
+)

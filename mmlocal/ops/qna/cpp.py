@@ -1,7 +1,8 @@
 """The QnA op in C++ for CPUs, see ``mmlocal/ops/csrc/qna_kernels.h`` for how it computes.
 
 Works on channels-last maps, which are used as they are; other maps are copied. Half precision is
-converted to float32 and back. Beside inputs and outputs, the forward pass holds only tables and a
+converted to float32 and back. The exponentials are relative to the largest of a map, which infinity
+and NaN would spoil for all windows: a call with such numbers goes to ``eager``. Beside inputs and outputs, the forward pass holds only tables and a
 tile per thread, the backward pass two maps of ``queries * heads`` numbers per window.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mmlocal.ops.extension import extension
 from mmlocal.ops.layout import new_map, to_layout
+from mmlocal.ops.qna import eager
 from mmlocal.ops.qna.reference import output_size
 
 # Parts in which the gradients of the tables are summed, whatever the number of threads.
@@ -49,8 +51,6 @@ class _Call:
         self.channels = value.shape[1]
         self.tables = scores.shape[1]
         self.taps = kernel_size**2
-        # The room for tokens grows with the stride; beyond the map, it changes nothing.
-        stride = min(stride, max(value.shape[2:]) + 2 * padding)
         self.size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
         self.lanes = extension.lanes(self.dtype == torch.float64)
         self.padded = self.tables + -self.tables % self.lanes
@@ -59,7 +59,11 @@ class _Call:
         peak = pixels.new_full((pixels.shape[0], _PARTS, self.padded), -math.inf)
         extension.qna_peak(pixels, peak)
         peak = peak.amax(dim=1)
-        peak = peak.masked_fill(~peak.isfinite(), 0.0)
+        self.is_finite = not peak.isnan().any() and all(
+            table is None or not (table == math.inf).any() and not table.isnan().any()
+            for table in (rel_pos, None if tap_weight is None else tap_weight.abs())
+        )
+        peak = peak.masked_fill(peak == -math.inf, 0.0)
         large = peak.abs() > _LARGE
         shift = peak.masked_fill(~large, 0.0)
         power = (peak * math.log2(math.e)).round().masked_fill(large, 0.0)
@@ -123,7 +127,10 @@ def forward(
     sum_queries: bool,
 ) -> Tensor:
     """See :func:`mmlocal.ops.qna.qna_attention`."""
-    call = _Call(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
+    settings = (num_queries, kernel_size, stride, padding)
+    call = _Call(value, scores, rel_pos, tap_weight, *settings)
+    if not call.is_finite:
+        return eager.forward(value, scores, rel_pos, tap_weight, *settings, sum_queries)
     queries = () if sum_queries else (num_queries,)
     out = new_map(value, (value.shape[0], *queries, value.shape[1], *call.size))
     if out.numel() == 0:
@@ -154,7 +161,15 @@ def backward(
     needs_grad: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``value, scores, rel_pos, tap_weight``, ``None`` where not needed."""
-    call = _Call(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
+    args = (value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
+    call = _Call(*args)
+    # No window shows whether a token is finite that belongs to none.
+    covered = stride <= kernel_size and all(
+        (windows - 1) * stride + kernel_size >= tokens + padding
+        for windows, tokens in zip(call.size, value.shape[2:], strict=True)
+    )
+    if not call.is_finite or not (covered or value.isfinite().all()):
+        return eager.backward(grad, *args, sum_queries, needs_grad)
     need_value, need_scores, need_rel_pos, need_weight = needs_grad
     batch, height, width = call.windows(value)
     windows = batch * height * width
@@ -175,16 +190,20 @@ def backward(
             torch.zeros(_PARTS, call.tables, call.taps, **options),
         ]
     if value.numel():
+        mean = torch.empty(windows * call.padded, **options)
         extension.qna_backward(
             _with_queries(_pixels(grad, call.dtype), sum_queries),
             call.inputs,
             sum_queries,
             torch.empty(windows * call.padded + call.lanes, **options),
-            torch.empty(windows * call.padded, **options),
+            mean,
             torch.zeros(batch * height, dtype=torch.uint8),
             sums,
             *grads,
         )
+        # The products of gradient and value, of all windows.
+        if not mean.sum().isfinite():
+            return eager.backward(grad, *args, sum_queries, needs_grad)
 
     def to_table(grads: Tensor, table: Tensor) -> Tensor:
         return grads.reshape(table.shape).to(table.dtype).contiguous()
