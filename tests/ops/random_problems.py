@@ -95,7 +95,10 @@ class Problem:
         scores = tensors["scores"].requires_grad_()
         own = qna_reference._windows(scores, 0.0, k, stride, padding)
         (folded,) = torch.autograd.grad(own, scores, terms.reshape(own.shape))
-        return {"grad of scores": _largest(folded), "grad of rel_pos": _largest(terms.sum((0, 4, 5)))}
+        return {
+            "grad of scores": _largest(folded),
+            "grad of rel_pos": _largest(terms.sum((0, 4, 5))),
+        }
 
     def __str__(self) -> str:
         shapes = {n: (*x.shape, str(x.dtype)[6:]) for n, x in self.tensors.items()}

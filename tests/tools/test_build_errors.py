@@ -22,8 +22,11 @@ MODELS = [
     ("mmdet", ["model.train_cfg.assigner.type=Foo"], "model.train_cfg.assigner = {.*Foo is not in"),
     (
         "mmpretrain",
-        ["model.backbone._delete_=True", "model.backbone.type=mmlocal.QnAViT"]
-        + ["model.backbone.arch=tinyy"],
+        [
+            "model.backbone._delete_=True",
+            "model.backbone.type=mmlocal.QnAViT",
+            "model.backbone.arch=tinyy",
+        ],
         "model.backbone.arch = 'tinyy': .*arch must be",
     ),
 ]
