@@ -64,7 +64,7 @@ class GhostAttention(Unscripted, nn.Module):
         A negative ``ghost_mul`` has no real power if ``lam`` is no integer.
 
     Source:
-        ELSA, Zhou et al. 2021, section 5 (eq. 8) and appendix C.
+        ELSA, Zhou et al. 2021, section 5, eq. 7 and 8, and appendix C.
     """
 
     def __init__(
