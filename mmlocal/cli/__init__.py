@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.print_help()
         raise SystemExit(2)
     args = parser.parse_args(argv)
-    load(args.command).main(args.arguments)
+    try:
+        load(args.command).main(args.arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `| head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def load(command: str) -> ModuleType:

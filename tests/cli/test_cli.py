@@ -133,6 +133,13 @@ def test_mistakes_end_in_one_line():
     assert result.stdout.strip() == f"mmlocal {mmlocal.__version__}"
 
 
+def test_a_reader_that_stops_early_sees_no_traceback():
+    command = f"{sys.executable} -m mmlocal configs | true"
+    for _ in range(3):  # whether the reader ends first is chance
+        result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert result.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("absent", "mending"),
     [
