@@ -119,7 +119,5 @@ def test_tables_of_other_windows():
 
 def test_a_backbone_of_other_shapes():
     weights = Segmentor(in_channels=4).state_dict()
-    with pytest.raises(
-        UsageError, match=r"does not fit .* ELSASwin cannot take .*\(6, 4"
-    ):
+    with pytest.raises(UsageError, match=r"does not fit .* ELSASwin cannot take .*\(6, 4"):
         check(weights, False, Segmentor(classes=7))
