@@ -218,6 +218,6 @@ class Unscripted:
             RuntimeError: always.
         """
         raise RuntimeError(
-            f"torch.jit.script cannot compile {type(self).__name__}; use torch.export.export, "
-            "torch.compile or torch.jit.trace"
+            f"torch.jit.script cannot compile {type(self).__name__}; use torch.export.export "
+            "or torch.compile"
         )
