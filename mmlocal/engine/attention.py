@@ -122,12 +122,13 @@ def _load(model: nn.Module, checkpoint: str | None) -> None:
         content = load_file(checkpoint)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from error
-    selected, report = match_state_dict(content.get("state_dict", content), model.state_dict())
-    if report.missing or report.mismatched or report.resized:
+    source = content.get("state_dict", content)
+    _, report = match_state_dict(source, model.state_dict())
+    if report.missing or report.mismatched:
         raise UsageError(
             f"checkpoint {checkpoint!r} does not fit the model of the config: {report}"
         )
-    model.load_state_dict(selected)
+    model.load_state_dict(source, strict=False)  # which resizes tables as the backbone has it
 
 
 def _move(model: nn.Module, device: str) -> None:

@@ -45,11 +45,10 @@ def check_ints(minimum: int = 1, **arguments: Any) -> None:
     for name, values in arguments.items():
         if not is_sequence(values) or not all(is_int(value) for value in values):
             raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
-        if not values or min(values) < minimum:
-            raise ValueError(
-                f"{name} must have at least one entry, and entries of at least {minimum}, "
-                f"got {values}"
-            )
+        if not values:
+            raise ValueError(f"{name} must have at least one entry, got {values}")
+        if min(values) < minimum:
+            raise ValueError(f"{name} must be at least {minimum} in each entry, got {values}")
 
 
 def check_number(**arguments: Any) -> None:
@@ -219,6 +218,6 @@ class Unscripted:
             RuntimeError: always.
         """
         raise RuntimeError(
-            f"torch.jit.script cannot compile {type(self).__name__}; use torch.export.export, "
-            "torch.compile or torch.jit.trace"
+            f"torch.jit.script cannot compile {type(self).__name__}; use torch.export.export "
+            "or torch.compile"
         )

@@ -60,7 +60,7 @@ def test_built_by_name():
 def test_errors():
     with pytest.raises(ValueError, match=r"num_heads must divide attn_dims=12 .* got num_heads=5"):
         make(num_heads=5)
-    with pytest.raises(ValueError, match="kernel_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="map_size must be at least 1, got 0"):
         make(map_size=0)
     for size in [(5, 6), (4, 5), (7, 7)]:
         message = rf"map_size must be the size of the map, {size[0]}x{size[1]} here, got 5"

@@ -15,6 +15,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmlocal.layers import LayerNorm, QnA, UpsampleQnA
+from mmlocal.layers.checks import check_choice, check_int
 from mmlocal.registry import MODELS
 
 NORM_EPS = 1e-6
@@ -28,7 +29,7 @@ class _ChannelsLast(nn.Sequential):
 
 
 def _norm_relu(dims: int) -> list[nn.Module]:
-    return [nn.InstanceNorm2d(dims, affine=True), nn.ReLU(inplace=True)]
+    return [nn.InstanceNorm2d(dims, affine=True), nn.ReLU()]
 
 
 # A bias before an instance norm would have no effect.
@@ -128,11 +129,9 @@ class AutoEncoder(BaseModel):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        for name, kind, kinds in (("encoder", encoder, ENCODERS), ("decoder", decoder, DECODERS)):
-            if kind not in kinds:
-                raise ValueError(f"{name} must be one of {', '.join(kinds)}, got {kind!r}")
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        check_choice(tuple(ENCODERS), encoder=encoder)
+        check_choice(tuple(DECODERS), decoder=decoder)
+        check_int(in_channels=in_channels, embed_dims=embed_dims, num_layers=num_layers)
         self.in_channels = in_channels
         self.size_divisor = 2**num_layers
         down, up = ENCODERS[encoder], DECODERS[decoder]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
-from torch import nn
+from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
 from mmlocal.layers.checks import Unscripted, is_int, is_sequence
@@ -22,12 +23,19 @@ class LocalBackbone(Unscripted, BaseModule):
     holds every parameter of the backbone with the right shape; only the output norms
     ``norm{i}``, which a classification model lacks, may be missing. MMEngine by itself would log
     a warning and train from a partly random start.
+
+    However a checkpoint is loaded, position tables of other windows or images are resized, and a
+    tensor of another shape that is no such table raises.
     """
 
     # Names that a checkpoint need not hold, as a regular expression.
     _optional_keys = r"norm\d+\."
     # Of the interpolation of tables whose size differs.
     _antialias = False
+
+    def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        resize_tables_on_load(self, self._antialias)
 
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``.
@@ -71,6 +79,38 @@ class LocalBackbone(Unscripted, BaseModule):
         if hasattr(self, "_params_init_info"):
             update_init_info(self, init_info=f"PretrainedInit: load from {checkpoint}")
         print_log(f"{type(self).__name__}: {checkpoint}: {report}", logger="current")
+
+
+def resize_tables_on_load(module: nn.Module, antialias: bool) -> None:
+    """Make every way of loading resize what ``init_cfg=dict(type='Pretrained')`` resizes.
+
+    MMEngine's ``load_from`` would leave a table of another size random, and log it.
+
+    Args:
+        module: whose tables to resize, when it or a model around it loads a state dict.
+        antialias: of :func:`mmlocal.checkpoints.match_state_dict`.
+    """
+    module.register_load_state_dict_pre_hook(partial(_resize_tables, antialias=antialias))
+
+
+def _resize_tables(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: Any, antialias: bool
+) -> None:
+    theirs = {
+        key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
+    }
+    selected, report = match_state_dict(
+        theirs, dict(module.named_parameters()), antialias=antialias
+    )
+    name = type(module).__name__
+    if report.mismatched:
+        raise ValueError(
+            f"{name} cannot take the checkpoint: {report}. Check the arguments of the model; leave "
+            "out of the checkpoint what shall start anew"
+        )
+    if report.resized:
+        state_dict.update({prefix + key: value for key, value in selected.items()})
+        print_log(f"{name}: resized to the model: {'; '.join(report.resized)}", logger="current")
 
 
 def resolve_arch(

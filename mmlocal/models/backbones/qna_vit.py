@@ -255,6 +255,12 @@ class QnAViT(LocalBackbone):
         self.stages = nn.ModuleList()
         self.downsamples = nn.ModuleList()
         num_built = max(self.out_indices) + 1
+        if num_built == 1 and not self.attn_depths[0] and not self.qna_depths[0]:
+            raise ValueError(
+                "arch must have a block in attn_depths or qna_depths of the first stage, as "
+                f"out_indices={self.out_indices} needs no other, got {self.attn_depths} and "
+                f"{self.qna_depths}"
+            )
         for i, dims in enumerate(self.num_features[:num_built]):
             self._check_heads(arch, i, dims, downsampled=i < num_built - 1)
             qna_kwargs = dict(
@@ -314,11 +320,6 @@ class QnAViT(LocalBackbone):
             raise ValueError(
                 f"arch must give {', '.join(sorted(per_stage))} for the same number of stages, "
                 f"got {arch}"
-            )
-        if not any(arch["attn_depths"]) and not any(arch["qna_depths"]):
-            raise ValueError(
-                "arch must have at least one block in attn_depths or qna_depths, got "
-                f"{arch['attn_depths']} and {arch['qna_depths']}"
             )
         return arch
 

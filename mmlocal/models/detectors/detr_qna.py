@@ -13,6 +13,8 @@ from mmdet.structures import OptSampleList
 from torch import Tensor
 
 from mmlocal.layers import QnA
+from mmlocal.layers.checks import as_side
+from mmlocal.models.backbones.base import resize_tables_on_load
 from mmlocal.registry import MODELS
 
 
@@ -44,10 +46,8 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
         **layer_cfg,
     ) -> None:
         super().__init__(**layer_cfg)
-        if kernel_size % 2 == 0:
-            raise ValueError(
-                f"kernel_size must be odd, for the map to keep its size, got {kernel_size}"
-            )
+        # Odd, for the map to keep its size.
+        kernel_size = as_side("kernel_size", kernel_size, odd=True)
         self.dropout = self.self_attn.dropout_layer
         self.self_attn = QnA(
             self.embed_dims,
@@ -55,6 +55,7 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
             kernel_size,
             num_queries,
         )
+        resize_tables_on_load(self.self_attn, antialias=True)
 
     def forward(
         self,
