@@ -142,6 +142,28 @@ def test_padding_is_not_attended():
     torch.testing.assert_close(batch[1:], out, rtol=0, atol=1e-12)
 
 
+def first_gradient(padded: bool, dtype: torch.dtype | None) -> float:
+    """Norm of the gradient at random weights, images padded to a square or not."""
+    backbone = make()
+    image = torch.randn(2, 3, 96, 96)
+    if padded:
+        image[0, :, 48:] = 0
+        image[1, :, :, 64:] = 0
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        outs = backbone(image)
+    losses = [(o * c).mean() for o, c in zip(outs, cotangents(outs), strict=True)]
+    grads = torch.autograd.grad(sum(losses), list(backbone.parameters()))
+    return torch.stack([grad.norm() for grad in grads]).norm().item()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+def test_padding_does_not_blow_up_the_first_gradient(dtype):
+    """Padding stays exactly 0 in all layers, and PyTorch's norms have a slope of 1000 there."""
+    plain, padded = (first_gradient(padded, dtype) for padded in (False, True))
+    print(f"norm of the gradient: {plain:.3g}, with padding {padded:.3g}")
+    assert 0 < padded < 30 * plain
+
+
 @stems
 @pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (3,), (0, 1), (2,), (1, 3)], ids=str)
 def test_every_parameter_gets_a_gradient(out_indices, stem):
