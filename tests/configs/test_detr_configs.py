@@ -148,7 +148,7 @@ def test_training_step(load):
             torch.nn.init.normal_(parameter, std=0.02)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     before = {key: value.detach().clone() for key, value in model.encoder.named_parameters()}
-    data = demo_mm_inputs(2, [(3, 96, 128), (3, 128, 96)], num_classes=80, device="cpu")
+    data = demo_mm_inputs(2, [(3, 64, 96), (3, 96, 64)], num_classes=80, device="cpu")
     losses = model.train_step(data, wrapper)
     assert losses["loss"].isfinite()
     after = dict(model.encoder.named_parameters())
