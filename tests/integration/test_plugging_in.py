@@ -1,4 +1,4 @@
-"""The configs in docs/plugging_in.md build, and train a step."""
+"""The configs in docs/plugging_in.md and in README.md build, and train a step."""
 
 import re
 import subprocess
@@ -17,12 +17,20 @@ from .conftest import random_batch
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs/plugging_in.md").read_text()
-CONFIGS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
+ROOT = Path(__file__).parents[2]
+PAGE, README = ((ROOT / name).read_text() for name in ("docs/plugging_in.md", "README.md"))
+OF_PAGE, OF_README = (
+    dict(re.findall(r"```python\n# (\w+\.py)[^\n]*\n(.*?)```", text, re.DOTALL))
+    for text in (PAGE, README)
+)
+CONFIGS = OF_PAGE | OF_README
+(INIT_CFG,) = re.findall(r"`(init_cfg=.*)`", PAGE)
 
 
 def test_every_block_is_found():
-    assert len(CONFIGS) == PAGE.count("```python") == 7
+    assert len(OF_PAGE) == PAGE.count("```python") == 7
+    assert len(OF_README) == README.count("model = dict(") == 3
+    assert len(CONFIGS) == 10
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +41,8 @@ def configs(tmp_path_factory) -> Path:
     subprocess.run(["bash", "-e", "-c", commands], cwd=folder, env=environment(), check=True)
     for name, text in CONFIGS.items():
         (folder / name).write_text(text)
+    weights = MODELS.build(dict(type="mmlocal.ELSASwin", arch="tiny")).state_dict()
+    torch.save({f"backbone.{k}": v for k, v in weights.items()}, folder / "elsa_swin_t.pth")
     return folder
 
 
@@ -65,14 +75,19 @@ def without_scope(node: object) -> object:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_training_step(name, configs):
+def test_training_step(name, configs, monkeypatch):
+    monkeypatch.chdir(configs)  # where the weights are
     cfg = Config.fromfile(configs / name)
+    assert cfg.optim_wrapper.optimizer.type == "AdamW"
     scope = cfg.default_scope
     cfg.model.setdefault("data_preprocessor", cfg.get("data_preprocessor"))
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(scope):
         model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
         model.init_weights()
+        first = model.backbone.patch_embed.proj.weight
+        pretrained = torch.load("elsa_swin_t.pth")["backbone.patch_embed.proj.weight"]
+        assert torch.equal(first, pretrained) == (name in OF_README)
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         size = 256 if "dino" in name else 64  # DINO needs more tokens than queries
         data = model.data_preprocessor(random_batch(scope, size=size), training=True)
@@ -83,6 +98,10 @@ def test_training_step(name, configs):
     assert unused == []
     optim_wrapper.step()
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_readme_and_page_load_weights_alike():
+    assert all(INIT_CFG in text for text in OF_README.values())
 
 
 def test_layer_decay_is_as_described(configs):
