@@ -6,7 +6,7 @@ The same as ``mmlocal convert``.
 from mmlocal.cli import load
 
 tool = load("convert")
-parse_args = tool.parse_args
+parse_args, main = tool.parse_args, tool.main
 
 if __name__ == "__main__":
-    tool.main()
+    main()

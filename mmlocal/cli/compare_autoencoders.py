@@ -40,10 +40,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: _run(parse_args(argv)))
+    run_tool(lambda: run(parse_args(argv)))
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Train, compare and print the comparison. Raises ``UsageError``."""
     summary = compare_autoencoders(
         args.work_dir, args.configs, args.lrs, args.cfg_options, args.num_pictures
     )

@@ -51,10 +51,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: _run(parse_args(argv)))
+    run_tool(lambda: run(parse_args(argv)))
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Convert, and print what became of each weight. Raises ``UsageError``."""
     try:
         conversion, path = convert_file(build=MODELS.build, **vars(args))
     except (ImportError, OSError, ValueError) as error:

@@ -29,10 +29,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: _run(parse_args(argv)))
+    run_tool(lambda: run(parse_args(argv)))
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run a demo and print its summary. Raises ``UsageError``."""
     name = "demo" if args.task == "det" else f"demo-{args.task}"
     work_dir = args.work_dir or Path("work_dirs") / name
     print(format_summary(run_demo(work_dir, args.task, args.config)))

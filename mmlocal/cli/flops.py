@@ -71,10 +71,11 @@ def _silence() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: _run(parse_args(argv)))
+    run_tool(lambda: run(parse_args(argv)))
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Count, and print the parts. Raises ``UsageError``."""
     cfg = load_config(args.config, args.cfg_options)
     require_library(cfg.default_scope)
     _silence()

@@ -21,10 +21,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: _run(parse_args(argv)))
+    run_tool(lambda: run(parse_args(argv)))
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Write the checkpoint and print its path. Raises ``UsageError``."""
     try:
         path = publish_checkpoint(args.source, args.out)
     except (OSError, ValueError) as error:

@@ -49,9 +49,10 @@ def _count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: _run(parse_args(argv)))
+    run_tool(lambda: run(parse_args(argv)))
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Draw, or list the layers. Raises ``UsageError``."""
     MMLogger.get_current_instance().setLevel("ERROR")  # its notes go to stdout
     draw_attention(args)

@@ -40,6 +40,17 @@ def test_help_lists_every_subcommand_in_one_line(capsys):
     assert [name for name in listed if name in cli.COMMANDS] == list(cli.COMMANDS)
 
 
+def test_page_has_every_subcommand_and_the_tool_of_the_same_name():
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    listed = re.findall(r"^\| `mmlocal ([a-z-]+)` \| (?:`(\S+)\.py`)?", page, re.M)
+    assert [name for name, _ in listed] == list(cli.COMMANDS)
+    assert {tool: name for name, tool in listed if tool} == {
+        f"tools/{tool}": name
+        for tool, name in TOOLS.items()
+        if tool != "demo"  # make demo
+    }
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_subcommand_has_a_parser_and_a_main(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/mmlocal"])

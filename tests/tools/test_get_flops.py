@@ -1,7 +1,6 @@
 """tools/get_flops.py: what it prints, and what it says to a mistake."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,12 @@ from .conftest import TOOLS, load_tool, start, write_config
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     """Output of the tool, run in this process."""
 
     def call(*argv) -> str:
-        monkeypatch.setattr(sys, "argv", ["get_flops.py", *map(str, argv)])
-        load_tool("get_flops").main()
+        tool = load_tool("get_flops").tool
+        tool.run(tool.parse_args([*map(str, argv)]))
         return capsys.readouterr().out
 
     return call

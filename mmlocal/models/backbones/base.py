@@ -73,7 +73,7 @@ class LocalBackbone(Unscripted, BaseModule):
             raise ValueError(
                 f"init_cfg: checkpoint={checkpoint!r} with prefix={prefix!r} does not fit this "
                 f"{type(self).__name__}: {report}. Check arch and prefix (full models need "
-                "prefix='backbone.'); official checkpoints: tools/convert_checkpoint.py"
+                "prefix='backbone.'); official checkpoints: mmlocal convert"
             )
         self.load_state_dict(selected, strict=False)
         if hasattr(self, "_params_init_info"):
