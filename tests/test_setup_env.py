@@ -126,7 +126,7 @@ def test_does_all_steps_in_order_and_then_nothing(checkout):
     code, output = run(checkout)
     assert code == 0, output
     assert calls(checkout) == IN_ORDER
-    assert "4/5 mmcv, compiled here, about 5 min" in output
+    assert "4/5 mmcv, compiled here, about 4 min" in output
     assert output.splitlines()[-1].endswith("mmcv's compiled ops: CPU only")
     code, output = run(checkout)
     assert code == 0, output

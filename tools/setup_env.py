@@ -99,7 +99,7 @@ STEPS = [
     ),
     Step(
         "mmcv, compiled here",
-        5,
+        4,
         0.6,
         0.5,
         [
