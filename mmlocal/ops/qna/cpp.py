@@ -60,7 +60,7 @@ class _Call:
         extension.qna_peak(pixels, peak)
         peak = peak.amax(dim=1)
         self.is_finite = not peak.isnan().any() and all(
-            table is None or not (table == math.inf).any() and not table.isnan().any()
+            table is None or (not (table == math.inf).any() and not table.isnan().any())
             for table in (rel_pos, None if tap_weight is None else tap_weight.abs())
         )
         peak = peak.masked_fill(peak == -math.inf, 0.0)
