@@ -119,15 +119,16 @@ def _triton_version() -> tuple[int, ...] | None:
 # All at import: torch.compile must not meet them, and Triton reads the variable only once too.
 _TRITON_VERSION = _triton_version()
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# The first release that has everything the kernels use (``tl.gather`` came with 3.3).
+# The first release that compiles the kernels: 3.2 has no ``tl.gather`` and no tuples as arguments.
 MIN_TRITON = (3, 3)
 
 
 def _triton_unavailable_reason() -> str | None:
     if _TRITON_VERSION is None:
         return "triton is not installed"
-    if not _TRITON_VERSION >= MIN_TRITON and _TRITON_VERSION:
-        return "needs triton {}.{} or newer, this is {}.{}".format(*MIN_TRITON, *_TRITON_VERSION)
+    if _TRITON_VERSION < MIN_TRITON:
+        found = ".".join(map(str, _TRITON_VERSION)) or "of unknown version"
+        return f"needs triton {MIN_TRITON[0]}.{MIN_TRITON[1]} or newer, this is {found}"
     if not TRITON_INTERPRETED and not torch.cuda.is_available():
         return "no CUDA device (TRITON_INTERPRET=1 in the environment tries the kernels on a CPU)"
     return None

@@ -71,7 +71,7 @@ def add_up(partial: Tensor, like: Tensor) -> Tensor:
 @triton.jit
 def store(pointers, x, mask):
     """``tl.store``, which in the interpreter makes nonsense of a float64 that becomes bfloat16."""
-    if pointers.dtype.element_ty.primitive_bitwidth == 16:
+    if pointers.dtype.element_ty != tl.float64:
         x = x.to(tl.float32)
     tl.store(pointers, x, mask=mask)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmlocal.ops import elsa_attention, qna_attention
 from mmlocal.ops.backends import list_ops
 from mmlocal.ops.elsa import reference as elsa_reference
+from mmlocal.ops.layout import new_map
 from mmlocal.ops.qna import attention_maps
 from mmlocal.ops.qna import reference as qna_reference
 
@@ -142,15 +143,18 @@ class _Source:
 
 
 def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
-    """The problem of a seed; ``limit`` bounds kernel and map."""
+    """The problem of a seed; ``limit`` bounds kernel, map and channels."""
     source = _Source(seed)
     pick = source.choose
     k = pick.choice([n for n in (1, 2, 3, 3, 3, 4, 5, 7, 9, 13) if n <= limit])
     if op == "elsa" and k % 2 == 0:
         k += 1
-    heads, per_head = pick.choice([1, 1, 2, 3, 5]), pick.choice([1, 2, 3, 4, 8, 9, 17, 33])
+    heads, per_head = (
+        pick.choice([n for n in choices if n <= 3 * limit])
+        for choices in ([1, 1, 2, 3, 5], [1, 2, 3, 4, 8, 9, 17, 33])
+    )
     batch = pick.choice([0, 1, 1, 2, 3])
-    height, width = pick.randint(1, limit), pick.randint(1, limit + 6)
+    height, width = pick.randint(1, limit), pick.randint(1, limit + limit // 2)
     channels = heads * per_head
     if op == "elsa":
         lam, gamma = pick.choice([(0, 0), (0, 1), (1, 0), (1, 1), (1, 1), (0.5, 2.0), (2, -0.5)])
@@ -219,6 +223,12 @@ def differences(problem: Problem, backend: str, exact: dict[str, Tensor]) -> lis
         if x.shape != expected.shape:
             found.append(f"{name}: shape {tuple(x.shape)}, not {tuple(expected.shape)}")
             continue
+        own = name.removeprefix("grad of ")
+        like = problem.tensors["value" if name == "out" else own]
+        if backend != "reference" and like.dim() == 4 and x.numel():
+            promised = new_map(like, x.shape).stride()
+            if x.stride() != promised:
+                found.append(f"{name}: strides {x.stride()}, fake ones {promised}")
         finite = expected.isfinite()
         fits = ~finite | (expected.abs() < torch.finfo(x.dtype).max / 2)
         hidden = (~finite & x.isfinite()).sum().item()

@@ -124,18 +124,29 @@ def elsa_attention(
         ``(B, C, H, W)``, dtype of ``value``; channels-last in memory if ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point; ``triton`` is to fold a convolution of several
+        TypeError: a tensor is not floating point, ``kernel_size`` or ``dilation`` is no int;
+            ``triton`` is to fold a convolution of several
             dtypes. (Others leave that error to PyTorch's convolution.)
         ValueError: even ``kernel_size``, ``dilation`` below 1, shapes that do not fit each other,
-            a map without pixels or channels, unknown ``backend``.
-        RuntimeError: the named backend cannot run here.
+            a map without pixels or channels, tensors on several devices, ``lam`` or ``gamma`` that
+            is not finite, unknown ``backend``.
+        RuntimeError: the named backend cannot run here, or has no derivatives of the kind asked
+            for: all have first derivatives, ``torch.func.grad`` and ``vmap``; ``reference`` has
+            higher and forward-mode derivatives too.
 
     Note:
         float16 and bfloat16 inputs are accumulated in float32. Taps outside the map take part in
-        the softmax and add nothing to the sum. The gradient is deterministic and can be taken once
-        (``reference`` has higher derivatives). A folded convolution does not round its logits to
+        the softmax and add nothing to the sum, not even where a ghost head is infinite or NaN
+        there. Infinity and NaN go where the equation takes them, in every backend: into the outputs
+        and gradients of the windows that hold them, and into no others. An infinite result may be
+        NaN where a weight is too small for the dtype of the computation (infinity times 0). A
+        folded convolution does not round its logits to
         half precision, keeps ``attn`` for the backward pass in their place, and needs ``softmax``
         (else it is not folded). Under autocast it is computed in the lower precision, as any.
+
+        ``torch.compile`` and ``torch.export`` see one node. ``torch.fx.symbolic_trace`` cannot
+        follow the checks: use ``torch.export.export``. ``torch.jit.script`` cannot read the
+        function: use ``torch.export.export``, or ``torch.jit.trace``.
 
     Source:
         ELSA: Enhanced Local Self-Attention for Vision Transformer, Zhou et al. 2021,

@@ -51,7 +51,7 @@ def attend_projected(
     """
     tensors = [attn, proj_weight.flatten(1), proj_bias]
     device = value.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         tensors = [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
     if len({x.dtype for x in tensors if x is not None}) > 1:

@@ -123,17 +123,28 @@ def qna_attention(
         ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point.
+        TypeError: a tensor is not floating point, a count is no int.
         ValueError: a count below 1, ``padding`` out of range, a map without pixels or channels or
-            smaller than one window, shapes that do not fit each other, unknown ``backend``.
-        RuntimeError: the named backend cannot run here.
+            smaller than one window, shapes that do not fit each other, tensors on several devices,
+            unknown ``backend``.
+        RuntimeError: the named backend cannot run here, or has no derivatives of the kind asked
+            for: all have first derivatives, ``torch.func.grad`` and ``vmap``; ``reference`` has
+            higher and forward-mode derivatives too.
 
     Note:
         Exact for any finite score in any dtype: exponents are relative to the maximum of each
         window. (The official code takes ``exp(score)``, which overflows in float16 from 11 on and
         whose gradient is wrong in float32 from about 42 on.) float16 and bfloat16 are accumulated
-        in float32. The gradient is deterministic and can be taken once (``reference`` has higher
-        derivatives).
+        in float32.
+
+        Infinity (other than a score of -inf) and NaN go where the equation takes them, in every
+        backend: into the outputs and gradients of the windows that hold them, and into no others.
+        A table entry counts for no window where its tap lies outside the map. An infinite result
+        may be NaN where a weight is too small for the dtype of the computation (infinity times 0).
+
+        ``torch.compile`` and ``torch.export`` see one node. ``torch.fx.symbolic_trace`` cannot
+        follow the checks: use ``torch.export.export``. ``torch.jit.script`` cannot read the
+        function: use ``torch.export.export``, or ``torch.jit.trace``.
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022,

@@ -1,9 +1,12 @@
 """The QnA op in C++ for CPUs, see ``mmlocal/ops/csrc/qna_kernels.h`` for how it computes.
 
 Works on channels-last maps, which are used as they are; other maps are copied. Half precision is
-converted to float32 and back. The exponentials are relative to the largest of a map, which infinity
-and NaN would spoil for all windows: a call with such numbers goes to ``eager``. Beside inputs and outputs, the forward pass holds only tables and a
+converted to float32 and back. Beside inputs and outputs, the forward pass holds only tables and a
 tile per thread, the backward pass two maps of ``queries * heads`` numbers per window.
+
+The exponentials are relative to the largest score of a map, and the tile adds up windows with
+convolutions. Infinity or NaN would reach windows that do not hold it, so ``eager`` takes such
+calls.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ def _pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``(..., C, H, W)`` as ``(..., H, W, C)`` with the channels innermost; a view if possible."""
     x = x.to(dtype).movedim(-3, -1)
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _below_infinity(x: Tensor) -> bool:
+    return x.numel() == 0 or bool(x.amax() < math.inf)  # false for NaN
 
 
 class _Call:
@@ -59,10 +66,8 @@ class _Call:
         peak = pixels.new_full((pixels.shape[0], _PARTS, self.padded), -math.inf)
         extension.qna_peak(pixels, peak)
         peak = peak.amax(dim=1)
-        self.is_finite = not peak.isnan().any() and all(
-            table is None or (not (table == math.inf).any() and not table.isnan().any())
-            for table in (rel_pos, None if tap_weight is None else tap_weight.abs())
-        )
+        weight = None if tap_weight is None else tap_weight.abs()
+        self.is_finite = all(_below_infinity(x) for x in (peak, rel_pos, weight) if x is not None)
         peak = peak.masked_fill(peak == -math.inf, 0.0)
         large = peak.abs() > _LARGE
         shift = peak.masked_fill(~large, 0.0)
