@@ -72,7 +72,7 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
         raise UsageError(f"config {config!r} cannot be read: {_where_and_why(error)}") from error
     try:
         cfg.merge_from_dict(cfg_options or {})
-    except (KeyError, TypeError, AssertionError) as error:
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise UsageError(f"--cfg-options does not fit the config: {error}") from error
     infer_scope(cfg, tuple(_LIBRARIES))
     if cfg.get("default_scope") not in _LIBRARIES:

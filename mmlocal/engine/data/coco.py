@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import gc
 import json
 import os
@@ -228,17 +229,17 @@ def check_coco(dataset: DataSet, classes: tuple[str, ...], findings: Findings) -
         return None
     _check_images(dataset, built, found, path, findings)
     labels = found.labels(classes)
-    fits = _check_names(dataset, classes, found, path, findings)
+    fits, proposed = _check_names(dataset, classes, found, path, findings)
     if dataset.phase != "test" or found.annotations:
         ids = set(labels if fits else found.categories)
         _check_boxes(dataset, built, found, ids, path, findings)
-    return list(labels.values()) if fits else found.names
+    return list(labels.values()) if fits else proposed
 
 
 def _check_names(
     dataset: DataSet, classes: tuple[str, ...], found: CocoFile, path: str, findings: Findings
-) -> bool:
-    """Whether the labels mean what the classes say.
+) -> tuple[bool, list[str]]:
+    """Whether the labels mean what the classes say, and the classes to propose if not.
 
     mmdet numbers the categories that ``classes`` select in the order of the file. A class that the
     file lacks thus shifts all labels behind it.
@@ -246,15 +247,20 @@ def _check_names(
     key, labels = dataset.classes_key, list(found.labels(classes).values())
     absent = [name for name in classes if name not in labels]
     unused = [name for name in found.names if name not in classes]
-    told = "metainfo" in dataset.cfg or "classes" in dataset.cfg
+    told = (dataset.cfg.get("metainfo") or dataset.cfg).get("classes") is not None
     origin = f"{key}: " if told else f"{key} is not set, so {type_name(dataset.kind)} looks for "
     if absent and (unused or not labels or labels != list(classes[: len(labels)])):
         findings.error(
             f"{origin}{shorten(absent)}: not among the categories of {path}, "
             f"which are {shorten(found.names)}"
         )
-        findings.set_names(key, found.names)
-        return False
+        meant = {*labels}
+        for name in absent:
+            meant.update(difflib.get_close_matches(str(name), unused, n=1))
+        several = len(meant) == len(classes)  # every misspelt name is like one of the file
+        proposed = [name for name in found.names if name in meant] if several else found.names
+        findings.set_names(key, proposed)
+        return False, proposed
     if absent:
         findings.warn(f"{origin}{shorten(absent)}: not among the categories of {path}")
     elif labels != list(classes):
@@ -271,7 +277,7 @@ def _check_names(
             "own; it still counts as a class"
         )
         findings.set_names(key, [name for name in labels if name not in empty])
-    return True
+    return True, labels
 
 
 def _check_images(
@@ -305,8 +311,9 @@ def _check_boxes(
         if usable and not rare:
             findings.warn(f"{path}: {text}; they are dropped")
     if not usable:
-        text = f"{path} has no box to {dataset.phase} with{reasons}"
-        if dataset.phase == "train" and (found.annotations or _drops_empty(built)):
+        text = f"{path} has no box of the classes of {dataset.key}{reasons}"
+        # One of several may hold unlabelled images.
+        if dataset.phase == "train" and not (".datasets." in dataset.key and not found.annotations):
             findings.error(text)
         else:
             findings.warn(text)

@@ -87,9 +87,9 @@ def compare_heads(
             continue
         text = f"{head.setting} is {head.num_classes}, {names} {number} classes"
         if head.num_classes < number and trains:
-            findings.error(f"{text}: some labels have no output")
+            findings.error(f"{text}: there are labels without an output")
         elif head.num_classes < number:
-            findings.warn(f"{text}: some are never predicted")
+            findings.warn(f"{text}: some classes are never predicted")
         else:
-            findings.warn(f"{text}: {head.num_classes - number} outputs stand for no class")
+            findings.warn(f"{text}: there are outputs without a class")
         findings.set(head.setting, number)

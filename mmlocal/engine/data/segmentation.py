@@ -153,8 +153,8 @@ def _check_labels(
         beyond = [label for label in labels if label >= head.num_classes and label != ignored]
         if beyond:
             findings.error(
-                f"{where}: labels {shorten(beyond)} have no output, as {head.setting} is "
-                f"{head.num_classes}{_hint(dataset, beyond, labels, head.num_classes)}"
+                f"{where}: no output for label {shorten(beyond)}, as {head.setting} is "
+                f"{head.num_classes}{_hint(dataset, classes, beyond, head.num_classes)}"
             )
             if classes and max(beyond) < len(classes):
                 findings.set(head.setting, len(classes))
@@ -165,15 +165,15 @@ def _check_labels(
         )
 
 
-def _hint(dataset: DataSet, beyond: list[int], labels: list[int], number: int) -> str:
+def _hint(dataset: DataSet, classes: tuple[str, ...] | None, beyond: list[int], number: int) -> str:
+    if classes and max(beyond) < len(classes):
+        return ""
     if beyond == [number] and not dataset.cfg.get("reduce_zero_label"):
         return (
             f"; if 0 stands for no class, {dataset.key}.reduce_zero_label=True takes one off "
             "every label"
         )
-    if len(labels) <= number:
-        return "; label maps hold the numbers from 0 of the classes, not grey values"
-    return ""
+    return "; label maps hold the numbers of the classes, from 0"
 
 
 def _ignored_by(cfg: Config, head: Head) -> int:
