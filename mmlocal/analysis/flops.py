@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 import mmlocal.ops  # noqa: F401  (defines the operators below)
 from mmlocal import config_path, list_configs
+from mmlocal.engine.building import build_errors
 from mmlocal.paths import TASKS
 
 # Height and width for which the papers state FLOPs of detectors and segmentors.
@@ -140,14 +141,23 @@ def model_complexity(
 
     Raises:
         RuntimeError: on ``"meta"``, a model whose shapes depend on values.
+        UsageError: the model cannot be built; names the config key.
         ValueError: the backbone refuses the shape, or the config has none.
     """
     shape = shape or default_shape(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = _build(cfg, device)
+        with build_errors(cfg):
+            model = _build(cfg, device)
         with torch.device(device):
-            macs = count_macs(_Inference(model, cfg), torch.zeros(1, 3, *shape))
+            image = torch.zeros(1, _image_channels(cfg), *shape)
+            macs = count_macs(_Inference(model, cfg), image)
     return Complexity(shape, sum(parameter.numel() for parameter in model.parameters()), macs)
+
+
+def _image_channels(cfg: Config) -> int:
+    """Channels of the image, as the backbone (or a model without one) is configured."""
+    part = cfg.model.get("backbone") or cfg.model
+    return part.get("in_channels") or part.get("in_chans") or 3
 
 
 def _build(cfg: Config, device: str) -> nn.Module:

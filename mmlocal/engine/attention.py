@@ -18,6 +18,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
+from mmlocal.engine.building import build_errors, type_name
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.launch import load_config, require_library
 from mmlocal.layers import ELSA
@@ -95,7 +96,8 @@ def _build(cfg: Config) -> nn.Module:
         model.setdefault("data_preprocessor", cfg.data_preprocessor)
     if cfg.default_scope == "mmseg":  # sliding windows would see a part of the image each
         model.test_cfg = dict(mode="whole")
-    return MODELS.build(model).eval()
+    with build_errors(cfg):
+        return MODELS.build(model).eval()
 
 
 def _select(layers: dict[str, nn.Module], patterns: list[str] | None) -> dict[str, nn.Module]:
@@ -143,7 +145,7 @@ def _run(
     dataset = cfg.test_dataloader.dataset
     while "dataset" in dataset:
         dataset = dataset.dataset
-    steps = [step for step in dataset.pipeline if not step["type"].endswith("LoadAnnotations")]
+    steps = [step for step in dataset.pipeline if type_name(step["type"]) != "LoadAnnotations"]
     item = Compose(steps)(dict(img_path=path, img_id=0))
     image = item["inputs"].permute(1, 2, 0).clamp(0, 255).byte().numpy()[..., ::-1]
     with torch.no_grad(), collect_attention(layers) as attention:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from mmengine import registry as registry_module
 from mmengine.config import Config
-from mmengine.registry import build_from_cfg, build_scheduler_from_cfg
+from mmengine.registry import Registry, build_from_cfg, build_scheduler_from_cfg
 from mmengine.runner import BaseLoop, Runner
 
 from mmlocal.engine.cli import UsageError
@@ -71,7 +72,12 @@ def describe_build_error(error: Exception, cfg: Config) -> str:
         cfg: the whole config.
     """
     reason = _reason(error)
-    path = _refine(cfg, _path_of(error, cfg), reason)
+    path = _path_of(error, cfg)
+    # Some builders go on without the class that they did not find.
+    if re.search(r"\bNone\b", reason) and path and (unknown := _unknown_type(cfg, path)):
+        path, reason = unknown, f"no class of the name {_at(cfg, unknown)['type']!r} is known"
+    else:
+        path = _refine(cfg, path, reason)
     advice = "--traceback shows where this was raised"
     if not path:
         return f"what the config describes cannot be built: {reason} ({advice})"
@@ -144,15 +150,20 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _refine(cfg: Config, path: list[str], reason: str) -> list[str]:
-    """A path below ``path`` for what the reason names: an argument, a type or a value."""
+    """The part that the reason names, an argument, a type or a value; ``path`` if there is none."""
     nodes = [(where, node) for where, node in _walk(_at(cfg, path), path) if where != path]
     nodes.sort(key=lambda item: len(item[0]))
-    if path and (match := re.search(r"unexpected keyword argument '(\w+)'", reason)):
-        for where, _ in nodes:
-            if where[-1] == match[1]:
+    if match := re.search(r"unexpected keyword argument '(\w+)'", reason):
+        found = [where for where, _ in nodes if where[-1] == match[1]]
+        if found and (path or len(found) == 1):
+            return found[0]
+    if match := re.match(r"(\S+) is not in the .* registry", reason):
+        # A part may lie elsewhere, as `train_cfg` of a model, which its heads build.
+        for where, node in [*nodes, *_walk(cfg, [])]:
+            if isinstance(node, dict) and node.get("type") == match[1]:
                 return where
-    for where, node in nodes:
-        kind = node.get("type") if path and isinstance(node, dict) else None
+    for where, node in nodes if path else []:
+        kind = node.get("type") if isinstance(node, dict) else None
         if kind and _names(reason.partition("(")[0], type_name(kind)):
             return where
     for where, node in nodes:
@@ -160,6 +171,21 @@ def _refine(cfg: Config, path: list[str], reason: str) -> list[str]:
         if speaks and where[-1] not in ("type", "default_scope") and _names(reason, node):
             return where
     return path
+
+
+def _unknown_type(cfg: Config, path: list[str]) -> list[str] | None:
+    """Path of the first part below ``path`` whose type no registry knows."""
+    registries = [value for value in vars(registry_module).values() if isinstance(value, Registry)]
+    for where, node in _walk(_at(cfg, path), path):
+        kind = node.get("type") if isinstance(node, dict) else None
+        if isinstance(kind, str) and not any(_knows(root, kind) for root in registries):
+            return where
+    return None
+
+
+def _knows(root: Registry, kind: str) -> bool:
+    with root.switch_scope_and_registry(None) as registry:
+        return registry.get(kind) is not None
 
 
 def _names(text: str, word: str) -> bool:
@@ -173,8 +199,6 @@ def _reason(error: Exception) -> str:
     if not text:  # a bare assertion
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"`{place.line}` does not hold"
-    elif isinstance(error, KeyError) and re.fullmatch(r"\w+", text):
-        text = f"no {text!r}"
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]} ..."
     clear = isinstance(error, (ValueError, TypeError, AssertionError)) or " is not in the " in text
