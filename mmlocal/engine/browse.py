@@ -41,7 +41,7 @@ def browse(args: argparse.Namespace) -> None:
     if args.mode == "original":
         dataset_cfg = _without_augmentation(dataset_cfg)
     with build_errors(cfg):
-        dataset = DATASETS.build(dataset_cfg)
+        dataset = DATASETS.build(deepcopy(dataset_cfg))
         visualizer = VISUALIZERS.build({"name": "browse", **cfg.visualizer, "vis_backends": None})
     visualizer.dataset_meta = dataset.metainfo
     number = min(args.show_number or len(dataset), len(dataset))

@@ -207,7 +207,7 @@ def print_config(args: argparse.Namespace) -> None:
         require_library(cfg.default_scope)
         init_default_scope(cfg.default_scope)
         with build_errors(cfg):
-            model = MODELS.build(cfg.model)
+            model = MODELS.build(deepcopy(cfg.model))  # building adds to the config
         print(model)
     else:
         print(cfg.pretty_text)

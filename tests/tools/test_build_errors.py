@@ -22,8 +22,7 @@ MODELS = [
     ("mmdet", ["model.train_cfg.assigner.type=Foo"], "model.train_cfg.assigner = {.*Foo is not in"),
     (
         "mmpretrain",
-        ["model.backbone._delete_=True", "model.backbone.type=mmlocal.QnAViT"]
-        + ["model.backbone.arch=tinyy"],
+        [f"model.backbone.{x}" for x in ("_delete_=True", "type=mmlocal.QnAViT", "arch=tinyy")],
         "model.backbone.arch = 'tinyy': .*arch must be",
     ),
 ]
