@@ -393,6 +393,11 @@ def test_classes_that_the_data_set_does_not_have(train):
         train("mmseg", kind)
 
 
+def test_classes_that_the_metric_needs(refused):
+    message = refused("mmseg", "val_dataloader.dataset.metainfo=None")
+    assert "val_dataloader.dataset.metainfo.classes is not set, and IoUMetric needs it" in message
+
+
 # ------------------------------------------------------------------------------- mmpretrain
 
 

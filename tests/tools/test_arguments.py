@@ -162,9 +162,7 @@ def test_checkpoint_with_foreign_objects(config, tmp_path):
     for zipped in (True, False):
         path = tmp_path / "mine.pth"
         torch.save({"state_dict": {}, "path": path}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(
-            UsageError, match=r"refers to pathlib.*If you trust it, set TORCH_FORCE"
-        ):
+        with pytest.raises(UsageError, match=r"refers to pathlib.*If you trust it, set TORCH"):
             cfg_for_training(config, "--resume", str(path))
 
 

@@ -92,12 +92,23 @@ def _check_mmseg(
 
     if not (isinstance(dataset.kind, type) and issubclass(dataset.kind, BaseSegDataset)):
         return None
+    if not classes and dataset.phase != "train":
+        _check_iou(cfg, dataset, findings)
     faults = len(findings.errors)
     check_segmentation(cfg, dataset, classes, findings)
     if classes and len(findings.errors) == faults:
         # Labels decide whether too few outputs are an error.
         compare_heads(heads_of(cfg), len(classes), f"{dataset.key} has", False, findings)
     return list(classes) if classes else None
+
+
+def _check_iou(cfg: Config, dataset: DataSet, findings: Findings) -> None:
+    """Mean IoU goes by class names; only predictions can be written without."""
+    evaluator = cfg.get(f"{dataset.phase}_evaluator")
+    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        kind = type_name(metric.get("type")) if isinstance(metric, dict) else None
+        if kind == "IoUMetric" and not metric.get("format_only"):
+            findings.error(f"{dataset.classes_key} is not set, and IoUMetric needs it")
 
 
 def _check_mmpretrain(
