@@ -7,11 +7,11 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlocal.engine.cli import UsageError
 
-# The start of what PyTorch says when BatchNorm meets one value per channel.
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# The start of PyTorch's error when BatchNorm meets one value per channel.
 ONE_VALUE = "Expected more than 1 value per channel"
 _ADVICE = (
     "set train_dataloader.batch_size=2 or more, or train in several processes with norm_cfg of "
@@ -63,7 +63,7 @@ def find_pooled_batch_norms(model: nn.Module) -> Iterator[str]:
 def _needs_two(module: nn.Module) -> bool:
     if isinstance(module, nn.SyncBatchNorm) and get_world_size() > 1:
         return False
-    return isinstance(module, _BatchNorm) and module.training
+    return isinstance(module, _BATCH_NORMS) and module.training
 
 
 def _smallest_batch(runner: Runner) -> int | None:

@@ -9,8 +9,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmengine.registry import DefaultScope
 
-from mmlocal.engine import UsageError, config_for_testing, config_for_training
+from mmlocal import list_configs
+from mmlocal.datasets.shapes import generate_shapes
+from mmlocal.engine import UsageError, config_for_testing, config_for_training, load_config
+from mmlocal.engine.data.datasets import datasets_of, read_classes
+from mmlocal.engine.data.heads import heads_of
+from mmlocal.engine.data.report import Findings
 
 from .conftest import TASKS, load_tool, write_config
 
@@ -77,6 +84,32 @@ def test_the_check_can_be_skipped(train):
 def test_one_process_of_a_machine_reads(train, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     train("mmdet", "model.bbox_head.num_classes=2")
+
+
+def test_shipped_configs_on_generated_data(tmp_path, monkeypatch, capsys):
+    generate_shapes(tmp_path / "data/shapes", num_train=24, num_val=12, progress=False)
+    monkeypatch.chdir(tmp_path)
+    configs = [name for name in list_configs() if "shapes" in name.split("_")]
+    assert len(configs) > 5
+    for name in configs:
+        config_for_training(load_tool("train").parse_args([name]))
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_shipped_configs_on_public_data():
+    """Classes as the libraries know them, against all heads; the data itself is not here."""
+    compared = 0
+    for name in list_configs():
+        cfg, findings = load_config(name), Findings()
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            for phase in ("train", "val", "test"):
+                for dataset in datasets_of(cfg, phase):
+                    classes = read_classes(dataset, findings)
+                    for head in heads_of(cfg) if classes else []:
+                        compared += 1
+                        assert head.num_classes == len(classes), (name, head)
+        assert not findings.errors
+    assert compared > 50
 
 
 # ------------------------------------------------------------------------------- names
@@ -328,8 +361,6 @@ def test_unlabelled_test_images(own, tmp_path):
     edit_coco(own, "val", lambda coco: coco.pop("annotations"))
     config = write_config("mmdet", own, tmp_path / "c.py")
     checkpoint = tmp_path / "c.pth"
-    import torch
-
     torch.save({}, checkpoint)
     config_for_testing(load_tool("test").parse_args([str(config), str(checkpoint)]))
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DATASETS, DefaultScope
 
 from mmlocal.engine import UsageError, config_for_testing, config_for_training, launch, load_config
 
@@ -367,10 +368,13 @@ def test_tta_of_images_without_labels(configs, data):
     """As when predictions go to a test server."""
     path = configs["mmseg"]
     path.write_text(path.read_text() + UNLABELLED.replace("{root}", data.as_posix()))
-    (load, augment) = cfg_for_testing(path, "--tta").test_dataloader.dataset.pipeline
+    cfg = cfg_for_testing(path, "--tta")
+    load, augment = cfg.test_dataloader.dataset.pipeline
     assert load.type == "LoadImageFromFile"
     kinds = [[step.type for step in branch] for branch in augment.transforms]
     assert kinds == [["RandomFlip", "RandomFlip"], ["PackSegInputs"]]
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        assert len(DATASETS.build(cfg.test_dataloader.dataset)[0]["inputs"]) == 2
 
 
 def test_show_dir(configs):

@@ -214,6 +214,8 @@ def check_coco(dataset: DataSet, classes: tuple[str, ...], findings: Findings) -
     if built is None or not is_local(dataset.cfg):
         return None
     path = str(built.ann_file)
+    if "://" in path:
+        return None
     try:
         found = read_coco(path)
     except (AnnotationError, OSError) as error:
