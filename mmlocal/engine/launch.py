@@ -6,7 +6,6 @@ tool of that library. Building and running is left to MMEngine.
 """
 
 import argparse
-import logging
 import os
 import os.path as osp
 import pickle
@@ -21,7 +20,6 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.evaluator import DumpResults
-from mmengine.logging import print_log
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
@@ -33,10 +31,8 @@ from mmlocal.engine.cli import UsageError
 from mmlocal.engine.data import check_annotations, check_data
 from mmlocal.engine.resume import check_checkpoint, find_last_checkpoint
 from mmlocal.engine.settings import accept_pretrained, check_settings, infer_scope
+from mmlocal.engine.tta import augment_test
 from mmlocal.engine.weights import CheckWeightsHook
-
-# Transforms that read labels, in the three libraries.
-_LABEL_LOADERS = ("LoadAnnotations", "LoadPanopticAnnotations")
 
 
 def load_config(config: str, cfg_options: dict | None = None) -> Config:
@@ -156,7 +152,7 @@ def config_for_testing(args: argparse.Namespace) -> Config:
     if args.show or args.show_dir:
         _show_predictions(cfg, args)
     if args.tta:
-        _augment_test(cfg)
+        augment_test(cfg)
     if args.out and task == "mmseg":
         evaluator = cfg.test_evaluator
         for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
@@ -299,55 +295,6 @@ def _show_predictions(cfg: Config, args: argparse.Namespace) -> None:
         hook.test_out_dir = args.show_dir
     elif args.show_dir:
         cfg.visualizer.save_dir = args.show_dir
-
-
-def _augment_test(cfg: Config) -> None:
-    """Wrap the model and replace the test pipeline by the config's TTA, else the task's default."""
-    dataset = cfg.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    if "tta_model" not in cfg or "tta_pipeline" not in cfg:
-        model, pipeline = _default_tta(cfg.default_scope, dataset.pipeline)
-        print_log("no tta_model or tta_pipeline in the config: flips only", level=logging.WARNING)
-        cfg.setdefault("tta_model", model)
-        cfg.setdefault("tta_pipeline", pipeline)
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    labelled = any(type_name(step["type"]) in _LABEL_LOADERS for step in dataset.pipeline)
-    dataset.pipeline = cfg.tta_pipeline if labelled else _without_labels(cfg.tta_pipeline)
-
-
-def _without_labels(pipeline: list[dict]) -> list[dict]:
-    """A TTA pipeline for a data set without labels, whose own pipeline loads none."""
-    kept = []
-    for step in pipeline:
-        if type_name(step["type"]) in _LABEL_LOADERS:
-            continue
-        if type_name(step["type"]) == "TestTimeAug":
-            branches = [_without_labels(branch) for branch in step["transforms"]]
-            step = {**step, "transforms": [branch for branch in branches if branch]}
-        kept.append(step)
-    return kept
-
-
-def _default_tta(task: str, pipeline: list[dict]) -> tuple[dict, list[dict]]:
-    """TTA model and pipeline that average an image and its mirror image."""
-    if task == "mmseg":
-        raise UsageError("--tta: mmseg configs must define tta_model and tta_pipeline themselves")
-    if task == "mmdet":
-        nms = {"type": "nms", "iou_threshold": 0.5}
-        model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
-        pack = {
-            "type": "PackDetInputs",
-            "meta_keys": (
-                *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-                *("flip", "flip_direction"),  # to flip the boxes back
-            ),
-        }
-    else:
-        model = {"type": "mmpretrain.AverageClsScoreTTA"}
-        pack = pipeline[-1]
-    flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
-    return model, [*deepcopy(pipeline[:-1]), {"type": "TestTimeAug", "transforms": [flips, [pack]]}]
 
 
 def _build_runner(cfg: Config, whole: bool) -> Runner:

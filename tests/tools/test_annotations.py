@@ -321,6 +321,15 @@ def test_some_bad_boxes(box, message, warned, own):
     assert re.search(rf"1 of 4 annotations .*{message} .*id 1.*dropped", warned("mmdet"))
 
 
+def test_images_that_are_never_opened(train, own):
+    """Without boxes, and dropped by the filter: they need not be there."""
+    image = {"id": 9, "file_name": "no.jpg", "height": 64, "width": 64}
+    edit_coco(own, "train", lambda coco: coco["images"].append(image))
+    train("mmdet", "train_dataloader.dataset.filter_cfg.filter_empty_gt=True")
+    with pytest.raises(UsageError, match=r"1 of 5 images .* no\.jpg"):
+        train("mmdet")
+
+
 def test_parent_category(warned, own):
     """As some services export it: a parent with id 0, which no box has."""
 

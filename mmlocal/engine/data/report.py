@@ -1,6 +1,7 @@
 """What the checks find, gathered into one message."""
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 _SHOWN = 8  # names in a list, before it is cut
@@ -27,7 +28,7 @@ class Findings:
 
     def set(self, key: str, value: object) -> None:
         """A setting that mends what was found; the first for a key counts."""
-        self._options.setdefault(key, f"{key}={value}")
+        self._options.setdefault(key, shlex.quote(f"{key}={value}"))
 
     def set_names(self, key: str, names: Sequence[str]) -> None:
         """A setting whose value is a sequence of names."""
