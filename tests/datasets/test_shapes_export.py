@@ -256,7 +256,7 @@ def test_manifest_is_returned_and_written(tmp_path):
 def test_existing_data_set_is_kept_without_overwrite(tmp_path):
     generate(tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(FileExistsError, match="already holds a data set"):
+    with pytest.raises(FileExistsError, match="already holds a data set for det, seg, cls;"):
         generate(tmp_path / "out", seed=6)
     assert contents(tmp_path / "out") == before
 

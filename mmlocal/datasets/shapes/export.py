@@ -342,10 +342,12 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     if not target.is_dir():
         raise FileExistsError(f"out_dir={str(target)!r} is a file; name a folder")
-    if read_manifest(target) is not None:
+    manifest = read_manifest(target)
+    if manifest is not None:
         if not overwrite:
+            tasks = ", ".join(manifest["arguments"]["tasks"])
             raise FileExistsError(
-                f"out_dir={str(target)!r} already holds a data set; "
+                f"out_dir={str(target)!r} already holds a data set for {tasks}; "
                 "pass overwrite=True (--overwrite) or name another folder"
             )
     elif any(target.iterdir()):
