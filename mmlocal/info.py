@@ -1,7 +1,7 @@
-"""``python -m mmlocal.info``: versions, which backends run each op here, and why others do not.
+"""``mmlocal info``: versions, what can run here, and what mends the rest.
 
-Made for bug reports: nothing that is missing or broken makes it fail. ``--table`` prints what the
-backends support as a Markdown table.
+Made for bug reports: nothing that is missing or broken makes it fail. ``python -m mmlocal.info`` is
+the same.
 """
 
 from __future__ import annotations
@@ -13,23 +13,13 @@ import platform
 import re
 import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 from importlib import metadata
 
+from mmlocal import compatibility
+from mmlocal.cli import program
 from mmlocal.version import __version__
-
-# What the tests run with: the pins in requirements/. ``None``: comes with torch, not pinned.
-TESTED = {
-    "torch": "2.11.0",
-    "torchvision": "0.26.0",
-    "triton": None,
-    "numpy": "2.2.6",
-    "cv2": "4.12.0",
-    "mmengine": "0.10.12",
-    "mmcv": "2.3.6",
-    "mmdet": "3.5.1",
-    "mmseg": "1.4.2",
-    "mmpretrain": "1.3.6",
-}
 
 
 def program_version(*command: str) -> str:
@@ -41,19 +31,29 @@ def program_version(*command: str) -> str:
     return next((x.strip() for x in done.stdout.splitlines() if re.search(r"\d\.\d", x)), "unknown")
 
 
-def library_line(name: str, tested: str | None) -> str:
+def library_line(name: str) -> str:
     """Version, distribution and state of one library, found by import and not by distribution."""
-    if importlib.util.find_spec(name) is None:
-        return "not installed"
     try:
-        version = importlib.import_module(name).__version__
+        if importlib.util.find_spec(name) is None:
+            return "not installed"
+        compatibility.import_quietly(name)
+        version = str(sys.modules[name].__version__)
     except Exception as error:  # whatever a broken installation raises belongs in the report
         return f"does not import: {type(error).__name__}: {error}"
     distributions = sorted(set(metadata.packages_distributions().get(name, [])) - {name})
     origin = f" ({', '.join(distributions)})" if distributions else ""
-    # A local label such as +cpu names a build of the same version.
-    untested = tested is not None and version.partition("+")[0] != tested
-    return version + origin + (f"; not tested, the tests run with {tested}" if untested else "")
+    return f"{version}{origin}: {_verdict(name, version)}"
+
+
+def _verdict(name: str, version: str) -> str:
+    """The verdict on a version in words, and what the tests run with if that is another."""
+    words = {
+        compatibility.TESTED: "tested",
+        compatibility.EXPECTED: "expected to work, tested is {}",
+        compatibility.NO: "does not work, tested is {}",
+    }
+    tested = ", ".join(compatibility.SUPPORT[name].tested)
+    return words[compatibility.version_verdict(name, version)].format(tested)
 
 
 def ops_line() -> str:
@@ -67,7 +67,7 @@ def ops_line() -> str:
 
 
 def extension_line() -> str:
-    """Whether our C++ extension loads, and how many threads it has."""
+    """Whether our C++ kernels load, and how many threads they have."""
     try:
         import torch
 
@@ -76,10 +76,8 @@ def extension_line() -> str:
         return f"unknown, the ops do not import: {type(error).__name__}: {error}"
     if extension is None:
         return f"not there: {unavailable_reason}"
-    if not hasattr(extension, "threads"):
-        return "of an older version of mmlocal: build it again"
     threads, possible = extension.threads(), torch.get_num_threads()
-    without = f"; torch has {possible}: it was built without OpenMP" if threads < possible else ""
+    without = f"; torch has {possible} and no OpenMP runtime to share" if threads < possible else ""
     return f"{threads} thread{'s' * (threads > 1)}{without}"
 
 
@@ -98,12 +96,18 @@ def gpu_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """What runs here, by the name of the thing."""
+    """Findings about this installation, by name."""
+    python = platform.python_version()
+    system = {
+        compatibility.TESTED: "tested",
+        compatibility.EXPECTED: "not tested, expected to work",
+    }
     report = {
         "mmlocal": __version__,
-        "Python": f"{platform.python_version()} on {platform.platform()}",
+        "system": f"{platform.platform()}: {system[compatibility.system_verdict()]}",
+        "Python": f"{python}: {_verdict('Python', python)}",
     }
-    report |= {name: library_line(name, tested) for name, tested in TESTED.items()}
+    report |= {name: library_line(name) for name in compatibility.SUPPORT if name != "Python"}
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     report["mmcv._ext"] = ops_line()
     report["mmlocal._C"] = extension_line()
@@ -141,29 +145,61 @@ def backends() -> list[dict[str, str]]:
     ]
 
 
+def libraries() -> list[str]:
+    """For each of the three libraries, whether its configs can run here, and what mends it."""
+    return [
+        compatibility.why_not(library) or f"{library} can train here"
+        for library in compatibility.LIBRARIES
+    ]
+
+
 def markdown_table(rows: list[dict[str, str]]) -> str:
     """Rows with the same keys as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Print the report; ``arguments`` are those of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m mmlocal.info", description=__doc__)
-    parser.add_argument("--table", action="store_true", help="only the backends, as Markdown")
-    table = parser.parse_args(arguments).table
-    if not table:
+def aligned_table(rows: list[dict[str, str]]) -> str:
+    """The same for a terminal."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (map(str.ljust, line, widths) for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=program("info"),
+        description="Print versions, what can run here, and what mends the rest.",
+    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--table", action="store_true", help="only the backends, as Markdown")
+    only.add_argument(
+        "--compatibility",
+        action="store_true",
+        help="only which versions are tested, expected to work or known not to, as Markdown",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the report; ``argv`` is the command line, default: that of this process."""
+    args = parse_args(argv)
+    if args.compatibility:
+        print(markdown_table(compatibility.table()))
+        return
+    if not args.table:
         for name, text in versions().items():
             print(f"{name:13} {text}")
+        print("", *libraries(), "", aligned_table(compatibility.table()), "", sep="\n")
     try:
         rows = backends()
     except Exception as error:
-        print(f"\nops do not import: {type(error).__name__}: {error}")
+        print(f"ops do not import: {type(error).__name__}: {error}")
         return
-    if table:
+    if args.table:
         print(markdown_table(rows))
         return
-    print()
     for row in rows:
         state = "runs here" if row["runs here"] == "yes" else f"cannot run: {row['runs here']}"
         print(f"{row['op']}, backend {row['backend']} ({row['what']}): {state}")

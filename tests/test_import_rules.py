@@ -40,13 +40,18 @@ RULES = {
     "mmlocal/models/*.py": {"mmlocal.models"},
     "mmlocal/checkpoints/**/*.py": {"torch", "msgpack", "mmlocal.checkpoints", "mmlocal.version"},
     "mmlocal/__init__.py": {"mmlocal.paths", "mmlocal.version"},
+    "mmlocal/__main__.py": {"mmlocal.cli"},
+    "mmlocal/cli/__init__.py": {"mmlocal.compatibility", "mmlocal.version"},
+    "mmlocal/cli/configs.py": {"mmlocal.cli", "mmlocal.paths"},
+    "mmlocal/cli/info.py": {"mmlocal.info"},
+    "mmlocal/compatibility.py": set(),
     "mmlocal/paths.py": set(),
     "mmlocal/version.py": set(),
     "mmlocal/registry.py": {"mmengine"},
     "tools/*.py": {"mmengine", "mmlocal"},
 }
 # A first run needs these before anything is installed.
-STANDARD_LIBRARY_ONLY = {"tools/setup_env.py"}
+STANDARD_LIBRARY_ONLY = {"tools/setup_env.py", "mmlocal/ops/build.py"}
 
 
 def imports(path: Path) -> set[str]:

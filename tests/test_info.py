@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmlocal import info
+from mmlocal import compatibility, info
+from mmlocal.compatibility import LIBRARIES, SUPPORT
 from mmlocal.ops.backends import list_ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,8 +28,13 @@ def test_report_names_versions_and_every_backend():
         [sys.executable, "-m", "mmlocal.info"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     assert re.search(rf"^torch +{re.escape(torch.__version__)}", text, re.M)
-    for name in info.TESTED:
-        assert re.search(rf"^{name} +\d", text, re.M), name
+    for name in SUPPORT:
+        assert re.search(rf"^{name} +\d.*: tested$", text, re.M), name
+    for library in LIBRARIES:
+        assert f"\n{library} can train here\n" in text
+    for row in compatibility.table():
+        assert re.search(r" +".join(map(re.escape, row.values())).lstrip(), text)
+    assert "OneDL" not in text
     assert re.search(r"^mmcv\._ext +CPU", text, re.M)
     assert re.search(r"^mmlocal\._C +(\d+ thread|not there: )", text, re.M)
     assert re.search(r"^mmdet +\S+ \(onedl-mmdetection\)", text, re.M)
@@ -47,6 +53,12 @@ def test_what_is_missing_is_said_and_does_not_fail(absent):
     )
     text = run(before=hide)
     assert re.search(rf"^{absent} +not installed$", text, re.M)
+    needs = {"triton": (), "mmdet": ("mmdet",)}.get(absent, LIBRARIES)
+    for library in LIBRARIES:
+        if library in needs:
+            assert f"\n{library} cannot run here: {absent} is not installed" in text
+        else:
+            assert f"\n{library} can train here\n" in text
     if absent == "torch":
         assert "ops do not import: " in text
     else:
@@ -59,8 +71,7 @@ def test_what_is_missing_is_said_and_does_not_fail(absent):
     ("extension", "line"),
     [
         (types.SimpleNamespace(threads=torch.get_num_threads), r"\d+ threads?"),
-        (types.SimpleNamespace(threads=lambda: 0), r"0 thread; torch has .* without OpenMP"),
-        (types.SimpleNamespace(), "of an older version of mmlocal: build it again"),
+        (types.SimpleNamespace(threads=lambda: 0), r"0 thread; torch has .* no OpenMP .*"),
         (None, "not there: no compiler"),
     ],
 )
@@ -73,25 +84,50 @@ def test_extension(extension, line, monkeypatch):
 def test_a_library_that_breaks_at_import_is_reported(tmp_path, monkeypatch):
     (tmp_path / "brokenlib.py").write_text("assert False, 'wrong version of its friend'")
     monkeypatch.syspath_prepend(tmp_path)
-    line = info.library_line("brokenlib", None)
+    line = info.library_line("brokenlib")
     assert line == "does not import: AssertionError: wrong version of its friend"
 
 
-def test_untested_versions_are_marked(tmp_path, monkeypatch):
-    (tmp_path / "somelib.py").write_text("__version__ = '1.2.0+cpu'")
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [
+        ("1.2.0+cpu", "1.2.0+cpu: tested"),
+        ("1.1.0", "1.1.0: expected to work, tested is 1.2.0"),
+        ("0.9", "0.9: does not work, tested is 1.2.0"),
+    ],
+)
+def test_versions_get_a_verdict(version, line, tmp_path, monkeypatch):
+    (tmp_path / "somelib.py").write_text(f"__version__ = {version!r}")
     monkeypatch.syspath_prepend(tmp_path)
-    assert info.library_line("somelib", "1.2.0") == "1.2.0+cpu"
-    assert "not tested, the tests run with 1.1.0" in info.library_line("somelib", "1.1.0")
+    monkeypatch.delitem(sys.modules, "somelib", raising=False)
+    monkeypatch.setitem(SUPPORT, "somelib", compatibility.Support(("1.2.0",), "1.0"))
+    assert info.library_line("somelib") == line
+
+
+def test_compiled_ops_that_are_missing_come_with_their_mending():
+    text = run(before="sys.modules['mmcv._ext'] = None")
+    command = (
+        "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv"
+    )
+    for library in ("mmdet", "mmseg"):
+        reason = f"{library} cannot run here: mmcv's compiled ops do not load"
+        assert re.search(rf"^{reason} .*\. Mend it with\n    {command}$", text, re.M)
+    assert "\nmmpretrain can train here\n" in text
 
 
 def test_tested_versions_are_the_pinned_ones():
     text = "\n".join(path.read_text() for path in (ROOT / "requirements").glob("*.txt"))
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.M))
     names = {"cv2": "opencv-python", "mmdet": "onedl-mmdetection", "mmseg": "onedl-mmsegmentation"}
-    for name, version in info.TESTED.items():
-        if version is not None:
+    for name, support in SUPPORT.items():
+        if name not in ("Python", "triton"):  # triton comes with torch
             pin = pins.get(names.get(name, name)) or pins[f"onedl-{name}"]
-            assert pin == version or pin.startswith(version + "."), name
+            assert support.verdict(pin) == compatibility.TESTED, name
+
+
+def test_compatibility_is_markdown_of_the_same_table():
+    text = run("--compatibility")
+    assert text.strip() == info.markdown_table(compatibility.table())
 
 
 def test_table_is_markdown_with_a_row_per_backend():

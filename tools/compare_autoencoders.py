@@ -1,48 +1,12 @@
-"""Train auto-encoders with different layers alike, and compare their reconstructions."""
+"""Train auto-encoders with different layers alike, and compare their reconstructions.
 
-import argparse
-from pathlib import Path
+The same as ``mmlocal compare-autoencoders``.
+"""
 
-from mmengine.config import DictAction
+from mmlocal.cli import load
 
-from mmlocal.engine import run_tool
-from mmlocal.engine.autoencoders import CONFIGS, compare_autoencoders, format_comparison
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "configs",
-        nargs="*",
-        default=CONFIGS,
-        help="configs or their names; default: the three on generated shapes",
-    )
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/autoencoders"))
-    parser.add_argument(
-        "--lrs",
-        type=float,
-        nargs="+",
-        default=(),
-        help="learning rates to try for each config; the one with the least L1 counts",
-    )
-    parser.add_argument("--num-pictures", type=int, default=8, help="images in a row")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="settings that override all configs, such as train_cfg.max_epochs=2",
-    )
-    return parser.parse_args(argv)
-
-
-def main() -> None:
-    args = parse_args()
-    summary = compare_autoencoders(
-        args.work_dir, args.configs, args.lrs, args.cfg_options, args.num_pictures
-    )
-    print(format_comparison(summary))
-
+tool = load("compare-autoencoders")
+parse_args, main = tool.parse_args, tool.main
 
 if __name__ == "__main__":
-    run_tool(main)
+    main()

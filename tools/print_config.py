@@ -1,17 +1,12 @@
-"""Print a config with its bases and overrides merged."""
+"""Print a config with its bases and overrides merged.
 
-import argparse
+The same as ``mmlocal print-config``.
+"""
 
-from mmlocal.engine import add_config_arguments, print_config, run_tool
+from mmlocal.cli import load
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_config_arguments(parser)
-    parser.add_argument("--save-path", help="also write the config to this .py, .json or .yml file")
-    parser.add_argument("--graph", action="store_true", help="print the model's modules instead")
-    return parser.parse_args(argv)
-
+tool = load("print-config")
+parse_args, main = tool.parse_args, tool.main
 
 if __name__ == "__main__":
-    run_tool(lambda: print_config(parse_args()))
+    main()

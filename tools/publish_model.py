@@ -1,30 +1,12 @@
-"""Make a checkpoint to hand out: weights and meta data only, safe to load, its hash in its name."""
+"""Make a checkpoint to hand out: weights and meta data only, safe to load, its hash in its name.
 
-import argparse
+The same as ``mmlocal publish``.
+"""
 
-from mmlocal.engine import UsageError, run_tool
-from mmlocal.engine.publish import publish_checkpoint
+from mmlocal.cli import load
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", metavar="IN", help="checkpoint of a training run")
-    parser.add_argument(
-        "out",
-        metavar="OUT",
-        help="folder, or file name in .pth; the name gets the first 8 digits of the file's SHA-256",
-    )
-    return parser.parse_args(argv)
-
-
-def main() -> None:
-    args = parse_args()
-    try:
-        path = publish_checkpoint(args.source, args.out)
-    except (OSError, ValueError) as error:
-        raise UsageError(error) from error
-    print(f"wrote {path}")
-
+tool = load("publish")
+parse_args, main = tool.parse_args, tool.main
 
 if __name__ == "__main__":
-    run_tool(main)
+    main()

@@ -1,47 +1,12 @@
-"""Train a model from a config of mmdet, mmseg or mmpretrain."""
+"""Train a model from a config of mmdet, mmseg or mmpretrain.
 
-import argparse
+The same as ``mmlocal train``.
+"""
 
-from mmlocal.engine import (
-    add_config_arguments,
-    add_launcher_arguments,
-    add_loader_arguments,
-    run_tool,
-    run_training,
-)
+from mmlocal.cli import load
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_config_arguments(parser)
-    add_launcher_arguments(parser)
-    add_loader_arguments(parser)
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="CHECKPOINT",
-        help="resume from this checkpoint; without a path, from the latest one in the work dir",
-    )
-    parser.add_argument(
-        "--amp",
-        action="store_true",
-        help="train in mixed precision; without a GPU, the backbone (if the model has one) in "
-        "bfloat16",
-    )
-    parser.add_argument(
-        "--auto-scale-lr",
-        action="store_true",
-        help="scale the learning rate by batch size / auto_scale_lr.base_batch_size",
-    )
-    parser.add_argument("--no-validate", action="store_true", help="do not validate while training")
-    parser.add_argument(
-        "--no-persistent-workers",
-        action="store_true",
-        help="turn persistent_workers off in all dataloaders",
-    )
-    return parser.parse_args(argv)
-
+tool = load("train")
+parse_args, main = tool.parse_args, tool.main
 
 if __name__ == "__main__":
-    run_tool(lambda: run_training(parse_args()))
+    main()

@@ -1,6 +1,6 @@
 """ELSA-Swin-B on ImageNet-1k, 224 pixels, 300 epochs and 10 of cool-down.
 
-Published: 84.0 % top-1, of the averaged weights (ELSA, Zhou et al. 2021, ImageNet table). Not
+Published: 84.0 % top-1, of the averaged weights (README of the official code, damo-cv/ELSA). Not
 reproduced here.
 
 The recipe and its differences: as in elsa_swin_t_in1k_300e.py. As in the official run, and

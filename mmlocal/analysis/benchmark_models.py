@@ -23,6 +23,7 @@ from mmlocal.analysis.benchmark import (
 )
 from mmlocal.analysis.flops import count_macs
 from mmlocal.analysis.time_by_kind import KINDS, time_by_kind
+from mmlocal.compatibility import why_not
 from mmlocal.engine.cli import UsageError
 from mmlocal.models.backbones import ELSASwin, QnAViT
 from mmlocal.ops.backends import choose_backend, list_ops
@@ -67,8 +68,7 @@ def _build_model(name: str) -> nn.Module:
         return MODELS[name]()
     except ImportError as error:
         raise UsageError(
-            f"--models: {name} is one of mmpretrain, which cannot be imported ({error}); "
-            "run `make setup` in a clone, or `pip install mmlocal[onedl]`"
+            f"--models: {name} is one of mmpretrain. {why_not('mmpretrain') or error}"
         ) from error
 
 
@@ -83,7 +83,7 @@ def _macs(model: nn.Module, size: tuple[int, int]) -> int:
 def _model_call(
     model: nn.Module, image: Tensor, mode: str, amp: bool, compiled: bool
 ) -> Callable[[], object]:
-    """What is timed of a model; sets its mode."""
+    """The function of a model to time; sets the mode of the model."""
     model.train(mode == "training")
     runner = torch.compile(model) if compiled else model
     autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=amp)

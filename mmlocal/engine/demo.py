@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlocal.checkpoints.files import write_whole
-from mmlocal.datasets.shapes import TASKS, VERSION, generate_shapes, read_manifest
+from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
 from mmlocal.engine.cli import UsageError
+from mmlocal.engine.launch import load_config, require_library
 from mmlocal.visualization import contact_sheet, plot_curves
 
 DATA_ROOT = Path("data/shapes")
@@ -19,7 +20,7 @@ DATA_ROOT = Path("data/shapes")
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demo trains and what it shows.
+    """A demo: the config to train and the pictures to show.
 
     Args:
         config: name of the config, for the data in ``data/shapes``.
@@ -75,15 +76,15 @@ DEMOS = {
 NUM_PICTURES = 12
 
 
-def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None = None) -> dict:
+def run_demo(work_dir: Path, task: str = "det", config: str | None = None) -> dict:
     """Train and test a narrow ELSA-Swin on generated shapes.
 
     Writes to ``work_dir``: ``train/`` and ``test/`` with logs and checkpoint, ``pictures/`` with
     the predictions for validation images, ``predictions.png``, ``curves.png`` and
-    ``summary.json``. The data goes to ``data/shapes`` unless a set is there already.
+    ``summary.json``. The data of the task goes to ``data/shapes``, unless it is there already;
+    other tasks' data stays.
 
     Args:
-        tools: folder of ``train.py`` and ``test.py``.
         work_dir: folder for the results.
         task: a key of :data:`DEMOS`.
         config: name or path of another config for the same data and task.
@@ -93,10 +94,12 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
         the generator that made the data.
 
     Raises:
-        UsageError: ``data/shapes`` holds something else, or a step failed.
+        UsageError: no such config, its library cannot run here, ``data/shapes`` holds something
+            else, or a step failed.
     """
     demo = DEMOS[task]
     config = config or demo.config
+    require_library(load_config(config).default_scope)  # before minutes go into the data
     work_dir = work_dir.resolve()
     (work_dir / "summary.json").unlink(missing_ok=True)
     seconds = {}
@@ -107,14 +110,14 @@ def run_demo(tools: Path, work_dir: Path, task: str = "det", config: str | None 
 
     start = time.perf_counter()
     train_dir = work_dir / "train"
-    _run("training", work_dir, tools / "train.py", config, "--work-dir", train_dir)
+    _run("training", work_dir, "train", config, "--work-dir", train_dir)
     seconds["train"] = time.perf_counter() - start
 
     start = time.perf_counter()
     checkpoint = Path((train_dir / "last_checkpoint").read_text().strip())
     pictures = work_dir / "pictures"
     arguments = (config, checkpoint, "--work-dir", work_dir / "test", "--show-dir", pictures)
-    _run("testing", work_dir, tools / "test.py", *arguments)
+    _run("testing", work_dir, "test", *arguments)
     seconds["test"] = time.perf_counter() - start
 
     results = json.loads(_newest(work_dir / "test", "*/*.json").read_text())
@@ -164,40 +167,39 @@ def format_summary(summary: dict) -> str:
 
 
 def _prepare_data(task: str) -> dict:
-    """Generate the data if there is none; the arguments it was generated with."""
+    """Generate the data of the task unless it is there; the arguments it was generated with."""
     manifest = read_manifest(DATA_ROOT)
     if manifest is not None and manifest["version"] != VERSION:
         raise UsageError(
             f"{DATA_ROOT} was made by version {manifest['version']} of the generator, the demo "
-            f"needs version {VERSION}; make it anew with 'python tools/make_shapes.py --overwrite'"
+            f"needs version {VERSION}; make it anew with 'mmlocal make-shapes --overwrite'"
         )
-    if manifest is not None and task not in manifest["arguments"]["tasks"]:
-        raise UsageError(
-            f"{DATA_ROOT} was made without the task {task}; make it anew, for all tasks, with "
-            "'python tools/make_shapes.py --overwrite'"
-        )
-    if manifest is not None:
+    if manifest is not None and task in manifest["arguments"]["tasks"]:
         print(f"data: {DATA_ROOT} is there already", flush=True)
         return manifest["arguments"]
-    print(f"data: generating {DATA_ROOT}", flush=True)
+    print(f"data: generating {DATA_ROOT} for the task {task}", flush=True)
     try:
-        return generate_shapes(DATA_ROOT, tasks=TASKS)["arguments"]
+        if manifest is not None:
+            return add_task(DATA_ROOT, task)["arguments"]
+        return generate_shapes(DATA_ROOT, tasks=[task])["arguments"]
     except FileExistsError as error:
         raise UsageError(
-            f"{DATA_ROOT} is no data set of tools/make_shapes.py; move it, the demo needs the place"
+            f"{DATA_ROOT} is no data set of 'mmlocal make-shapes'; move it, the demo needs the "
+            "place"
         ) from error
     except (ValueError, OSError) as error:
         raise UsageError(f"the data cannot be generated: {error}") from error
 
 
 def _run(step: str, work_dir: Path, *command: str | Path) -> None:
-    """Run a tool; show the lines of its log that tell progress, keep all of them in a file."""
+    """Run ``mmlocal``; show the lines of its log that tell progress, keep all of them in a file."""
     work_dir.mkdir(parents=True, exist_ok=True)
     log = work_dir / f"{step}.log"
-    print(f"{step}: {' '.join(map(_relative, command[:2]))} (log: {_relative(log)})", flush=True)
+    shown = " ".join(map(_relative, command[:2]))
+    print(f"{step}: mmlocal {shown} (log: {_relative(log)})", flush=True)
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
+            [sys.executable, "-m", "mmlocal", *map(str, command)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

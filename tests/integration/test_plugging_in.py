@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import is_installed
 from tools.conftest import environment
 
 from .conftest import random_batch
@@ -43,6 +44,34 @@ def configs(tmp_path_factory) -> Path:
     weights = MODELS.build(dict(type="mmlocal.ELSASwin", arch="tiny")).state_dict()
     torch.save({f"backbone.{k}": v for k, v in weights.items()}, folder / "elsa_swin_t.pth")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("mmdet", "retinanet/retinanet_r50_fpn_1x_coco.py"),
+        ("mmpretrain", "swin_transformer/swin-tiny_16xb64_in1k.py"),
+        ("mmseg", "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"),
+    ],
+)
+def test_stock_configs_by_the_name_of_their_library(library, name, configs, tmp_path):
+    """``mmdet::`` and ``mmpretrain::`` resolve with the forks, ``mmseg::`` does not, as told."""
+    (tmp_path / "named.py").write_text(f"_base_ = '{library}::{name}'\n")
+    if library == "mmseg" and not is_installed("mmsegmentation"):
+        with pytest.raises(ModuleNotFoundError, match="mmsegmentation is not installed"):
+            Config.fromfile(tmp_path / "named.py")
+        return
+    stock = Config.fromfile(configs / "stock" / library / name)
+    assert without_scope(Config.fromfile(tmp_path / "named.py").to_dict()) == stock.to_dict()
+
+
+def without_scope(node: object) -> object:
+    """MMEngine adds ``_scope_`` to what it reads from another package."""
+    if isinstance(node, dict):
+        return {key: without_scope(value) for key, value in node.items() if key != "_scope_"}
+    if isinstance(node, (list, tuple)):
+        return type(node)(map(without_scope, node))
+    return node
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,7 +1,6 @@
 """tools/get_flops.py: what it prints, and what it says to a mistake."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,12 @@ from .conftest import TOOLS, load_tool, start, write_config
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     """Output of the tool, run in this process."""
 
     def call(*argv) -> str:
-        monkeypatch.setattr(sys, "argv", ["get_flops.py", *map(str, argv)])
-        load_tool("get_flops").main()
+        tool = load_tool("get_flops").tool
+        tool.run(tool.parse_args([*map(str, argv)]))
         return capsys.readouterr().out
 
     return call
@@ -52,6 +51,20 @@ def test_options_change_the_model(run):
     out = run("elsa_swin_t_in1k_300e", "--cfg-options", "model.head.num_classes=10")
     assert f"{29_140_978 - 990 * 769:,}" in out
     assert "224x224" in out
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_of_other_channels(run, config, task, channels):
+    """Counted as the backbone takes them."""
+    options = ["--cfg-options", f"model.backbone.in_channels={channels}"]
+    rgb, other = (run(config, "--shape", "64", *more) for more in ([], options))
+    first, count = (int(out.split("(")[1].split(")")[0].replace(",", "")) for out in (rgb, other))
+    assert (count > first) == (channels > 3)
+
+
+def test_model_that_cannot_be_built(run, config):
+    with pytest.raises(UsageError, match=r"config key model\.backbone\.depht = 18"):
+        run(config, "--shape", "64", "--cfg-options", "model.backbone.depht=18")
 
 
 def test_sizes():

@@ -36,6 +36,7 @@ def trained(request, data, tmp_path_factory):
     more = ["--cfg-options", "train_cfg.max_iters=3", "train_cfg.val_interval=3"]
     log = succeeds(TOOLS / "train.py", config, "--resume", *more, "--auto-scale-lr", cwd=folder)
     assert "Iter(val)" in log
+    assert "Could not import OneDL" not in log
     return request.param, config, folder
 
 

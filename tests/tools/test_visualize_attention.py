@@ -1,6 +1,5 @@
 """tools/visualize_attention.py: pictures of the three tasks, and what it says to a mistake."""
 
-import sys
 from pathlib import Path
 
 import cv2
@@ -66,8 +65,8 @@ def run(monkeypatch, capsys, tmp_path):
 
     def call(*argv) -> list[str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["visualize_attention.py", *map(str, argv)])
-        load_tool("visualize_attention").main()
+        tool = load_tool("visualize_attention").tool
+        tool.run(tool.parse_args([*map(str, argv)]))
         return capsys.readouterr().out.splitlines()
 
     return call

@@ -1,0 +1,6 @@
+"""``python -m mmlocal``: the command ``mmlocal``."""
+
+from mmlocal.cli import main
+
+if __name__ == "__main__":
+    main()

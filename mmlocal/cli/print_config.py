@@ -1,0 +1,20 @@
+"""Print a config with its bases and overrides merged."""
+
+import argparse
+from collections.abc import Sequence
+
+from mmlocal.cli import program
+from mmlocal.engine import add_config_arguments, print_config, run_tool
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program("print-config"), description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--save-path", help="also write the config to this .py, .json or .yml file")
+    parser.add_argument("--graph", action="store_true", help="print the model's modules instead")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line ``argv``; default: that of this process."""
+    run_tool(lambda: print_config(parse_args(argv)))

@@ -1,0 +1,51 @@
+"""Test a checkpoint with a config of mmdet, mmseg or mmpretrain."""
+
+import argparse
+from collections.abc import Sequence
+
+from mmlocal.cli import program
+from mmlocal.engine import (
+    add_config_arguments,
+    add_launcher_arguments,
+    add_loader_arguments,
+    run_testing,
+    run_tool,
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program("test"), description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("checkpoint", help="checkpoint file or URL")
+    add_launcher_arguments(parser)
+    add_loader_arguments(parser)
+    parser.add_argument(
+        "--out",
+        help="mmdet: pickle of predictions; mmseg: folder of predicted PNGs; mmpretrain: file of "
+        "what --out-item says",
+    )
+    parser.add_argument(
+        "--out-item",
+        choices=["metrics", "pred"],
+        help="mmpretrain: what to write to --out (default: pred)",
+    )
+    parser.add_argument("--amp", action="store_true", help="test in mixed precision")
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="test-time augmentation by tta_model and tta_pipeline of the config; mmdet and "
+        "mmpretrain flip if there are none",
+    )
+    parser.add_argument("--show", action="store_true", help="show predictions in a window")
+    parser.add_argument(
+        "--show-dir",
+        help="folder for pictures of predictions; mmdet: inside the run's folder in the work dir",
+    )
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds per shown picture")
+    parser.add_argument("--interval", type=int, help="mmpretrain: draw every n-th image")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line ``argv``; default: that of this process."""
+    run_tool(lambda: run_testing(parse_args(argv)))

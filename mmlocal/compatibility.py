@@ -1,0 +1,347 @@
+"""What mmlocal runs with, as data, and whether the three libraries can run here.
+
+``mmlocal info``, ``docs/compatibility.md`` and the errors of the commands all read this. Nothing
+but the standard library is imported before a library is examined, so that this works in an
+environment in which nothing else does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import io
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import NamedTuple
+
+TESTED, EXPECTED, NO = "tested", "expected", "no"
+
+
+@dataclass(frozen=True)
+class Support:
+    """Which versions of one dependency work.
+
+    Args:
+        tested: versions that the tests run with. A shorter version stands for all that begin so.
+        least: the oldest version that is expected to work.
+        below: the oldest version that is too new, if one is known.
+        note: what a version number does not tell, for the column "no".
+    """
+
+    tested: tuple[str, ...]
+    least: str
+    below: str | None = None
+    note: str = ""
+
+    def verdict(self, version: str) -> str:
+        """``"tested"``, ``"expected"`` or ``"no"``."""
+        numbers = _numbers(version)
+        if any(numbers[: len(_numbers(t))] == _numbers(t) for t in self.tested):
+            return TESTED
+        too_new = self.below is not None and numbers >= _numbers(self.below)
+        return NO if too_new or numbers < _numbers(self.least) else EXPECTED
+
+    def row(self) -> tuple[str, str, str]:
+        """The cells "tested", "expected" and "no" of the table."""
+        newest = f", older than {self.below}" if self.below else ""
+        no = [f"older than {self.least}"]
+        no += [f"{self.below} or newer"] if self.below else []
+        no += [self.note] if self.note else []
+        return ", ".join(self.tested), f"{self.least} or newer{newest}", "; ".join(no)
+
+
+# By import name. ``tested`` are the pins in requirements/.
+SUPPORT = {
+    "Python": Support(("3.10", "3.11", "3.12"), "3.10"),
+    "torch": Support(
+        ("2.11.0",), "2.6", note="for mmdet and mmseg 2.14 or newer, if mmcv has to be compiled"
+    ),
+    "torchvision": Support(("0.26.0",), "0.21", note="a release that was made for another torch"),
+    "triton": Support(("3.6.0",), "3.3"),
+    "numpy": Support(("2.2.6",), "1.24"),
+    "cv2": Support(("4.12.0",), "4.5"),
+    "mmengine": Support(("0.10.12",), "0.10", "1.0"),
+    "mmcv": Support(
+        ("2.3.6",), "2.0", "2.4", "without compiled ops (mmpretrain alone runs without)"
+    ),
+    "mmdet": Support(("3.5.1",), "3.0", "4.0"),
+    "mmseg": Support(("1.4.2",), "1.0", "2.0"),
+    "mmpretrain": Support(("1.3.6",), "1.0", "2.0"),
+}
+# With this torch and newer, the sources of onedl-mmcv do not compile: they ask for C++17.
+MMCV_COMPILES_BELOW = "2.14"
+
+# By ``platform.system()`` and ``platform.machine()``; the kernels are the C++ ones for CPUs.
+SYSTEMS = {
+    ("Linux", "x86_64"): (TESTED, "Linux x86_64"),
+    ("Linux", "aarch64"): (EXPECTED, "Linux aarch64"),
+    ("Darwin", None): (EXPECTED, "macOS"),
+    ("Windows", None): (EXPECTED, "Windows (without the C++ kernels)"),
+}
+
+LIBRARIES = ("mmdet", "mmseg", "mmpretrain")
+# Who calls mmcv's compiled ops, and who imports torchvision.
+_NEED_MMCV_OPS = ("mmdet", "mmseg")
+_NEED_TORCHVISION = ("mmpretrain",)
+
+# Distributions by import name: OneDL's maintained forks, and OpenMMLab's own.
+_FORKS = {
+    "mmengine": "onedl-mmengine",
+    "mmcv": "onedl-mmcv",
+    "mmdet": "onedl-mmdetection",
+    "mmseg": "onedl-mmsegmentation",
+    "mmpretrain": "onedl-mmpretrain",
+}
+_ORIGINALS = {name: name for name in _FORKS} | {"mmseg": "mmsegmentation"}
+# Where the name to install is not the name to import.
+_OTHERS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
+
+
+class Missing(NamedTuple):
+    """One thing that a library lacks here.
+
+    Args:
+        what: half a sentence, for people.
+        mend: the command that mends it.
+    """
+
+    what: str
+    mend: str
+
+
+def missing(library: str) -> list[Missing]:
+    """What keeps configs of a library from running here; an empty list if they can.
+
+    Imports the library if everything is installed. The order is that in which to mend.
+
+    Args:
+        library: ``"mmdet"``, ``"mmseg"`` or ``"mmpretrain"``.
+
+    Raises:
+        ValueError: any other ``library``.
+    """
+    if library not in LIBRARIES:
+        raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, got {library!r}")
+    names = ["torch", "numpy", "torchvision", "mmengine", "mmcv", library]
+    # One that is there but broken also breaks the libraries that do without it.
+    if library not in _NEED_TORCHVISION and not _is_installed("torchvision"):
+        names.remove("torchvision")
+    unfit = [m for m in map(_unfit, ["Python", *names]) if m]
+    if unfit:
+        return unfit
+    for name in names[:-1]:
+        if found := _broken(name):
+            return [found]
+    if library in _NEED_MMCV_OPS and (unbuilt := _missing_mmcv_ops()):
+        return unbuilt
+    for name in (library, f"{library}.models", f"{library}.datasets"):
+        if found := _broken(name):
+            return [found]
+    return []
+
+
+def why_not(library: str) -> str | None:
+    """Why configs of ``library`` cannot run here, and the commands that mend it; else ``None``."""
+    found = missing(library)
+    if not found:
+        return None
+    reasons = "; ".join(one.what for one in found)
+    commands = dict.fromkeys(f"    {one.mend}" for one in found)
+    return "\n".join([f"{library} cannot run here: {reasons}. Mend it with", *commands])
+
+
+def mending_of(error: ImportError) -> str | None:
+    """The command that installs what an import did not find, or ``None`` if it is one of ours."""
+    absent = _absent(error)
+    return None if absent in (None, "mmlocal") else _install(absent)
+
+
+def version_verdict(name: str, version: str) -> str:
+    """``"tested"``, ``"expected"`` or ``"no"`` for one version of a key of :data:`SUPPORT`."""
+    if name == "torchvision" and (torch := _version("torch")) and not _match(torch, version):
+        return NO
+    return SUPPORT[name].verdict(version)
+
+
+def system_verdict() -> str:
+    """The same for this operating system and processor."""
+    system, machine = platform.system(), platform.machine()
+    fallback = (EXPECTED, "")
+    return SYSTEMS.get((system, machine), SYSTEMS.get((system, None), fallback))[0]
+
+
+def table() -> list[dict[str, str]]:
+    """The compatibility table: rows with the keys ``""``, ``tested``, ``expected``, ``no``."""
+    systems = {
+        verdict: ", ".join(text for v, text in SYSTEMS.values() if v == verdict)
+        for verdict in (TESTED, EXPECTED)
+    }
+    rows = [("system", systems[TESTED], systems[EXPECTED], "-")]
+    rows += [(name, *support.row()) for name, support in SUPPORT.items()]
+    return [dict(zip(("", TESTED, EXPECTED, NO), row, strict=True)) for row in rows]
+
+
+def import_quietly(name: str) -> None:
+    """Import a module without the line that OneDL's forks print.
+
+    Their data sets come with some for a platform of OneDL, whose package is not public. Without it
+    they say "Could not import OneDL. Skipping OneDL datasets." by ``print``, which no log level and
+    no setting turns off. Everything else that is printed passes.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            importlib.import_module(name)
+    finally:
+        for line in printed.getvalue().splitlines():
+            if not line.startswith("Could not import OneDL"):
+                print(line)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # something stands in its place
+        return False
+
+
+def _unfit(name: str) -> Missing | None:
+    """Whether something is not installed, or in a version that cannot work."""
+    support = SUPPORT[name]
+    version = platform.python_version() if name == "Python" else _version(name)
+    if name != "Python" and not _is_installed(name):
+        return Missing(f"{name} is not installed", _install(name))
+    if version is None or support.verdict(version) != NO:
+        return None
+    side = "old" if _numbers(version) < _numbers(support.least) else "new"
+    return Missing(f"{name} {version} is too {side}", _install(name))
+
+
+def _broken(name: str) -> Missing | None:
+    """Whether a module that is installed does not import."""
+    try:
+        import_quietly(name)
+    except Exception as error:  # a broken installation raises anything
+        return Missing(f"{name} does not import ({_reason(error)})", _repair(name, error))
+    return None
+
+
+def _missing_mmcv_ops() -> list[Missing]:
+    try:
+        importlib.import_module("mmcv._ext")
+    except Exception as error:
+        found = []
+        torch = _version("torch") or ""
+        if _numbers(torch) >= _numbers(MMCV_COMPILES_BELOW):
+            what = f"mmcv does not compile with torch {torch}, it needs one below "
+            found.append(Missing(what + MMCV_COMPILES_BELOW, _install("torch")))
+        what = f"mmcv's compiled ops do not load ({_reason(error)})"
+        return [*found, Missing(what, _compile_mmcv())]
+    return []
+
+
+def _install(name: str) -> str:
+    """The command that installs a module in its tested version, or the one that fits."""
+    if name == "Python":
+        return "an environment of Python 3.10, 3.11 or 3.12"
+    if name == "torch":
+        versions = (SUPPORT[n].tested[0] for n in ("torch", "torchvision"))
+        return "pip install torch=={} torchvision=={}".format(*versions)
+    if name == "torchvision":
+        torch = _version("torch")
+        if torch is None:
+            return _install("torch")
+        # A distribution of PyTorch's own indices has a label, such as +cpu; that of PyPI has none.
+        release, _, label = torch.partition("+")
+        _, minor, patch = (*_numbers(release), 0, 0)[:3]
+        fits = f"pip install --no-deps torchvision==0.{minor + 15}.{patch}"
+        return f"{fits}+{label} --index-url (that of your torch)" if label else fits
+    if name == "mmcv":
+        return _compile_mmcv()
+    distribution = _distribution(name)
+    if name not in SUPPORT or distribution in _ORIGINALS.values():
+        return f"pip install {distribution}"
+    tested = SUPPORT[name].tested[0]
+    if name == "cv2":  # its distributions have a fourth number
+        return f"pip install '{distribution}=={tested}.*'"
+    return f"pip install {distribution}=={tested}"
+
+
+def _compile_mmcv() -> str:
+    distribution = _distribution("mmcv").removesuffix("-lite")
+    return (
+        "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps "
+        f"{distribution}"
+    )
+
+
+def _repair(module: str, error: Exception) -> str:
+    """The command that mends a module that is there and does not import."""
+    name = module.partition(".")[0]
+    absent = _absent(error)
+    if absent and absent != name:
+        return _install(absent)
+    if "libGL" in str(error):
+        name = "cv2"
+    elif name in ("torch", "torchvision"):
+        return _install(name)
+    return f"pip install --force-reinstall --no-deps {_distribution(name)}"
+
+
+def _absent(error: Exception) -> str | None:
+    """The top-level module that an import did not find."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    return error.name.partition(".")[0]
+
+
+def _distribution(name: str) -> str:
+    """The distribution that a module comes from here, or should come from."""
+    installed = _distributions()
+    if name not in _FORKS:
+        return _OTHERS.get(name, name)
+    if name in installed:
+        return installed[name][0]
+    original = any(
+        _ORIGINALS[other] in installed.get(other, ()) for other in _FORKS if other != name
+    )
+    return (_ORIGINALS if original else _FORKS)[name]
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    return {name: sorted(set(found)) for name, found in metadata.packages_distributions().items()}
+
+
+def _version(name: str) -> str | None:
+    """The version of an installed module, without an import if that is possible."""
+    if name in sys.modules and sys.modules[name] is None:
+        return None
+    for distribution in [*_distributions().get(name, ()), name]:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return None
+
+
+def _match(torch: str, torchvision: str) -> bool:
+    """Whether a torchvision was made for this torch: 0.26.0 for 2.11.0, 0.21.0 for 2.6.0."""
+    theirs, ours = _numbers(torchvision), _numbers(torch)
+    if len(theirs) < 2 or len(ours) < 2 or ours[0] != 2:
+        return True  # unknown
+    return theirs[:2] == (0, ours[1] + 15)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a version, without suffixes and local label: ``2.11.0a0+cpu`` is 2, 11, 0."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
