@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from mmlocal.layers import LayerNorm, QnA, UpsampleQnA
+from mmlocal.layers import QnA, UpsampleQnA
 from mmlocal.layers.checks import check_choice, check_int
 from mmlocal.registry import MODELS
 
@@ -48,7 +48,7 @@ def _conv_max(dims: int, num_heads: int) -> nn.Module:
 def _qna(dims: int, num_heads: int) -> nn.Module:
     """LN-QnA; a single query needs no weights to be added up with others."""
     qna = QnA(dims, num_heads, num_queries=1, stride=2, attn_scale="none")
-    return _ChannelsLast(LayerNorm(dims, eps=NORM_EPS), qna)
+    return _ChannelsLast(nn.LayerNorm(dims, eps=NORM_EPS), qna)
 
 
 def _bilinear_conv(dims: int, num_heads: int) -> nn.Module:
@@ -66,7 +66,7 @@ def _conv_transposed(dims: int, num_heads: int) -> nn.Module:
 
 def _uqna(dims: int, num_heads: int) -> nn.Module:
     """LN-UQnA."""
-    return _ChannelsLast(LayerNorm(dims, eps=NORM_EPS), UpsampleQnA(dims, num_heads))
+    return _ChannelsLast(nn.LayerNorm(dims, eps=NORM_EPS), UpsampleQnA(dims, num_heads))
 
 
 ENCODERS: dict[str, Callable[[int, int], nn.Module]] = {
