@@ -109,12 +109,12 @@ def test_compiled_ops_that_are_missing_come_with_their_mending(monkeypatch, caps
     monkeypatch.setitem(sys.modules, "mmcv._ext", None)
     info.main([])
     text = capsys.readouterr().out
-    command = (
-        "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv"
-    )
+    options = "--no-build-isolation --no-cache-dir --force-reinstall --no-deps"
     for library in ("mmdet", "mmseg"):
         reason = f"{library} cannot run here: mmcv's compiled ops do not load"
-        assert re.search(rf"^{reason} .*\. Mend it with\n    {command}onedl-mmcv$", text, re.M)
+        assert re.search(
+            rf"^{reason} .*\. Mend it with\n    pip install {options} onedl-mmcv$", text, re.M
+        )
     assert "\nmmpretrain can train here\n" in text
 
 
