@@ -1,27 +1,33 @@
 """Puts configs, tools and the model index into ``mmlocal/.mim``, where ``mim`` looks for them, and
-builds the optional C++ extension ``mmlocal.ops._C``.
+compiles the C++ kernels where there is a compiler.
 
 Everything else about the package is in ``pyproject.toml``.
 """
 
-import importlib.util
 import os
-import shlex
+import runpy
 import shutil
-import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, __version__, setup
 from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1
+    try:
+        from wheel.bdist_wheel import bdist_wheel
+    except ImportError:
+        raise SystemExit(
+            f"setuptools {__version__} cannot build mmlocal without the package wheel: "
+            "pip install wheel, or leave out --no-build-isolation"
+        ) from None
 
 ROOT = Path(__file__).resolve().parent
 MIM = ("configs", "tools", "model-index.yml")
-CSRC = Path("mmlocal", "ops", "csrc")
-FLAGS = [] if os.name == "nt" else ["-O3", "-g0", "-fno-math-errno"]
-if sys.platform == "linux":
-    # Without it, at::parallel_for is a plain loop. To the compiler alone: the linker would add the
-    # compiler's OpenMP library, where torch has brought its own, with threads that serve both.
-    FLAGS.append("-fopenmp")
+OPS = Path("mmlocal", "ops")
+# By path: importing mmlocal.ops imports torch, which a build environment does not have.
+BUILD = runpy.run_path(str(ROOT / OPS / "build.py"))
 
 
 def copy(source: Path, target: Path) -> None:
@@ -40,34 +46,27 @@ def link(source: Path, target: Path) -> None:
         copy(source, target)
 
 
-def why_no_extension():
-    """Why the extension is not built here, or ``None`` if it is."""
-    if os.environ.get("MMLOCAL_BUILD_EXT") == "0":
-        return "MMLOCAL_BUILD_EXT=0"
-    if importlib.util.find_spec("torch") is None:
-        return "no torch in the build environment (pip install --no-build-isolation shows it yours)"
-    given = os.environ.get("CXX")
-    names = [shlex.split(given)[0]] if given else ["c++", "g++", "clang++", "cl"]
-    if not any(map(shutil.which, names)):
-        return f"no C++ compiler ({', '.join(names)})"
-    return None
-
-
-REASON = why_no_extension()
-
-
-def say(reason: str) -> None:
-    print(f"mmlocal is installed without its C++ extension: {reason}", flush=True)
+def compile_kernels(folder: Path) -> bool:
+    """Compile the kernels into a folder; whether they are there. Without them, the package works
+    in plain PyTorch and says so when its ops run."""
+    library = folder / OPS / BUILD["LIBRARY"].name
+    try:
+        if os.environ.get("MMLOCAL_BUILD_EXT") == "0":
+            raise BUILD["BuildError"]("MMLOCAL_BUILD_EXT=0")
+        BUILD["build"](library)
+    except BUILD["BuildError"] as error:
+        print(f"mmlocal is installed without its C++ kernels: {error}", flush=True)
+        library.unlink(missing_ok=True)  # of an earlier build
+    return library.is_file()
 
 
 class BuildPy(build_py):
-    """Adds ``.mim``: copies in a wheel, links in the source tree of an editable install."""
+    """Adds the kernels, and ``.mim``: copies in a wheel, links in the tree of an editable one."""
 
     def run(self) -> None:
         super().run()
-        if REASON:
-            say(REASON)
         package = ROOT if self.editable_mode else Path(self.build_lib).resolve()
+        self.distribution.has_kernels = compile_kernels(package)
         mim = package / "mmlocal" / ".mim"
         shutil.rmtree(mim, ignore_errors=True)  # removes the links, not what they point to
         mim.mkdir(parents=True)
@@ -75,31 +74,30 @@ class BuildPy(build_py):
             (link if self.editable_mode else copy)(ROOT / name, mim / name)
 
 
-def extension() -> dict:
-    """Arguments of ``setup`` for the extension; none where it cannot be built."""
-    if REASON:
-        return {}
-    import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+class BdistWheel(bdist_wheel):
+    """A wheel with kernels is for this platform and any Python; one without is pure Python."""
 
-    class BuildExt(BuildExtension):
-        """A failure leaves the extension out and is no failure of the installation."""
+    def run(self) -> None:
+        self.run_command("build")
+        self.root_is_pure = not self.distribution.has_kernels
+        super().run()
 
-        def build_extensions(self) -> None:
-            try:
-                super().build_extensions()
-            except Exception as error:  # what torch raises here depends on ninja
-                say(f"the compiler failed: {str(error).splitlines()[0]}")
+    def get_tag(self) -> tuple:
+        return "py3", "none", super().get_tag()[2]
 
-    module = CppExtension(
-        "mmlocal.ops._C",
-        [path.as_posix() for path in sorted(CSRC.glob("*.cpp"))],
-        depends=[path.as_posix() for path in sorted(CSRC.iterdir())],
-        define_macros=[("MMLOCAL_TORCH_VERSION", torch.__version__.partition("+")[0])],
-        extra_compile_args=FLAGS,
-        optional=True,
+
+class KernelDistribution(Distribution):
+    """Whether it is for one platform is known when its kernels are compiled."""
+
+    has_kernels = False
+
+    def has_ext_modules(self) -> bool:
+        return self.has_kernels
+
+
+if __name__ == "__main__":
+    setup(
+        distclass=KernelDistribution,
+        cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
+        license="Apache-2.0",
     )
-    return {"ext_modules": [module], "cmdclass": {"build_py": BuildPy, "build_ext": BuildExt}}
-
-
-setup(**({"cmdclass": {"build_py": BuildPy}} | extension()))

@@ -64,7 +64,7 @@ SUPPORT = {
         ("2.11.0",), "2.6", note="for mmdet and mmseg 2.14 or newer, if mmcv has to be compiled"
     ),
     "torchvision": Support(("0.26.0",), "0.21", note="a release that was made for another torch"),
-    "triton": Support(("3.6.0",), "3.3", note="ops then run without the Triton kernels"),
+    "triton": Support(("3.6.0",), "3.3"),
     "numpy": Support(("2.2.6",), "1.24"),
     "cv2": Support(("4.12.0",), "4.5"),
     "mmengine": Support(("0.10.12",), "0.10", "1.0"),

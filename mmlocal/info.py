@@ -66,7 +66,7 @@ def ops_line() -> str:
 
 
 def extension_line() -> str:
-    """Whether our C++ extension loads, and how many threads it has."""
+    """Whether our C++ kernels load, and how many threads they have."""
     try:
         import torch
 
@@ -75,10 +75,8 @@ def extension_line() -> str:
         return f"unknown, the ops do not import: {type(error).__name__}: {error}"
     if extension is None:
         return f"not there: {unavailable_reason}"
-    if not hasattr(extension, "threads"):
-        return "of an older version of mmlocal: build it again"
     threads, possible = extension.threads(), torch.get_num_threads()
-    without = f"; torch has {possible}: it was built without OpenMP" if threads < possible else ""
+    without = f"; torch has {possible} and no OpenMP runtime to share" if threads < possible else ""
     return f"{threads} thread{'s' * (threads > 1)}{without}"
 
 
@@ -97,7 +95,7 @@ def gpu_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """What runs here, by the name of the thing."""
+    """Findings about this installation, by name."""
     python = platform.python_version()
     system = {
         compatibility.TESTED: "tested",

@@ -9,6 +9,8 @@ import pytest
 
 from mmlocal import compatibility, info
 from mmlocal.compatibility import LIBRARIES, missing, version_verdict, why_not
+from mmlocal.ops import OLDEST_TORCH
+from mmlocal.ops.backends import MIN_TRITON
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILE = "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps "
@@ -251,7 +253,12 @@ def test_table_has_a_row_for_everything():
     assert rows["torch"]["no"].startswith("older than 2.6; ")
 
 
-def test_page_shows_the_table():
+@pytest.mark.parametrize("page", ["README.md", "docs/compatibility.md"])
+def test_pages_show_the_table(page):
     table = info.markdown_table(compatibility.table())
-    page = (ROOT / "docs" / "compatibility.md").read_text()
-    assert table in page, "paste the output of mmlocal info --compatibility"
+    assert table in (ROOT / page).read_text(), "paste the output of mmlocal info --compatibility"
+
+
+def test_minima_are_those_of_the_ops():
+    assert compatibility.SUPPORT["torch"].least == "{}.{}".format(*OLDEST_TORCH)
+    assert compatibility.SUPPORT["triton"].least == "{}.{}".format(*MIN_TRITON)

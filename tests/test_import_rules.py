@@ -30,7 +30,13 @@ RULES = {
     },
     "mmlocal/models/detectors/**/*.py": {"torch", "mmengine", "mmdet", "mmlocal"},
     "mmlocal/models/segmentors/**/*.py": {"torch", "mmengine", "mmseg", "mmlocal"},
-    "mmlocal/models/classifiers/**/*.py": {"torch", "mmengine", "mmpretrain", "mmlocal"},
+    "mmlocal/models/classifiers/**/*.py": {
+        "torch",
+        "torchvision",
+        "mmengine",
+        "mmpretrain",
+        "mmlocal",
+    },
     "mmlocal/models/*.py": {"mmlocal.models"},
     "mmlocal/checkpoints/**/*.py": {"torch", "msgpack", "mmlocal.checkpoints", "mmlocal.version"},
     "mmlocal/__init__.py": {"mmlocal.paths", "mmlocal.version"},
@@ -45,7 +51,7 @@ RULES = {
     "tools/*.py": {"mmengine", "mmlocal"},
 }
 # A first run needs these before anything is installed.
-STANDARD_LIBRARY_ONLY = {"tools/setup_env.py"}
+STANDARD_LIBRARY_ONLY = {"tools/setup_env.py", "mmlocal/ops/build.py"}
 
 
 def imports(path: Path) -> set[str]:

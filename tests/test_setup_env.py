@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,22 +29,25 @@ root = pathlib.Path(__file__).parents[2]
 plan = json.loads((root / "plan.json").read_text())
 arguments = sys.argv[1:]
 if arguments[0] == "-c":
+    if "c++-header" in arguments[1]:
+        sys.exit(plan.get("header", 0))
     if "torch" in arguments[1]:
         print(json.dumps(plan["state"]))
     else:
         print(*plan.get("version", sys.version_info[:2]), "pip")
     sys.exit()
 line = " ".join(arguments[2:])
-switches = [os.environ.get(name) for name in ("FORCE_CUDA", "CUDA_VISIBLE_DEVICES")]
+names = ("FORCE_CUDA", "CUDA_VISIBLE_DEVICES", "CPPFLAGS")
+switches = [os.environ.get(name) for name in names]
 with (root / "calls.jsonl").open("a") as file:
     file.write(json.dumps([line, switches]) + "\\n")
 if plan.get("hang_at", "never") in line:
     print("  [12/78] c++ -c nms.cpp", flush=True)
     time.sleep(plan["seconds"])
-if plan.get("fail_at", "never") in line:
+if plan.get("fail_at", "never") in line + " " + str(switches[2]):
     print(plan["message"])
     sys.exit(1)
-if "mmcv.txt" in line.split("-r ")[-1]:
+if "mmcv.txt" in line.split("-r ")[-1] and "--no-build-isolation" in line:
     rebuilt = "--no-cache-dir" in line
     plan["state"]["ops"] = plan.get("rebuilt" if rebuilt else "built", "not available")
     (root / "plan.json").write_text(json.dumps(plan))
@@ -72,9 +76,9 @@ def plan(checkout, state=CPU, **behaviour):
     (checkout / "plan.json").write_text(json.dumps({"state": state, **behaviour}))
 
 
-def start(checkout, **environment):
+def start(checkout, *options, **environment):
     return subprocess.Popen(
-        [sys.executable, checkout / "tools" / "setup_env.py"],
+        [sys.executable, checkout / "tools" / "setup_env.py", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -82,12 +86,18 @@ def start(checkout, **environment):
     )
 
 
-def run(checkout, **environment):
+def run(checkout, *options, **environment):
     """Exit code and output of a set-up; no output of a set-up may be a traceback."""
-    process = start(checkout, **environment)
+    process = start(checkout, *options, **environment)
     output, _ = process.communicate(timeout=120)
     assert "Traceback" not in output
     return process.returncode, output
+
+
+def compilations(checkout):
+    """FORCE_CUDA, CUDA_VISIBLE_DEVICES and CPPFLAGS of each compilation of mmcv."""
+    lines = [json.loads(line) for line in (checkout / "calls.jsonl").read_text().splitlines()]
+    return [s for line, s in lines if "--no-build-isolation --force-reinstall" in line]
 
 
 def calls(checkout):
@@ -98,13 +108,15 @@ def calls(checkout):
     return [re.sub(r"-c \S+ ", "", line).split(" ", 1)[1] for line in lines]
 
 
+COMPILE = "-v --no-build-isolation --force-reinstall --no-deps -r requirements/mmcv.txt"
 IN_ORDER = [
     "--upgrade pip",
     "-r requirements/build.txt",
     "-r requirements/torch.txt",
     "-r requirements/openmm.txt",
     "--force-reinstall --no-deps opencv-python-headless",
-    "-v --no-build-isolation -r requirements/mmcv.txt",
+    "--no-cache-dir -r requirements/mmcv.txt",
+    COMPILE,
     "-r requirements/dev.txt",
     "--no-build-isolation --no-deps -e .",
 ]
@@ -114,7 +126,7 @@ def test_does_all_steps_in_order_and_then_nothing(checkout):
     code, output = run(checkout)
     assert code == 0, output
     assert calls(checkout) == IN_ORDER
-    assert "4/5 mmcv, compiled here, about 13 min" in output
+    assert "4/5 mmcv, compiled here, about 4 min" in output
     assert output.splitlines()[-1].endswith("mmcv's compiled ops: CPU only")
     code, output = run(checkout)
     assert code == 0, output
@@ -167,9 +179,11 @@ def test_compiles_for_cuda_only_with_gpu_and_nvcc(checkout, state, switches, not
     visible = {"CUDA_VISIBLE_DEVICES": "0"} if switches[1] is None else {}
     code, output = run(checkout, **visible)
     assert code == 0, output
-    lines = [json.loads(line) for line in (checkout / "calls.jsonl").read_text().splitlines()]
-    expected = [switches[0], "0" if switches[1] is None else switches[1]]
-    assert [s for line, s in lines if line.endswith("requirements/mmcv.txt")] == [expected]
+    flags = "-g0"
+    if switches[0] == "0":
+        flags += f" -include {checkout / '.venv' / 'header' / 'header.h'}"
+    expected = [switches[0], "0" if switches[1] is None else switches[1], flags]
+    assert compilations(checkout) == [expected]
     assert (note is None) == ("on the CPU only" not in output)
     assert note is None or note in output
 
@@ -178,8 +192,7 @@ def test_replaces_a_cached_wheel_that_does_not_fit(checkout):
     plan(checkout, built=None, rebuilt="not available")
     code, output = run(checkout)
     assert code == 0, output
-    again = "--no-cache-dir --force-reinstall --no-deps"
-    assert f"{IN_ORDER[5]} {again}" in calls(checkout)
+    assert f"{COMPILE} --no-cache-dir" in calls(checkout)
 
 
 def test_rebuilds_for_a_gpu_that_came_later(checkout):
@@ -202,6 +215,88 @@ def test_ops_that_do_not_load_fail_and_say_what_to_do(checkout):
     assert "make setup again" in last
 
 
+@pytest.mark.parametrize(
+    ("message", "tries"),
+    [
+        ("FAILED: nms.o", 2),
+        ("ERROR: Read timed out.", 1),
+        ("fatal error: Killed signal terminated program cc1plus\nFAILED: nms.o", 1),
+    ],
+    ids=["compiler", "network", "memory"],
+)
+def test_compiles_without_the_header_if_it_is_in_the_way(checkout, message, tries):
+    plan(checkout, fail_at="-include", message=message)
+    code, output = run(checkout)
+    assert [flags for *_, flags in compilations(checkout)][1:] == ["-g0"] * (tries - 1)
+    assert (code == 0) == ("once more without a precompiled header" in output) == (tries == 2)
+    assert not (checkout / ".venv" / "header").exists()
+
+
+def test_compiles_without_a_header_that_the_compiler_refuses(checkout):
+    plan(checkout, header=1, fail_at="-g0", message="FAILED: nms.o")
+    code, output = run(checkout, CPPFLAGS="-DMINE")
+    assert code == 1
+    assert "it goes on without a precompiled header" in output
+    assert "4/5 mmcv, compiled here: the C++ compiler failed" in output
+    assert [flags for *_, flags in compilations(checkout)] == ["-DMINE -g0"]
+
+
+def test_torch_compiles_with_the_header(tmp_path):
+    """A real compiler and torch's own build, with a header that is quickly compiled."""
+    root = tmp_path / "a folder"
+    (root / ".venv" / "bin").mkdir(parents=True)
+    python = root / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    (root / "source.cpp").write_text('extern "C" void* PyInit__x() { return nullptr; }\n')
+    (root / "setup.py").write_text(
+        "from setuptools import setup\n"
+        "from torch.utils.cpp_extension import BuildExtension, CppExtension\n"
+        "module = CppExtension('_x', ['source.cpp'], extra_compile_args={'cxx': ['-std=c++17']})\n"
+        "setup(name='x', ext_modules=[module], cmdclass={'build_ext': BuildExtension})\n"
+    )
+    environment = dict(os.environ)
+    setup_env.check_compiler(environment)
+    environment = setup_env.add_flags(environment, "-g0")
+    with setup_env.precompiled("#include <map>\n", "test", root, environment) as switches:
+        assert switches is not environment
+        switches = setup_env.add_flags(switches, "-Winvalid-pch", "-Werror=invalid-pch", "-H")
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        done = subprocess.run(command, cwd=root, env=switches, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"! {root / '.venv' / 'header' / 'header.h.gch'}" in done.stdout + done.stderr
+    assert not (root / ".venv" / "header").exists()
+
+
+def test_without_ops_leaves_out_the_compilation_and_a_later_set_up_does_it(checkout):
+    plan(checkout, CPU | {"ops": None})
+    code, output = run(checkout, "--without-ops", CXX="no-such-compiler")
+    assert code == 0, output
+    assert calls(checkout) == [line for line in IN_ORDER if line != COMPILE]
+    assert "make setup compiles them" in output.splitlines()[-1]
+    assert "mmcv, compiled here" not in json.loads((checkout / ".venv/setup.json").read_text())
+    assert run(checkout, "--without-ops")[0] == 0
+    assert calls(checkout) == []
+    assert run(checkout)[0] == 0
+    assert calls(checkout) == [COMPILE]
+    code, output = run(checkout, "--without-ops")
+    assert code == 0, output
+    assert calls(checkout) == []
+    assert output.splitlines()[-1].endswith("mmcv's compiled ops: CPU only")
+
+
+def test_only_the_classifiers_demo_does_without_ops():
+    def plan_of(target):
+        command = ["make", "--dry-run", target]
+        environment = os.environ | {"OPTIONS": "--without-ops"}
+        return subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
+
+    assert "setup_env.py --without-ops" in plan_of("demo-cls")
+    for target in ("setup", "demo", "demo-seg", "test", "lint"):
+        assert "setup_env.py" in plan_of(target)
+        assert "--without-ops" not in plan_of(target)
+
+
 def wait_for_call(checkout, text):
     """Wait until pip is asked for ``text``."""
     for _ in range(600):
@@ -214,7 +309,7 @@ def wait_for_call(checkout, text):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_ends_pip_and_the_next_run_continues(checkout, number, code):
-    plan(checkout, hang_at="mmcv.txt -c requirements/dev.txt --no-build", seconds=100)
+    plan(checkout, hang_at="--no-build-isolation --force-reinstall", seconds=100)
     process = start(checkout)
     wait_for_call(checkout, "--no-build-isolation")
     process.send_signal(number)
@@ -227,7 +322,7 @@ def test_interrupt_ends_pip_and_the_next_run_continues(checkout, number, code):
     calls(checkout)
     plan(checkout)
     assert run(checkout)[0] == 0
-    assert calls(checkout) == IN_ORDER[5:]
+    assert calls(checkout) == IN_ORDER[6:]
 
 
 def test_two_at_once_work_one_after_the_other(checkout):

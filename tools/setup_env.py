@@ -3,6 +3,9 @@
 ``make setup`` runs this with any Python 3.10 to 3.12, without root. It needs no package, and
 Python 3.6 can read it, so that an old interpreter gets one clear line and not a syntax error.
 
+``make setup-without-ops`` leaves out the one long step, which compiles mmcv's ops: detection and
+segmentation need them, classification does not.
+
 A step that is finished is recorded in ``.venv/setup.json``; a later run does what is missing and
 what has other requirement files than last time. All that pip says is in ``.venv/setup.log``.
 """
@@ -44,8 +47,8 @@ class Step(NamedTuple):
     """A part of the set-up that is recorded when it is finished.
 
     ``minutes`` is the time on 2 cores and a fast network, ``disk`` and ``temporary`` are the
-    gigabytes that it adds to ``.venv`` and needs for downloads meanwhile, ``pip`` holds arguments
-    of pip, ``files`` is what the step depends on besides the steps before it.
+    gigabytes that it needs in ``.venv`` and for downloads meanwhile, ``pip`` holds arguments of
+    pip, ``files`` is what the step depends on besides the steps before it.
     """
 
     name: str
@@ -88,15 +91,24 @@ STEPS = [
             ["install", *PINS, "-r", "requirements/openmm.txt"],
             # Of two OpenCV distributions with the same files, the last one installed counts.
             ["install", *PINS, "--force-reinstall", "--no-deps", "opencv-python-headless"],
+            # Built in isolation, where there is no torch, mmcv leaves its ops out. pip's cache does
+            # not know such a wheel from a compiled one, so it must neither give nor keep it.
+            ["install", *PINS, "--no-cache-dir", "-r", "requirements/mmcv.txt"],
         ],
-        ["requirements/openmm.txt"],
+        ["requirements/openmm.txt", "requirements/mmcv.txt"],
     ),
     Step(
         "mmcv, compiled here",
-        13,
-        0.1,
+        4,
+        0.6,
         0.5,
-        [["install", "-v", *PINS, "--no-build-isolation", "-r", "requirements/mmcv.txt"]],
+        [
+            # In the place of the mmcv without ops: the same version, so pip has to be told.
+            [
+                *("install", "-v", *PINS, "--no-build-isolation", "--force-reinstall", "--no-deps"),
+                *("-r", "requirements/mmcv.txt"),
+            ]
+        ],
         ["requirements/mmcv.txt"],
         compiles=True,
     ),
@@ -113,6 +125,8 @@ STEPS = [
     ),
 ]
 
+COMPILER_FAILED = "the C++ compiler failed"
+
 # What a failed pip's output says -> what to tell the user. The first match counts: pip also warns
 # of a bad network before it fails for another reason, so the network comes late.
 CAUSES = [
@@ -125,7 +139,7 @@ CAUSES = [
         "the compiler ran out of memory: try MAX_JOBS=1 make setup",
     ),
     (r"Python\.h: No such file", "Python.h is missing: install this Python's headers"),
-    (r"FAILED: |ninja: build stopped|error: command .+ failed", "the C++ compiler failed"),
+    (r"FAILED: |ninja: build stopped|error: command .+ failed", COMPILER_FAILED),
     (
         r"CERTIFICATE_VERIFY_FAILED|SSLError",
         "pip does not trust the certificate of its package index: see PIP_CERT, pip config list",
@@ -159,6 +173,26 @@ except Exception as error:
     state["ops"] = None
     state["error"] = f"{type(error).__name__}: {error}"
 print(json.dumps(state))
+"""
+
+# What each of mmcv's sources includes first. To read it takes most of the time of compiling one.
+HEADER = "#include <torch/types.h>\n"
+
+# Run in .venv: compiles the header in sys.argv[1], and tries whether the compiler then takes it.
+# The flags have to be the ones of mmcv's build, from setuptools and from torch's BuildExtension.
+PRECOMPILE = """
+import os, shlex, subprocess, sys
+import setuptools  # has the distutils that Python 3.12 lacks
+from distutils.ccompiler import new_compiler
+from distutils.sysconfig import customize_compiler
+from torch.utils.cpp_extension import include_paths
+compiler, header = new_compiler(), sys.argv[1]
+customize_compiler(compiler)
+command = [*shlex.split(os.environ["CXX"]), *compiler.compiler_so[1:], "-std=c++17"]
+command += ["-DTORCH_API_INCLUDE_EXTENSION_H", *("-I" + path for path in include_paths())]
+code = subprocess.run([*command, "-x", "c++-header", header, "-o", header + ".gch"]).returncode
+command += ["-include", header, "-Winvalid-pch", "-Werror=invalid-pch", "-fsyntax-only"]
+sys.exit(code or subprocess.run([*command, "-x", "c++", os.devnull]).returncode)
 """
 
 
@@ -247,7 +281,7 @@ def explain(output: str, log: Path) -> str:
 
 
 def latest(output: str) -> str:
-    """What a running pip is at: files compiled by ninja, or the last thing it announced."""
+    """Progress of a running pip: files compiled by ninja, or the last thing it announced."""
     for line in reversed(output.splitlines()):
         ninja = re.match(r"\s*\[(\d+)/(\d+)\] ", line)
         if ninja:
@@ -398,6 +432,40 @@ def ops_environment(environment: Dict[str, str], state: Dict[str, Any]) -> Dict[
     return dict(environment, **switches)
 
 
+def add_flags(environment: Dict[str, str], *flags: str) -> Dict[str, str]:
+    """Compiler flags that come after Python's own; CFLAGS would replace Python's."""
+    given = environment.get("CPPFLAGS", "")
+    return dict(environment, CPPFLAGS=" ".join([given, *map(shlex.quote, flags)]).strip())
+
+
+@contextlib.contextmanager
+def precompiled(
+    header: str, title: str, root: Path, environment: Dict[str, str]
+) -> Iterator[Dict[str, str]]:
+    """Compile a header once, instead of with each source that includes it.
+
+    Yields:
+        The environment in which setuptools and torch compile with that header; ``environment``
+        itself if the compiler cannot make one.
+    """
+    folder = root / ".venv" / "header"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    file = folder / "header.h"
+    file.write_text(header)
+    python = str(root / ".venv" / "bin" / "python")
+    try:
+        run([python, "-c", PRECOMPILE, str(file)], title + ", header", root, environment)
+        switches = add_flags(environment, "-include", str(file))
+    except SetupError as error:
+        say(f"{error}; it goes on without a precompiled header")
+        switches = environment
+    try:
+        yield switches
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def step_keys(root: Path, steps: Sequence[Step]) -> Dict[str, str]:
     """A digest per step of what it and all steps before it depend on."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {root}".encode())
@@ -440,14 +508,27 @@ def install_ops(
             "mmcv's ops will run on the CPU only: there is a GPU, but for torch's CUDA {} there is "
             "no nvcc (found: {})".format(state["cuda"], state["nvcc"])
         )
-    environment = ops_environment(environment, state)
-    for again in ([], ["--no-cache-dir", "--force-reinstall", "--no-deps"]):
-        for arguments in step.pip:
-            run([*pip, *arguments, *again], title, root, environment)
-        why = why_ops_unfit(probe(python))
-        if why is None:
-            return
-        say(f"{title} {why}")
+    # Debug information, which many Pythons ask for, takes half of the time and most of the disk.
+    environment = add_flags(ops_environment(environment, state), "-g0")
+    if wants_cuda(state):
+        header = contextlib.nullcontext(environment)  # not tried with nvcc
+    else:
+        header = precompiled(HEADER, title, root, environment)
+    with header as switches:
+        for again in ([], ["--no-cache-dir"]):
+            for arguments in step.pip:
+                command = [*pip, *arguments, *again]
+                try:
+                    run(command, title, root, switches)
+                except SetupError as error:
+                    if switches is environment or COMPILER_FAILED not in str(error):
+                        raise
+                    say(f"{error}; once more without a precompiled header")
+                    run(command, title, root, environment)
+            why = why_ops_unfit(probe(python))
+            if why is None:
+                return
+            say(f"{title} {why}")
     raise SetupError(
         "{}: see {} for how mmcv was compiled, then run make setup again".format(
             why, root / ".venv" / "setup.log"
@@ -455,23 +536,15 @@ def install_ops(
     )
 
 
-def build(
-    root: Path,
-    steps: Sequence[Step],
-    environment: Dict[str, str],
-    pip: Optional[List[str]] = None,
-) -> None:
-    """Do the steps that are missing.
-
-    Args:
-        pip: the command to give pip's arguments to; the one in ``.venv`` by default.
+def build(root: Path, steps: Sequence[Step], environment: Dict[str, str]) -> None:
+    """Do those of ``steps`` that are missing.
 
     Raises:
         SetupError: a step failed; the ones before it are recorded.
     """
     python = root / ".venv" / "bin" / "python"
-    pip = pip or [str(python), "-m", "pip"]
-    keys = step_keys(root, steps)
+    pip = [str(python), "-m", "pip"]
+    keys = step_keys(root, STEPS)
     finished = read_record(root)
     pending = [step for step in steps if finished.get(step.name) != keys[step.name]]
     check_disk(root, pending)
@@ -499,17 +572,21 @@ def pip_environment() -> Dict[str, str]:
     return environment
 
 
-def build_and_check() -> Dict[str, Any]:
-    """Do what is missing, and once more for mmcv if its ops no longer fit: a GPU came, say."""
+def build_and_check(with_ops: bool = True) -> Dict[str, Any]:
+    """Do what is missing, and once more for mmcv if its ops no longer fit: a GPU came, say.
+
+    Without ops, the step that compiles them stays as it is, done or not.
+    """
     python = ROOT / ".venv" / "bin" / "python"
-    build(ROOT, STEPS, pip_environment())
+    steps = [step for step in STEPS if with_ops or not step.compiles]
+    build(ROOT, steps, pip_environment())
     state = probe(python)
     why = why_ops_unfit(state)
-    if why is not None:
+    if with_ops and why is not None:
         say(why)
         names = [step.name for step in STEPS if step.compiles]
         write_record(ROOT, {k: v for k, v in read_record(ROOT).items() if k not in names})
-        build(ROOT, STEPS, pip_environment())
+        build(ROOT, steps, pip_environment())
         state = probe(python)
     return state
 
@@ -519,7 +596,13 @@ def stop(number: int, frame: Any) -> None:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--without-ops",
+        action="store_true",
+        help="do not compile mmcv's ops: classifiers need none",
+    )
+    args = parser.parse_args()
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
@@ -527,14 +610,17 @@ def main() -> int:
     try:
         check_python()
         with lock(ROOT / ".venv"):
-            state = build_and_check()
+            state = build_and_check(not args.without_ops)
     except (SetupError, OSError) as error:
         say(str(error))
         return 1
     except KeyboardInterrupt as error:
         say("stopped; make setup continues with the step that was running")
         return 128 + error.args[0]
-    ops = "CPU only" if state["ops"] == "not available" else "CPU and CUDA " + state["ops"]
+    if state["ops"] is None:
+        ops = "none, which classifiers do not miss; make setup compiles them"
+    else:
+        ops = "CPU only" if state["ops"] == "not available" else "CPU and CUDA " + state["ops"]
     say(
         ".venv is ready: Python {}.{}.{}, torch {}, mmcv's compiled ops: {}".format(
             *sys.version_info[:3], state["torch"], ops

@@ -1,8 +1,8 @@
 """A narrow Conditional DETR with QnA in its encoder, on the generated shapes.
 
-Not from the paper: the same encoder in another detector, which converges sooner than DETR. Trains
-from scratch on a CPU in about a quarter of an hour, which is why it has a narrow backbone, maps of
-stride 16, few layers and object queries, no dropout, and one learning rate for all.
+Not from the paper. It is the encoder of DETR-QnA in another detector, which converges sooner than
+DETR. To train from scratch on a CPU in about a quarter of an hour, it has a narrow backbone, maps
+of stride 16, few layers and object queries, no dropout, and one learning rate for all parameters.
 """
 
 _base_ = [

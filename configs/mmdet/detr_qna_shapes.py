@@ -1,10 +1,14 @@
 """A narrow DETR with QnA in its encoder, on the generated shapes.
 
-Not from the paper: left of its DETR-QnA are the encoder, with QnA layers before self-attention
-layers, and the losses. DETR takes long to learn where to look. To see it learn from scratch on a
-CPU, pictures are small and maps hold 8x8 tokens, the model is narrow, has few layers and object
-queries and no dropout, the learning rate is ten times that for COCO and the same for all, gradients
-are clipped at 1 instead of 0.1, and position embeddings vary faster.
+Not from the paper. As in its DETR-QnA, QnA layers come before self-attention layers in the encoder,
+and the losses are DETR's. DETR takes long to learn where to look. These settings let it learn from
+scratch on a CPU:
+
+* pictures are small, and maps hold 8x8 tokens;
+* the model is narrow, with few layers and object queries and no dropout;
+* the learning rate is ten times the one for COCO, and the same for all parameters;
+* gradients are clipped at 1 instead of 0.1;
+* position embeddings vary faster.
 """
 
 _base_ = [

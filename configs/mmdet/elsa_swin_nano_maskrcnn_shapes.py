@@ -1,7 +1,7 @@
 """A narrow ELSA-Swin Mask R-CNN on the generated shapes: ``make demo``.
 
-Not from the paper. Trains from scratch on two CPU cores within ten minutes, which is why it is
-narrow, initialised for its width, and has batch normalisation after the backbone.
+Not from the paper. To train from scratch on two CPU cores within ten minutes, it is narrow,
+initialised for its width, and has batch normalisation after the backbone.
 """
 
 _base_ = [

@@ -1,6 +1,7 @@
 """Cascade Mask R-CNN with ELSA-Swin-S on COCO, 12 epochs.
 
-Published: 51.6 box AP, 44.4 mask AP (ELSA, Zhou et al. 2021, COCO table). Not reproduced here.
+Published: 51.6 box AP, 44.4 mask AP (README of the official code, damo-cv/ELSA). Not
+reproduced here.
 
 Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
 elsa_swin_t_maskrcnn_1x.py.

@@ -1,6 +1,7 @@
 """Mask R-CNN with ELSA-Swin-S on COCO, 36 epochs.
 
-Published: 49.2 box AP, 43.6 mask AP (ELSA, Zhou et al. 2021, COCO table). Not reproduced here.
+Published: 49.2 box AP, 43.6 mask AP (README of the official code, damo-cv/ELSA). Not
+reproduced here.
 
 The drop path rate of 0.75 is the official one; Swin-S trains with 0.2 in the same setting.
 

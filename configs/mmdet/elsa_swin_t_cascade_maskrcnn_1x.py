@@ -1,8 +1,9 @@
 """Cascade Mask R-CNN with ELSA-Swin-T on COCO, 12 epochs.
 
-Published: 49.8 box AP, 43.0 mask AP (ELSA, Zhou et al. 2021, COCO table). Not reproduced here.
+Published: 49.8 box AP, 43.0 mask AP (README of the official code, damo-cv/ELSA). Not
+reproduced here.
 
-The drop path rate of 0.0 is the official one, and that of Swin's config for this setting.
+The drop path rate of 0.0 is the official one. Swin's config has it too in this setting.
 
 Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
 elsa_swin_t_maskrcnn_1x.py.

@@ -1,6 +1,7 @@
 """Cascade Mask R-CNN with ELSA-Swin-T on COCO, 36 epochs.
 
-Published: 51.0 box AP, 44.2 mask AP (ELSA, Zhou et al. 2021, COCO table). Not reproduced here.
+Published: 51.0 box AP, 44.2 mask AP (README of the official code, damo-cv/ELSA; the article,
+Zhou et al. 2021, has 51.1 box AP). Not reproduced here.
 
 Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
 elsa_swin_t_maskrcnn_1x.py.

@@ -1,6 +1,7 @@
 """Mask R-CNN with ELSA-Swin-T on COCO, 12 epochs.
 
-Published: 45.7 box AP, 41.1 mask AP (ELSA, Zhou et al. 2021, COCO table). Not reproduced here.
+Published: 45.7 box AP, 41.1 mask AP (README of the official code, damo-cv/ELSA). Not
+reproduced here.
 
 "1x" is the length of the schedule only: as in the official runs, training images are flipped,
 resized to a short side of 480 to 800 and sometimes cropped before that, unlike mmdet's plain 1x.

@@ -1,6 +1,7 @@
 """Mask R-CNN with ELSA-Swin-T on COCO, 36 epochs.
 
-Published: 47.5 box AP, 42.7 mask AP (ELSA, Zhou et al. 2021, COCO table). Not reproduced here.
+Published: 47.5 box AP, 42.7 mask AP (README of the official code, damo-cv/ELSA). Not
+reproduced here.
 
 Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
 elsa_swin_t_maskrcnn_1x.py.

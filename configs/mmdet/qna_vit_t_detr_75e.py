@@ -8,9 +8,9 @@ The paper starts from an ImageNet checkpoint::
     --cfg-options model.backbone.init_cfg.type=Pretrained \
         model.backbone.init_cfg.checkpoint=FILE model.backbone.init_cfg.prefix=backbone.
 
-It does not say how maps that are no multiple of the attention windows are cut, whether the last map
-is normalised, nor the drop path rate: here windows are made to fit (see ``mmlocal.QnAViT``), the
-map goes through the checkpoint's last LayerNorm, and the rate is that of ImageNet.
+Three things are not stated, and chosen here. Attention windows are made to fit maps that are no
+multiple of them (see ``mmlocal.QnAViT``). The last map goes through the last LayerNorm of the
+checkpoint. The drop path rate is the one of ImageNet training, 0.05.
 """
 
 _base_ = [

@@ -1,10 +1,10 @@
 """DETR with ResNet-50 on COCO, 75 epochs: the baseline of the QnA paper's detectors.
 
-The paper's table gives QnA-ViT's gains over it (Learned Queries, Arar et al. 2022). Not reproduced
-here. 8 GPUs with 4 images each make its batch of 32.
+The paper gives the gains of QnA-ViT over it (Learned Queries, Arar et al. 2022). Not reproduced
+here. Its batch of 32 is 8 GPUs with 4 images each.
 
-The paper trains with Scenic, whose public DETR has dropout in the attention only; here it is
-everywhere, as in mmdet, and so is all else that the paper leaves open.
+The paper trains with Scenic, whose public DETR has dropout in the attention only. Here all layers
+have it, as in mmdet. Whatever else the paper leaves open is as in mmdet too.
 """
 
 _base_ = [

@@ -1,9 +1,9 @@
 """ELSA-Swin-B on ImageNet-1k, 224 pixels, 300 epochs and 10 of cool-down.
 
-Published: 84.0 % top-1, of the averaged weights (ELSA, Zhou et al. 2021, ImageNet table). Not
+Published: 84.0 % top-1, of the averaged weights (README of the official code, damo-cv/ELSA). Not
 reproduced here.
 
-The recipe and its two differences: as in elsa_swin_t_in1k_300e.py. As in the official run, and
+The recipe and its differences: as in elsa_swin_t_in1k_300e.py. As in the official run, and
 unlike T and S, the weights are averaged (decay 0.99992) and validation and test use the average;
 it is also what the checkpoint holds as ``state_dict``. The official run offers 16 GPUs with 64
 images each as an alternative to 8 with 128.

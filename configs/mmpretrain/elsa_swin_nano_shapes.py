@@ -1,7 +1,7 @@
 """A narrow ELSA-Swin classifier on the generated shapes: ``make demo-cls``.
 
-Not from the paper. Trains from scratch on two CPU cores in minutes, which is why it is narrow and
-initialised for its width.
+Not from the paper. To train from scratch on two CPU cores in minutes, it is narrow and initialised
+for its width.
 """
 
 _base_ = ["./_base_/datasets/shapes_classes.py", "./_base_/default_runtime.py"]

@@ -1,8 +1,8 @@
 """ELSA-Swin-S on ImageNet-1k, 224 pixels, 300 epochs and 10 of cool-down.
 
-Published: 83.5 % top-1 (ELSA, Zhou et al. 2021, ImageNet table). Not reproduced here.
+Published: 83.5 % top-1 (README of the official code, damo-cv/ELSA). Not reproduced here.
 
-The recipe and its two differences: as in elsa_swin_t_in1k_300e.py.
+The recipe and its differences: as in elsa_swin_t_in1k_300e.py.
 """
 
 _base_ = [

@@ -1,10 +1,15 @@
 """ELSA-Swin-T on ImageNet-1k, 224 pixels, 300 epochs and 10 of cool-down.
 
-Published: 82.7 % top-1 (ELSA, Zhou et al. 2021, ImageNet table). Not reproduced here.
+Published: 82.7 % top-1 (README of the official code, damo-cv/ELSA). Not reproduced here.
 
 The official recipe, for 8 GPUs with 128 images each; it trains in mixed precision (add ``--amp``
-on a GPU) with seed 42 (``--cfg-options randomness.seed=42``). Two differences: RandAugment always
-interpolates bicubically, and the learning rate is up to 1 % lower during the warm-up.
+on a GPU) with seed 42 (``--cfg-options randomness.seed=42``). As there, an epoch has 1,251 steps,
+and images are erased after they are mixed, with noise that is not cut. Differences:
+
+* RandAugment always interpolates bicubically;
+* the learning rate is up to 1 % lower during the warm-up;
+* images are mixed after their normalization and with random partners, officially before it, rounded
+  to whole numbers, and with partners from the reversed batch.
 """
 
 _base_ = [

@@ -1,14 +1,16 @@
 """DeiT-Ti without class token and with ELSA's ghost head, on ImageNet-1k, 224 pixels, 310 epochs.
 
-The experiment is that of the paper's appendix C (ELSA, Zhou et al. 2021): the ghost head doubles
-the heads of global attention, after the softmax. The accuracy published there was not at hand, no
-code was released for it, and nothing is reproduced here.
+Published: +3.7 % top-1 over DeiT-Ti (ELSA, Zhou et al. 2021). Not reproduced here. The baseline in
+the same recipe is deit_ti_in1k_300e.py.
 
-Not known and therefore ours: the form and start of the static matrices (see ``GhostAttention``),
-average pooling of all tokens in place of the class token, and the recipe, which is that of the
-ELSA-Swin-T config (the paper's own for ImageNet) with DeiT-Ti's drop path of 0.1. DeiT's own recipe
-differs by 5 epochs of warm-up in place of 20, repeated augmentation and no clipping of gradients.
-LayerNorm has an epsilon of 1e-5, DeiT's has 1e-6.
+The experiment is in appendix C of the article: the ghost head doubles the heads of global
+attention, after the softmax. No code was released for it. Three things are therefore our choice:
+
+* the form and start of the static matrices, see ``GhostAttention``;
+* average pooling of all tokens in place of the class token;
+* the recipe, which is the one of elsa_swin_t_in1k_300e.py with DeiT-Ti's drop path of 0.1. DeiT's
+  own recipe differs by 5 epochs of warm-up in place of 20, repeated augmentation and no clipping of
+  gradients. LayerNorm has an epsilon of 1e-5 here, 1e-6 in DeiT.
 """
 
 _base_ = [

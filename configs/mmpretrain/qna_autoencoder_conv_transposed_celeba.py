@@ -1,9 +1,9 @@
 """Auto-encoder on CelebA at 256 pixels: max-pooling, transposed convolution.
 
-Learned Queries for Efficient Local Attention, appendix G, whose figures were not at hand. From the
-paper: the layers, the L1 loss, Adam, 10 epochs, images cropped at the centre. Ours, as it does not
-say: 64 channels, batch and learning rate (the paper takes the rate with the best test loss). Not
-reproduced here.
+Learned Queries for Efficient Local Attention, Arar et al. 2022, appendix G, which shows curves. The
+layers, the L1 loss, Adam, 10 epochs and the crop at the centre are from the paper. 64 channels, the
+batch size and the learning rate are our choice (the paper takes the rate with the best test loss).
+Not reproduced here.
 """
 
 _base_ = [

@@ -1,7 +1,7 @@
 """QnA-ViT-Base on ImageNet-1k, 224 pixels, 300 epochs.
 
-Published: 83.9 % top-1 (README of the official code, moabarar/qna; a public listing of the paper
-has 83.7). Not reproduced here.
+Published: 83.9 % top-1 (README of the official code, moabarar/qna; a public listing of the
+article has 83.7). Not reproduced here.
 
 The recipe and its differences: as in qna_vit_t_in1k_300e.py, with 20 epochs of warm-up.
 """

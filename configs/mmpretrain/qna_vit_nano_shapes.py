@@ -1,6 +1,6 @@
 """A narrow QnA-ViT classifier on the generated shapes.
 
-Not from the paper. Trains from scratch on two CPU cores in minutes, which is why it is narrow::
+Not from the paper. It is narrow, to train from scratch on two CPU cores in minutes::
 
     python tools/demo.py cls --config qna_vit_nano_shapes
 """

@@ -8,12 +8,12 @@ not clipped and weights not averaged. Differences from the official code, in JAX
 
 * bicubic resizing has OpenCV's coefficients (a = -0.75, not -0.5); test images are rounded to whole
   numbers, not cut;
-* contrast and saturation of the colour jitter are those of OpenMMLab: contrast about the mean grey,
-  not that of each channel, and saturation against grey, not in HSV. The jitter's second mirroring
-  is left out: it changes nothing after the first;
-* erased rectangles lie inside the image, and their noise is cut to 0 to 255;
+* contrast and saturation of the colour jitter are OpenMMLab's: contrast changes about the mean
+  grey, not about the mean of each channel, and saturation against grey, not in HSV. The jitter's
+  second mirroring is left out: it changes nothing after the first;
+* erased rectangles lie inside the image;
 * mixup and CutMix draw one ratio per batch, from the Beta distribution, not one per image from an
-  approximation of it; partners in CutMix are random, not those of the reversed batch;
+  approximation of it; partners in CutMix are random, not taken from the reversed batch;
 * the learning rate starts at a millionth of its maximum, not at 0;
 * the classifier starts from a normal distribution that is not cut off at two standard deviations.
 """

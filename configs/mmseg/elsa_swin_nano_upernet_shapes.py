@@ -1,7 +1,7 @@
 """A narrow ELSA-Swin UPerNet on the generated shapes: ``make demo-seg``.
 
-Not from the paper. Trains from scratch on two CPU cores within ten minutes, which is why it is
-narrow and initialised for its width.
+Not from the paper. To train from scratch on two CPU cores within ten minutes, it is narrow and
+initialised for its width.
 """
 
 _base_ = [

@@ -1,7 +1,7 @@
 """UPerNet with ELSA-Swin-S on ADE20K, 160k iterations.
 
-Published: 50.4 mIoU with six scales and flip (ELSA, Zhou et al. 2021, ADE20K table). Not
-reproduced here.
+Published: 50.4 mIoU with six scales and flip (README of the official code, damo-cv/ELSA; the
+article, Zhou et al. 2021, has 50.3). Not reproduced here.
 
 Test protocol, weight decay and how to start from an ImageNet checkpoint: as in
 elsa_swin_t_upernet_160k.py.

@@ -1,11 +1,12 @@
 """UPerNet with ELSA-Swin-T on ADE20K, 160k iterations.
 
-Published: 47.9 mIoU with six scales and flip (ELSA, Zhou et al. 2021, ADE20K table). Not
+Published: 47.9 mIoU with six scales and flip (README of the official code, damo-cv/ELSA). Not
 reproduced here.
 
-The test has a single scale; ``tools/test.py --tta`` runs the published protocol: ratios 0.5 to
-1.75 of (2048, 512), keeping the aspect ratio, each also flipped. The official validation during
-training had the six scales too, without flip; here it has one.
+The test has a single scale. ``tools/test.py --tta`` runs the test of the official code: ratios 0.5
+to 1.75 of (2048, 512), keeping the aspect ratio, each also flipped. These are the six scales of the
+code; the article (Zhou et al. 2021) names five. The official validation during training had the
+six scales too, without flip; here it has one.
 
 The official runs start from an ImageNet checkpoint::
 

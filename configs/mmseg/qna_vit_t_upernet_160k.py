@@ -1,13 +1,12 @@
 """UPerNet with QnA-ViT-Tiny on ADE20K, 160k iterations.
 
-Our extension: not from the paper. The settings are those of Swin with this head, and drop path as
-in classification. Neither the backbone's norms (as Swin's) nor its tables (as the authors') are
-decayed. Window attention takes images of any size: it cuts a map into windows as equal as possible,
-of at most 14 tokens a side in stage 3 and 7 in stage 4.
+Our extension: the paper trains no segmentor. Swin's settings with this head are used, and the drop
+path of classification. Weight decay spares the backbone's norms, as in Swin, and its tables, as in
+the official code of QnA. Window attention takes images of any size: it cuts a map into windows as
+equal as possible, of at most 14 tokens a side in stage 3 and 7 in stage 4.
 
-Start from an ImageNet checkpoint. Without one all biases are zero, so that the padding of images
-stays zero in every layer, and each LayerNorm multiplies the gradients there by a thousand: they
-overflow.
+Start from an ImageNet checkpoint. Without one, training is slow to begin, but its first gradients
+are as small with padded images as without padding: see ``mmlocal.layers.LayerNorm``.
 
 Test protocol and how to start from an ImageNet checkpoint: as in elsa_swin_t_upernet_160k.py.
 """

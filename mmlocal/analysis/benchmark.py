@@ -225,7 +225,7 @@ def _results(function: Callable[..., Tensor], tensors: dict[str, Tensor], make) 
 
 
 def _exact(case: Case, tensors: dict[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
-    """What ``reference`` makes of the same numbers in float64."""
+    """The results of ``reference`` for the same numbers in float64."""
     tensors = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
     function = op_function(case, "reference")
     return _results(function, tensors, lambda *shape: cotangent.double())[0]

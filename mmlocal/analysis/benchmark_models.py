@@ -83,7 +83,7 @@ def _macs(model: nn.Module, size: tuple[int, int]) -> int:
 def _model_call(
     model: nn.Module, image: Tensor, mode: str, amp: bool, compiled: bool
 ) -> Callable[[], object]:
-    """What is timed of a model; sets its mode."""
+    """The function of a model to time; sets the mode of the model."""
     model.train(mode == "training")
     runner = torch.compile(model) if compiled else model
     autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=amp)

@@ -1,4 +1,4 @@
-"""What ``tools/benchmark_ops.py`` times: shapes, our backends, and what a user would pick instead.
+"""Contestants of ``tools/benchmark_ops.py``: our backends, alternatives to them, and shapes.
 
 A contestant starts where its projections end: ours at values and logits (ELSA) or scores (QnA),
 convolutions at the values, other attention at queries, keys and values. Its tensors are laid out
@@ -216,7 +216,7 @@ def op_function(case: Case, backend: str) -> Callable[..., Tensor]:
 
 
 def op_tensors(case: Case, make: Make) -> dict[str, Tensor]:
-    """What :func:`op_function` takes, as published: ELSA has an additive ghost head only."""
+    """Arguments of :func:`op_function`, as published: ELSA has an additive ghost head only."""
     size, k = (case.height, case.width), case.kernel_size
     value = make(case.batch, case.channels, *size)
     if case.op == "elsa":
@@ -258,7 +258,7 @@ def exp_convolutions(
             ``tap_weight`` and ``stride``.
 
     Source:
-        Learned Queries for Efficient Local Attention, Arar et al. 2022, section 4.2.
+        Learned Queries for Efficient Local Attention, Arar et al. 2022, section 3.
     """
     batch, channels = value.shape[:2]
     tables, k = rel_pos.shape[:2]

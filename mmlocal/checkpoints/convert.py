@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ class Conversion:
         heads: names of the other tensors.
         dropped: official names of tensors that our models do not store.
         left: entries of the official checkpoint that are not carried over.
+        assumed: arguments of the backbone that no weight tells, and the value that
+            ``meta['backbone_cfg']`` gives each of them; also ``meta['assumed']``.
     """
 
     checkpoint: dict
@@ -37,11 +40,12 @@ class Conversion:
     heads: list[str]
     dropped: list[str]
     left: list[str]
+    assumed: dict[str, object]
 
     def __str__(self) -> str:
         cfg = dict(self.checkpoint["meta"]["backbone_cfg"])
         kind = cfg.pop("type")
-        arguments = ", ".join(f"{name}={value!r}" for name, value in cfg.items())
+        arguments = _arguments(cfg)
         parts = sorted({name.partition(".")[0] for name in self.heads})
         lines = [
             f"{kind}({arguments})",
@@ -50,6 +54,8 @@ class Conversion:
             f"dropped: {len(self.dropped)} unused",
             *(f"    {name}" for name in self.dropped),
         ]
+        if self.assumed:
+            lines.append(f"assumed, as no weight tells: {_arguments(self.assumed)}")
         if self.left:
             lines.append(f"not carried over: {', '.join(self.left)}")
         return "\n".join(lines)
@@ -88,7 +94,9 @@ def convert_checkpoint(
         if arch == cfg["arch"]:
             cfg["arch"] = name
 
-    meta = dict(backbone_cfg=cfg, mmlocal_version=__version__) | renamed.meta
+    defaults = inspect.signature(type(model)).parameters
+    assumed = {name: cfg.get(name, defaults[name].default) for name in renamed.untold}
+    meta = dict(backbone_cfg=cfg, assumed=assumed, mmlocal_version=__version__) | renamed.meta
     state_dict = {f"backbone.{key}": tensor for key, tensor in backbone.items()} | renamed.heads
     state_dict = {
         key: tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -96,7 +104,9 @@ def convert_checkpoint(
     }
     meta["source"] = dict(system=system) | renamed.source
     checkpoint = dict(meta=meta, state_dict=state_dict)
-    return Conversion(checkpoint, report, list(renamed.heads), renamed.dropped, renamed.left)
+    return Conversion(
+        checkpoint, report, list(renamed.heads), renamed.dropped, renamed.left, assumed
+    )
 
 
 def convert_file(
@@ -110,11 +120,14 @@ def convert_file(
     """Convert a checkpoint file; nothing in it is executed.
 
     Args:
-        source: official checkpoint; of QnA-ViT also a folder of them, for that of the highest step.
+        source: official checkpoint; of QnA-ViT also a folder of checkpoints, of which the one with
+            the highest step is taken.
         out: a folder, to name the new file after ``source``, or a file name in ``.pth``. Either
             way the first 8 hex digits of the new file's SHA-256 come before the suffix.
-        build: of :func:`convert_checkpoint`, as are ``system`` and ``options``.
+        build: of :func:`convert_checkpoint`.
+        system: of :func:`convert_checkpoint`.
         dry_run: convert and check, but write nothing.
+        options: of :func:`convert_checkpoint`.
 
     Returns:
         The conversion, whose ``meta`` also names the source, and the new file, or ``None`` for
@@ -144,6 +157,10 @@ def convert_file(
     file = dict(system=system, file=source.name, sha256=sha256_of(source))
     meta["source"] = file | meta["source"]
     return conversion, None if dry_run else save_file(conversion.checkpoint, folder, stem)
+
+
+def _arguments(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _system(system: str, options: Mapping[str, object]) -> System:

@@ -106,8 +106,7 @@ def elsa_backbone_cfg(
 ) -> dict:
     """Recover the arguments of ``ELSASwin`` from official names and shapes.
 
-    What shapes do not tell keeps its default: ``qk_scale`` and the rates of dropout, which change
-    no output of a published model in eval mode.
+    Arguments that no weight tells keep their defaults: see :func:`untold_by_elsa`.
 
     Args:
         state_dict: official names; a classification model, with or without head, or a dense
@@ -224,6 +223,25 @@ def _ghost_factors(
     return lam, gamma
 
 
+def untold_by_elsa(cfg: Mapping, lam: float | None = None, gamma: float | None = None) -> list[str]:
+    """Arguments of ``ELSASwin`` that neither weights nor the user told.
+
+    ``qk_scale`` acts in the last stage; the published models have the default. Rates change nothing
+    in eval mode. Shapes show which ghost heads there are, but neither ``lam`` nor ``gamma``, and of
+    a single one not its kind.
+
+    Args:
+        cfg: of :func:`elsa_backbone_cfg`.
+        lam: as given to :func:`elsa_backbone_cfg`.
+        gamma: as given to :func:`elsa_backbone_cfg`.
+    """
+    names = ["qk_scale", "drop_rate", "attn_drop_rate", "drop_path_rate"]
+    if lam is None and gamma is None and (cfg.get("lam") or cfg.get("gamma")):
+        return [*names, "lam", "gamma"]
+    given = dict(lam=lam, gamma=gamma)
+    return names + [name for name in given if given[name] is None and cfg.get(name)]
+
+
 def rename_elsa(
     content: Mapping, ema: bool = False, lam: float | None = None, gamma: float | None = None
 ) -> Renamed:
@@ -261,7 +279,9 @@ def rename_elsa(
         backbone = {k: v for k, v in backbone.items() if k not in heads}
     dataset_meta = _dataset_meta(content.get("meta"))
     meta = dict(dataset_meta=dataset_meta) if dataset_meta else {}
-    return Renamed(cfg, backbone, heads, dropped, left, source=dict(ema=ema), meta=meta)
+    untold = tuple(untold_by_elsa(cfg, lam, gamma))
+    source = dict(ema=ema)
+    return Renamed(cfg, backbone, heads, dropped, left, source=source, meta=meta, untold=untold)
 
 
 def _official_state_dict(content: Mapping, ema: bool) -> tuple[dict[str, Tensor], list[str]]:

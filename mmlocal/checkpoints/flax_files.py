@@ -36,7 +36,7 @@ def find_flax(path: Path) -> Path:
         path: a file, or a folder of files ``checkpoint_<step>``.
 
     Returns:
-        The file; in a folder, that of the highest step.
+        The file; in a folder, the file of the highest step.
 
     Raises:
         FileNotFoundError: a folder without such files.

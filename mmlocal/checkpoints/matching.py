@@ -1,4 +1,4 @@
-"""What of a state dict fits a model."""
+"""Find the entries of a state dict that fit a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass
 class MatchReport:
-    """Names of a state dict held against those of a model.
+    """Names of a state dict compared with the names of a model.
 
     Args:
         loaded: in both, with equal shapes.

@@ -32,7 +32,7 @@ _WINDOW_TABLE = "RelativePositionalEmbedding_0/rpe_bias"
 _HEAD_NORM = "ClassificationHead_0/LayerNorm_0"
 _HEAD_LAYER = "ClassificationHead_0/FusedKQnA_0/"
 _BLOCK = re.compile(r"(LSA|QnA)Stage_([0-9]+)/(?:MSA|QnA)_Block_([0-9]+)(_stride_2)?/(.+)")
-# Width of all windows of the published models but those of one stage.
+# Width of the windows of the published models, in all stages but one.
 _WINDOW_SIZE = 7
 _LEAVES = {
     "kernel": "weight",
@@ -44,7 +44,7 @@ _LEAVES = {
 
 
 def convert_qna_layer(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of one ``FusedKQnA`` to those of :class:`mmlocal.layers.QnA`.
+    """Rename the parameters of one ``FusedKQnA`` as in :class:`mmlocal.layers.QnA`.
 
     Args:
         params: official names, relative to the layer, parts joined by ``/``.
@@ -80,7 +80,7 @@ def convert_qna_layer(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_window_attention(params: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:
-    """Rename the parameters of one ``MultiHeadSelfAttention`` to those of our window attention.
+    """Rename the parameters of one ``MultiHeadSelfAttention`` as in our window attention.
 
     Args:
         params: official names, relative to the layer, parts joined by ``/``.
@@ -110,7 +110,7 @@ def convert_window_attention(params: Mapping[str, Tensor], num_heads: int) -> di
 
 
 def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of an official QnA-ViT to those of a classifier with our backbone.
+    """Rename the parameters of an official QnA-ViT as in a classifier with our backbone.
 
     Args:
         params: official names, parts joined by ``/``: the parameters, and the batch statistics
@@ -172,9 +172,9 @@ def qna_backbone_cfg(params: Mapping[str, Tensor]) -> dict:
     """Recover the arguments of ``QnAViT`` from official names and shapes.
 
     Shapes do not tell ``normalize_query``, which is true in all stages of the published models,
-    and the rate of stochastic depth: they keep their defaults. Nor do they tell the heads and
-    windows of stages without such blocks, which have no effect: heads are doubled from stage to
-    stage, windows are 7 tokens wide, as in the published models.
+    nor the rate of stochastic depth. Both keep their defaults. Shapes do not tell the heads and
+    windows of stages without such blocks either, which have no effect. Heads are then doubled from
+    stage to stage and windows are 7 tokens wide, as in the published models.
 
     Args:
         params: official names, parts joined by ``/``, of a classification model.
@@ -276,7 +276,11 @@ def rename_qna(
         if min(window_sizes, default=0) < 1:
             raise ValueError(f"window_sizes must be at least 1, got {window_sizes}")
         tables["window_sizes"] = tuple(window_sizes)
-    return Renamed(cfg, backbone, heads, dropped, left if "params" in content else [], tables)
+    untold = ["normalize_query", "drop_path_rate"]
+    if "layer_scale_init_value" in cfg:
+        untold.append("layer_scale_init_value")
+    left = left if "params" in content else []
+    return Renamed(cfg, backbone, heads, dropped, left, tables, untold=tuple(untold))
 
 
 def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -291,7 +295,7 @@ def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _depths(params: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Blocks of window attention and of QnA of each stage, without those of stride 2."""
+    """Blocks of window attention and of QnA of each stage, without blocks of stride 2."""
     blocks: dict[tuple[str, int], set[int]] = defaultdict(set)
     for key in params:
         if match := _BLOCK.fullmatch(key):

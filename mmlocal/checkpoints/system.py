@@ -1,4 +1,4 @@
-"""What the official code bases whose checkpoints we convert have in common."""
+"""Shared parts of the converters of the official code bases."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Renamed:
             are interpolated.
         source: what ``meta['source']`` says beside the file.
         meta: further entries of ``meta``.
+        untold: arguments of the backbone that no weight tells. Where ``cfg`` does not have one, its
+            default is assumed.
     """
 
     cfg: dict
@@ -36,6 +38,7 @@ class Renamed:
     tables: dict = field(default_factory=dict)
     source: dict = field(default_factory=dict)
     meta: dict = field(default_factory=dict)
+    untold: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from mmlocal.version import __version__
 # In the order of ``mmlocal --help``. The module has the name of the subcommand, with underscores.
 COMMANDS = {
     "info": "Print versions, what can run here, and what mends the rest",
+    "build": "Compile the C++ kernels for CPUs, where the installation could not",
     "demo": "Train, test and draw a small model on generated data, in minutes on a CPU",
     "configs": "List the configs that come with mmlocal, or print the path of one",
     "print-config": "Print a config with its bases and overrides merged",

@@ -1,4 +1,4 @@
-"""What the command lines in ``tools/`` call: from arguments and a config to an MMEngine runner."""
+"""Functions behind the command lines in ``tools/``: from arguments to an MMEngine runner."""
 
 from mmlocal.engine.browse import browse
 from mmlocal.engine.cli import (
@@ -8,7 +8,7 @@ from mmlocal.engine.cli import (
     add_loader_arguments,
     run_tool,
 )
-from mmlocal.engine.data import check_data
+from mmlocal.engine.data import check_annotations, check_data
 from mmlocal.engine.launch import (
     config_for_testing,
     config_for_training,
@@ -24,6 +24,7 @@ __all__ = [
     "add_launcher_arguments",
     "add_loader_arguments",
     "browse",
+    "check_annotations",
     "check_data",
     "config_for_testing",
     "config_for_training",

@@ -18,6 +18,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
+from mmlocal.engine.building import build_errors, type_name
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.launch import load_config, require_library
 from mmlocal.layers import ELSA
@@ -95,7 +96,8 @@ def _build(cfg: Config) -> nn.Module:
         model.setdefault("data_preprocessor", cfg.data_preprocessor)
     if cfg.default_scope == "mmseg":  # sliding windows would see a part of the image each
         model.test_cfg = dict(mode="whole")
-    return MODELS.build(model).eval()
+    with build_errors(cfg):
+        return MODELS.build(model).eval()
 
 
 def _select(layers: dict[str, nn.Module], patterns: list[str] | None) -> dict[str, nn.Module]:
@@ -120,12 +122,13 @@ def _load(model: nn.Module, checkpoint: str | None) -> None:
         content = load_file(checkpoint)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from error
-    selected, report = match_state_dict(content.get("state_dict", content), model.state_dict())
-    if report.missing or report.mismatched or report.resized:
+    source = content.get("state_dict", content)
+    _, report = match_state_dict(source, model.state_dict())
+    if report.missing or report.mismatched:
         raise UsageError(
             f"checkpoint {checkpoint!r} does not fit the model of the config: {report}"
         )
-    model.load_state_dict(selected)
+    model.load_state_dict(source, strict=False)  # which resizes tables as the backbone has it
 
 
 def _move(model: nn.Module, device: str) -> None:
@@ -143,7 +146,7 @@ def _run(
     dataset = cfg.test_dataloader.dataset
     while "dataset" in dataset:
         dataset = dataset.dataset
-    steps = [step for step in dataset.pipeline if not step["type"].endswith("LoadAnnotations")]
+    steps = [step for step in dataset.pipeline if type_name(step["type"]) != "LoadAnnotations"]
     item = Compose(steps)(dict(img_path=path, img_id=0))
     image = item["inputs"].permute(1, 2, 0).clamp(0, 255).byte().numpy()[..., ::-1]
     with torch.no_grad(), collect_attention(layers) as attention:
@@ -193,7 +196,7 @@ def _figures(
 def _ghost_figure(name: str, layer: ELSA, attn: Tensor) -> Figure:
     """For some heads: their attention, and the filters of some of their channels."""
     panels, titles = [], []
-    width = layer.v_dims // (layer.attn_proj.out_channels // layer.kernel_size**2)
+    width = layer.v_dims // layer.num_heads
     for head in range(min(_GHOST_HEADS, len(attn))):
         channels = [head * width + i for i in range(min(_GHOST_CHANNELS, width))]
         panels.append(torch.cat([attn[head : head + 1], ghost_filters(layer, attn, channels)]))

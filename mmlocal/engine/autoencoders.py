@@ -14,9 +14,11 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from mmlocal.checkpoints.files import write_whole
+from mmlocal.engine.building import build_errors
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.data import check_data
 from mmlocal.engine.launch import load_config, require_library
+from mmlocal.engine.settings import check_settings
 from mmlocal.visualization import contact_sheet, plot_curves
 
 CONFIGS = (
@@ -106,16 +108,18 @@ def format_comparison(summary: dict) -> str:
 def _run(config: str, options: dict, folder: Path) -> tuple[dict, Runner]:
     cfg = load_config(config, options)
     require_library(cfg.default_scope)
+    check_settings(cfg, ["train", "val", "test"])
     check_data(cfg, ["train", "val", "test"])
     cfg.work_dir = str(folder)
     for phase in ("train", "val", "test"):  # as mmpretrain's tools
         cfg[f"{phase}_dataloader"].setdefault("collate_fn", dict(type="default_collate"))
     init_default_scope(cfg.default_scope)
-    runner = RUNNERS.build(cfg)
-    start = time.perf_counter()
-    runner.train()
-    seconds = time.perf_counter() - start
-    results = runner.test()
+    with build_errors(cfg):
+        runner = RUNNERS.build(cfg)
+        start = time.perf_counter()
+        runner.train()
+        seconds = time.perf_counter() - start
+        results = runner.test()
     run = dict(
         config=config,
         lr=cfg.optim_wrapper.optimizer.lr,

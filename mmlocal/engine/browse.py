@@ -9,6 +9,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.utils import track_iter_progress
 from mmengine.visualization import Visualizer
 
+from mmlocal.engine.building import build_errors, type_name
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.data import check_data
 from mmlocal.engine.launch import load_config, require_library
@@ -39,8 +40,9 @@ def browse(args: argparse.Namespace) -> None:
     dataset_cfg = cfg[f"{args.phase}_dataloader"].dataset
     if args.mode == "original":
         dataset_cfg = _without_augmentation(dataset_cfg)
-    dataset = DATASETS.build(dataset_cfg)
-    visualizer = VISUALIZERS.build({"name": "browse", **cfg.visualizer, "vis_backends": None})
+    with build_errors(cfg):
+        dataset = DATASETS.build(deepcopy(dataset_cfg))
+        visualizer = VISUALIZERS.build({"name": "browse", **cfg.visualizer, "vis_backends": None})
     visualizer.dataset_meta = dataset.metainfo
     number = min(args.show_number or len(dataset), len(dataset))
     for index in track_iter_progress(range(number)):
@@ -96,7 +98,7 @@ def _without_augmentation(dataset: dict) -> dict:
         dataset["pipeline"] = [
             step
             for step in dataset["pipeline"]
-            if str(step["type"]).rsplit(".", 1)[-1].startswith(("Load", "Pack"))
+            if type_name(step["type"]).startswith(("Load", "Pack"))
         ]
     if "dataset" in dataset:
         dataset["dataset"] = _without_augmentation(dataset["dataset"])

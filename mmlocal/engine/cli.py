@@ -5,6 +5,7 @@ import atexit
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -23,12 +24,15 @@ def run_tool(main: Callable[[], None]) -> None:
     """Call ``main``; a :class:`UsageError` ends the process with its message and exit code 2.
 
     Under a distributed launcher every process ends, but only the first of each machine prints:
-    the others see the same files.
+    the others see the same files. With ``--traceback`` on the command line the traceback of the
+    error comes first.
     """
     try:
         main()
     except UsageError as error:
-        if _is_first_of_machine():
+        if is_first_of_machine():
+            if "--traceback" in sys.argv[1:]:
+                traceback.print_exception(error)
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(_SECONDS_FOR_FIRST)
@@ -53,14 +57,20 @@ def _end_process(status: int) -> None:
         sys.exit(status)
 
 
-def _is_first_of_machine() -> bool:
+def warn(message: str) -> None:
+    """Print a warning, on the first process of each machine."""
+    if is_first_of_machine():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def is_first_of_machine() -> bool:
     """Whether torchrun, Slurm or Open MPI, if any, gave this process the local rank 0."""
     variables = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
     return all(int(os.environ.get(variable, 0)) == 0 for variable in variables)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the ``config`` argument and ``--cfg-options``."""
+    """Add the ``config`` argument, ``--cfg-options`` and ``--traceback``."""
     parser.add_argument(
         "config", help="config file, or the name of a config of mmlocal (elsa_swin_t_maskrcnn_1x)"
     )
@@ -72,6 +82,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings that override the config; lists as key=[a,b] or key=a,b, nested lists and "
         'tuples as key="[(a,b),(c,d)]", without white space',
+    )
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        help="show where an error was raised, and not only its message",
     )
 
 
@@ -100,7 +115,13 @@ def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_loader_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--no-pin-memory``."""
+    """Add ``--no-pin-memory`` and ``--no-data-check``."""
     parser.add_argument(
         "--no-pin-memory", action="store_true", help="turn pin_memory off in all dataloaders"
+    )
+    parser.add_argument(
+        "--no-data-check",
+        action="store_true",
+        help="do not read the annotations before the start to compare them with the config; for "
+        "very large files, or if the check is wrong about your data",
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlocal.checkpoints.files import write_whole
-from mmlocal.datasets.shapes import TASKS, VERSION, generate_shapes, read_manifest
+from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
 from mmlocal.engine.cli import UsageError
 from mmlocal.engine.launch import load_config, require_library
 from mmlocal.visualization import contact_sheet, plot_curves
@@ -20,7 +20,7 @@ DATA_ROOT = Path("data/shapes")
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demo trains and what it shows.
+    """A demo: the config to train and the pictures to show.
 
     Args:
         config: name of the config, for the data in ``data/shapes``.
@@ -81,7 +81,8 @@ def run_demo(work_dir: Path, task: str = "det", config: str | None = None) -> di
 
     Writes to ``work_dir``: ``train/`` and ``test/`` with logs and checkpoint, ``pictures/`` with
     the predictions for validation images, ``predictions.png``, ``curves.png`` and
-    ``summary.json``. The data goes to ``data/shapes`` unless a set is there already.
+    ``summary.json``. The data of the task goes to ``data/shapes``, unless it is there already;
+    other tasks' data stays.
 
     Args:
         work_dir: folder for the results.
@@ -166,24 +167,21 @@ def format_summary(summary: dict) -> str:
 
 
 def _prepare_data(task: str) -> dict:
-    """Generate the data if there is none; the arguments it was generated with."""
+    """Generate the data of the task unless it is there; the arguments it was generated with."""
     manifest = read_manifest(DATA_ROOT)
     if manifest is not None and manifest["version"] != VERSION:
         raise UsageError(
             f"{DATA_ROOT} was made by version {manifest['version']} of the generator, the demo "
             f"needs version {VERSION}; make it anew with 'mmlocal make-shapes --overwrite'"
         )
-    if manifest is not None and task not in manifest["arguments"]["tasks"]:
-        raise UsageError(
-            f"{DATA_ROOT} was made without the task {task}; make it anew, for all tasks, with "
-            "'mmlocal make-shapes --overwrite'"
-        )
-    if manifest is not None:
+    if manifest is not None and task in manifest["arguments"]["tasks"]:
         print(f"data: {DATA_ROOT} is there already", flush=True)
         return manifest["arguments"]
-    print(f"data: generating {DATA_ROOT}", flush=True)
+    print(f"data: generating {DATA_ROOT} for the task {task}", flush=True)
     try:
-        return generate_shapes(DATA_ROOT, tasks=TASKS)["arguments"]
+        if manifest is not None:
+            return add_task(DATA_ROOT, task)["arguments"]
+        return generate_shapes(DATA_ROOT, tasks=[task])["arguments"]
     except FileExistsError as error:
         raise UsageError(
             f"{DATA_ROOT} is no data set of 'mmlocal make-shapes'; move it, the demo needs the "

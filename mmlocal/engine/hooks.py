@@ -1,57 +1,120 @@
 """Hooks of the runs that the configs describe."""
 
+import math
 import random
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader, get_worker_info
 
 from mmlocal.registry import HOOKS
 
 
 @HOOKS.register_module()
 class IterSeedHook(Hook):
-    """Make randomness a function of seed and iteration, so that a resumed run is exact.
+    """Make randomness a function of seed, iteration and rank: no epoch repeats, resuming is exact.
 
-    MMEngine restores the order of the samples, but not the state of the random generators. Here
-    the generators of Python, NumPy and PyTorch are seeded from ``(runner.seed, iteration, rank)``
-    before every iteration and again before the data of the next one is loaded. Nothing has to be
-    saved. With the rank in it, processes do not all drop the same paths or mix by the same ratio.
-    A run with a given ``randomness.seed`` that is resumed from any of its checkpoints then repeats
-    the uninterrupted run bit for bit, as far as its ops are deterministic.
+    MMEngine restores the order of the samples, but not the state of the random generators, and it
+    seeds the workers of a data loader alike at each start: workers that start with each epoch
+    repeat the same augmentation.
+
+    Here the generators of Python, NumPy and PyTorch are seeded from
+    ``(runner.seed, iteration, rank)`` twice in each iteration: before its batch is loaded, in the
+    process that loads it, and before its forward pass. Nothing has to be saved. This holds for runs
+    by epoch and by iteration, without workers and with any number of them, persistent or not:
+
+    * No two batches of a run are augmented by the same random numbers, and no two processes of a
+      distributed run drop the same paths or mix by the same ratio.
+    * A run with a given ``randomness.seed`` that is resumed from any of its checkpoints repeats the
+      uninterrupted run bit for bit, as far as its ops are deterministic. The number of workers may
+      change in between.
 
     Note:
-        Worker processes of a data loader keep generators of their own, which start anew with the
-        process. Runs by epoch are exact if workers start with each epoch
-        (``persistent_workers=False``, as in the configs on the generated shapes, or
-        ``--no-persistent-workers`` for all runs that are compared), runs by iteration if there
-        are none (``num_workers=0``). MMEngine seeds workers alike at each start.
+        Three kinds of runs are not exact when they are resumed. A run by epoch from a checkpoint
+        within an epoch: MMEngine starts that epoch anew. A run by iteration with workers and a
+        sampler that ends, such as ``DefaultSampler``: use ``InfiniteSampler``. A run by iteration
+        with workers in OpenMMLab's own MMEngine, which starts them before it calls any hook.
     """
 
     # After all other hooks, which may draw random numbers themselves.
     priority = "LOWEST"
 
+    def __init__(self) -> None:
+        self._workers: _SeededWorkers | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Before the first workers start."""
+        loader = runner.train_dataloader
+        if not isinstance(loader, DataLoader):
+            return
+        # Each start of a loader draws a number. A resumed run by iteration has one start more.
+        loader.generator = loader.generator or torch.Generator()
+        if loader.num_workers:
+            by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
+            self._workers = _SeededWorkers(loader, by_epoch, runner.seed, runner.rank)
+
     def before_train_epoch(self, runner: Runner) -> None:
         """Before the first data of an epoch, or of a run by iteration."""
-        _seed(runner, runner.iter, 0)
+        self._seed_data(runner, runner.iter)
 
     def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Before the forward pass."""
-        _seed(runner, runner.iter, 1)
+        _seed(runner.seed, runner.iter, 1, runner.rank)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Before the next data; ``runner.iter`` goes up after the hooks."""
-        _seed(runner, runner.iter + 1, 0)
+        self._seed_data(runner, runner.iter + 1)
 
     def after_val(self, runner: Runner) -> None:
         """As after the last training iteration: a resumed run does not repeat the validation."""
-        _seed(runner, runner.iter, 0)
+        self._seed_data(runner, runner.iter)
+
+    def _seed_data(self, runner: Runner, iteration: int) -> None:
+        _seed(runner.seed, iteration, 0, runner.rank)
+        if self._workers is not None:
+            self._workers.iteration = iteration
 
 
-def _seed(runner: Runner, iteration: int, part: int) -> None:
-    key = (runner.seed, iteration, part, runner.rank)
-    words = np.random.SeedSequence(key).generate_state(4)
+class _SeededWorkers:
+    """Seeds the workers of a data loader before each of their batches.
+
+    A loader hands its batches to its workers in turn, so a worker can count. Each has its own copy
+    of this object, made when it starts.
+    """
+
+    def __init__(self, loader: DataLoader, by_epoch: bool, seed: int, rank: int) -> None:
+        self.seed, self.rank = seed, rank
+        self.iteration = 0  # of the next batch
+        # Workers that outlive an epoch start with the first batches of the next one.
+        self.batches = len(loader) if by_epoch and loader.persistent_workers else math.inf
+        self.batch = 0
+        self._init_fn, self._collate_fn = loader.worker_init_fn, loader.collate_fn
+        loader.worker_init_fn, loader.collate_fn = self.start, self.collate
+
+    def start(self, worker_id: int) -> None:
+        if self._init_fn is not None:
+            self._init_fn(worker_id)
+        self.batch = worker_id
+        self._seed_batch()
+
+    def collate(self, samples: list) -> object:
+        batch = self._collate_fn(samples)
+        worker = get_worker_info()
+        self.batch += worker.num_workers
+        if self.batch >= self.batches:
+            self.batch = worker.id
+            self.iteration += self.batches
+        self._seed_batch()
+        return batch
+
+    def _seed_batch(self) -> None:
+        _seed(self.seed, self.iteration + self.batch, 0, self.rank)
+
+
+def _seed(seed: int, iteration: int, part: int, rank: int) -> None:
+    words = np.random.SeedSequence((seed, iteration, part, rank)).generate_state(4)
     random.seed(words.tobytes())
     np.random.seed(words)  # noqa: NPY002 - the transforms of the libraries draw from this one
     torch.manual_seed(int(words[:2].view(np.uint64)[0] >> 1))

@@ -11,8 +11,9 @@ import os
 import os.path as osp
 import pickle
 import traceback
+from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
+from typing import Any
 
 import mmengine
 import torch
@@ -25,11 +26,17 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from mmlocal import config_path
-from mmlocal.checkpoints import load_file
 from mmlocal.compatibility import LIBRARIES, why_not
+from mmlocal.engine.batches import ONE_VALUE, CheckBatchHook
+from mmlocal.engine.building import build_errors, type_name
 from mmlocal.engine.cli import UsageError
-from mmlocal.engine.data import check_data
+from mmlocal.engine.data import check_annotations, check_data
+from mmlocal.engine.resume import check_checkpoint, find_last_checkpoint
+from mmlocal.engine.settings import accept_pretrained, check_settings, infer_scope
 from mmlocal.engine.weights import CheckWeightsHook
+
+# Transforms that read labels, in the three libraries.
+_LABEL_LOADERS = ("LoadAnnotations", "LoadPanopticAnnotations")
 
 
 def load_config(config: str, cfg_options: dict | None = None) -> Config:
@@ -58,13 +65,15 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
         raise UsageError(f"config {config!r} cannot be read: {_where_and_why(error)}") from error
     try:
         cfg.merge_from_dict(cfg_options or {})
-    except (KeyError, TypeError, AssertionError) as error:
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise UsageError(f"--cfg-options does not fit the config: {error}") from error
+    infer_scope(cfg, LIBRARIES)
     if cfg.get("default_scope") not in LIBRARIES:
         raise UsageError(
             f"config {config!r} has default_scope={cfg.get('default_scope')!r}; "
             f"expected one of {', '.join(LIBRARIES)}"
         )
+    accept_pretrained(cfg)
     return cfg
 
 
@@ -94,6 +103,8 @@ def config_for_training(args: argparse.Namespace) -> Config:
     cfg = _common_config(args)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    phases = ["train", "val"] if cfg.get("val_cfg") else ["train"]
+    check_settings(cfg, phases)
     if args.amp:
         _train_with_amp(cfg)
     if args.auto_scale_lr:
@@ -107,14 +118,14 @@ def config_for_training(args: argparse.Namespace) -> Config:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
     if cfg.get("resume") and not cfg.get("load_from"):
-        _check_last_checkpoint(cfg.work_dir)
-    _check_checkpoint(cfg.get("load_from"), "checkpoint to start from")
+        cfg.load_from = find_last_checkpoint(cfg.work_dir)
+    check_checkpoint(cfg.get("load_from"), "checkpoint to start from")
     for loader in _loaders(cfg, ("train", "val", "test")):
         if cfg.default_scope == "mmpretrain":
             loader.setdefault("persistent_workers", loader.get("num_workers", 0) > 0)
         if args.no_persistent_workers:
             loader.persistent_workers = False
-    check_data(cfg, ["train", "val"] if cfg.get("val_cfg") else ["train"])
+    _check_data(cfg, args, phases)
     return cfg
 
 
@@ -122,7 +133,7 @@ def run_training(args: argparse.Namespace) -> None:
     """Train as the command line of ``tools/train.py`` says; see :func:`config_for_training`."""
     cfg = config_for_training(args)
     runner = _build_runner(cfg, whole=bool(cfg.get("resume")))
-    _run(runner.train)
+    _run(runner.train, cfg)
 
 
 def config_for_testing(args: argparse.Namespace) -> Config:
@@ -136,9 +147,10 @@ def config_for_testing(args: argparse.Namespace) -> Config:
     cfg = _common_config(args)
     task = cfg.default_scope
     _check_output_flags(args, task)
-    _check_checkpoint(args.checkpoint, "checkpoint")
+    check_checkpoint(args.checkpoint, "checkpoint")
     cfg.load_from = args.checkpoint
-    check_data(cfg, ["test"])
+    check_settings(cfg, ["test"])
+    _check_data(cfg, args, ["test"])
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
@@ -156,15 +168,20 @@ def run_testing(args: argparse.Namespace) -> None:
     """Test as the command line of ``tools/test.py`` says; see :func:`config_for_testing`."""
     cfg = config_for_testing(args)
     runner = _build_runner(cfg, whole=True)
+    with build_errors(cfg):
+        _dump_predictions(runner, cfg, args)
+    metrics = _run(runner.test, cfg)
+    if args.out_item == "metrics":
+        master_only(mmengine.dump)(metrics, args.out)
+
+
+def _dump_predictions(runner: Runner, cfg: Config, args: argparse.Namespace) -> None:
     if args.out and cfg.default_scope == "mmdet":
         from mmdet.evaluation import DumpDetResults  # also packs the masks
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     if args.out and cfg.default_scope == "mmpretrain" and args.out_item != "metrics":
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    metrics = _run(runner.test)
-    if args.out_item == "metrics":
-        master_only(mmengine.dump)(metrics, args.out)
 
 
 def print_config(args: argparse.Namespace) -> None:
@@ -182,7 +199,9 @@ def print_config(args: argparse.Namespace) -> None:
     if args.graph:
         require_library(cfg.default_scope)
         init_default_scope(cfg.default_scope)
-        print(MODELS.build(cfg.model))
+        with build_errors(cfg):
+            model = MODELS.build(deepcopy(cfg.model))  # building adds to the config
+        print(model)
     else:
         print(cfg.pretty_text)
     if args.save_path:
@@ -217,51 +236,19 @@ def _common_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _check_data(cfg: Config, args: argparse.Namespace, phases: list[str]) -> None:
+    check_data(cfg, phases)
+    if not args.no_data_check:
+        check_annotations(cfg, phases)
+
+
 def _loaders(cfg: Config, phases: tuple[str, ...]) -> list[ConfigDict]:
     loaders = (cfg.get(f"{phase}_dataloader") for phase in phases)
     return [loader for loader in loaders if loader is not None]
 
 
-def _check_checkpoint(path: str | None, what: str) -> None:
-    """Raise unless ``path`` is a readable checkpoint or has a scheme (``torchvision://``).
-
-    What MMEngine lets a checkpoint refer to is enough to run code, so one that is not plain data
-    is refused before MMEngine sees it.
-    """
-    if not path or "://" in path:
-        return
-    if not osp.isfile(osp.expanduser(path)):
-        raise UsageError(f"{what} {path!r} is not a file")
-    if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1") != "0":
-        try:
-            load_file(path)
-        except ValueError as error:
-            raise UsageError(
-                f"{what}: {error}. If you trust it, set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 and repeat"
-            ) from error
-
-
-def _check_last_checkpoint(work_dir: str) -> None:
-    """Raise if ``last_checkpoint`` does not lead to a checkpoint; without it, a run starts anew."""
-    pointer = Path(work_dir, "last_checkpoint")
-    if not pointer.is_file():
-        return
-    last = pointer.read_text().strip()
-    try:
-        if not last:
-            raise UsageError("the file is empty")
-        _check_checkpoint(last, "checkpoint")
-    except UsageError as error:
-        others = [path for path in Path(work_dir).glob("*.pth") if path.name != Path(last).name]
-        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        offer = f"--resume {' or '.join(map(str, others))}" if others else "no other one is there"
-        raise UsageError(
-            f"{pointer} does not lead to a checkpoint to resume from: {error}. Instead: {offer}"
-        ) from error
-
-
 def _train_with_amp(cfg: Config) -> None:
-    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    kind = type_name(cfg.optim_wrapper.get("type", "OptimWrapper"))
     if kind not in ("OptimWrapper", "AmpOptimWrapper"):
         raise UsageError(f"--amp can only replace the optim_wrapper type OptimWrapper, not {kind}")
     if get_device() == "mps":
@@ -325,7 +312,21 @@ def _augment_test(cfg: Config) -> None:
         cfg.setdefault("tta_model", model)
         cfg.setdefault("tta_pipeline", pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
+    labelled = any(type_name(step["type"]) in _LABEL_LOADERS for step in dataset.pipeline)
+    dataset.pipeline = cfg.tta_pipeline if labelled else _without_labels(cfg.tta_pipeline)
+
+
+def _without_labels(pipeline: list[dict]) -> list[dict]:
+    """A TTA pipeline for a data set without labels, whose own pipeline loads none."""
+    kept = []
+    for step in pipeline:
+        if type_name(step["type"]) in _LABEL_LOADERS:
+            continue
+        if type_name(step["type"]) == "TestTimeAug":
+            branches = [_without_labels(branch) for branch in step["transforms"]]
+            step = {**step, "transforms": [branch for branch in branches if branch]}
+        kept.append(step)
+    return kept
 
 
 def _default_tta(task: str, pipeline: list[dict]) -> tuple[dict, list[dict]]:
@@ -357,9 +358,11 @@ def _build_runner(cfg: Config, whole: bool) -> Runner:
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     if cfg.launcher == "pytorch" and get_device() == "cpu":
         _use_gloo(cfg)
-    runner = RUNNERS.build(cfg)
+    with build_errors(cfg):
+        runner = RUNNERS.build(cfg)
     if isinstance(runner, Runner):  # other runners load in ways of their own
         runner.register_hook(CheckWeightsHook(whole))
+        runner.register_hook(CheckBatchHook())
     return runner
 
 
@@ -375,12 +378,21 @@ def _use_gloo(cfg: Config) -> None:
     )
 
 
-def _run(loop):
-    try:
-        return loop()
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            "the checkpoint holds more than tensors and plain values, so loading it could run "
-            "foreign code. If you trust it, set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 and repeat. "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+def _run(loop: Callable[[], Any], cfg: Config) -> Any:
+    with build_errors(cfg):
+        try:
+            return loop()
+        except pickle.UnpicklingError as error:
+            raise UsageError(
+                "the checkpoint holds more than tensors and plain values, so loading it could run "
+                "foreign code. If you trust it, set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 and repeat. "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise UsageError(
+                f"BatchNorm met a single value per channel ({error}): a batch of one image is too "
+                "small for a layer that normalises pooled values; set "
+                "train_dataloader.batch_size=2 or more"
+            ) from error

@@ -24,7 +24,7 @@ class CheckWeightsHook(Hook):
 
     Raises:
         UsageError: names the checkpoint and what does not fit; or ``--resume`` with a file that has
-            weights only.
+            weights only, or with tables of other windows, whose optimizer state does not fit.
     """
 
     # Before hooks that load weights themselves, as that of the averaged ones does.
@@ -49,11 +49,24 @@ class CheckWeightsHook(Hook):
         source = checkpoint.get("state_dict", checkpoint)
         state_dict = OrderedDict((re.sub(r"^module\.", "", key), source[key]) for key in source)
         state_dict._metadata = getattr(source, "_metadata", None)
-        if self.whole and _loads(model, state_dict):
-            return
         _, report = match_state_dict(state_dict, model.state_dict())
-        if self.whole or not report.loaded:
-            raise UsageError(f"checkpoint {path!r} does not fit the model of the config: {report}")
+        if runner._resume and report.resized:
+            raise UsageError(
+                f"checkpoint {path!r} cannot be resumed, as the state of the optimizer does not "
+                f"fit the model of the config: {report}; to start from its weights, use "
+                f"--cfg-options load_from={path}"
+            )
+        reason = None
+        try:
+            fits = _loads(model, state_dict)
+        except ValueError as error:  # of a backbone, which takes no tensor of another shape
+            fits, reason = False, error
+        if self.whole and fits:
+            return
+        if self.whole or reason or not report.loaded:
+            raise UsageError(
+                f"checkpoint {path!r} does not fit the model of the config: {reason or report}"
+            )
 
 
 def _loads(model: nn.Module, state_dict: OrderedDict) -> bool:

@@ -1,12 +1,14 @@
 """Layers with parameters, made of torch and the ops alone."""
 
 from mmlocal.layers.block import TransformerBlock
+from mmlocal.layers.checks import check_image
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.elsa import ELSA
 from mmlocal.layers.ghost_attention import GhostAttention
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.layers.mlp import MLP
-from mmlocal.layers.patch import PatchEmbed, PatchMerging, check_image
+from mmlocal.layers.norm import LayerNorm
+from mmlocal.layers.patch import PatchEmbed, PatchMerging
 from mmlocal.layers.qna import QnA, UpsampleQnA
 from mmlocal.layers.window_attention import (
     EvenWindowAttention,
@@ -20,6 +22,7 @@ __all__ = [
     "DropPath",
     "EvenWindowAttention",
     "GhostAttention",
+    "LayerNorm",
     "PatchEmbed",
     "PatchMerging",
     "QnA",

@@ -6,8 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmlocal.layers.checks import (
+    check_drop_path,
+    check_flag,
+    check_int,
+    check_number,
+    check_rate,
+)
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.mlp import MLP
+from mmlocal.layers.norm import LayerNorm
 
 
 class TransformerBlock(nn.Module):
@@ -22,11 +30,16 @@ class TransformerBlock(nn.Module):
         with_cp: recompute activations in the backward pass to save memory.
         norm_eps: epsilon of the norms.
         gelu: of :class:`MLP`.
-        skip: for an ``attn`` that changes the shape: maps the input to the shape of its output, to
-            which it is added. The branch of such an ``attn`` is never dropped.
+        skip: needed for an ``attn`` that changes the shape. It maps the input of ``attn`` to the
+            shape of its output, and both are added. Such an ``attn`` is never dropped.
         out_dims: channels out; ``None`` for ``embed_dims``.
-        layer_scale_init_value: where the learned factors of the branches' channels start; ``None``
-            for no such factors.
+        layer_scale_init_value: initial value of learned factors for the channels of each branch;
+            ``None`` for no such factors.
+
+    Raises:
+        ValueError: a count below 1, ``mlp_ratio`` that leaves the MLP without hidden channels, a
+            rate out of range.
+        TypeError: an argument of another type.
     """
 
     def __init__(
@@ -44,16 +57,28 @@ class TransformerBlock(nn.Module):
         layer_scale_init_value: float | None = None,
     ) -> None:
         super().__init__()
-        out_dims = out_dims or embed_dims
-        self.norm1 = nn.LayerNorm(embed_dims, eps=norm_eps)
+        out_dims = embed_dims if out_dims is None else out_dims
+        check_int(embed_dims=embed_dims, out_dims=out_dims)
+        check_number(mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+        check_rate(drop_rate=drop_rate)
+        check_drop_path(drop_path_rate=drop_path_rate)
+        check_flag(with_cp=with_cp)
+        hidden_dims = int(out_dims * mlp_ratio)
+        if hidden_dims < 1:
+            raise ValueError(
+                f"mlp_ratio must give at least one hidden channel out of {out_dims}, got "
+                f"{mlp_ratio}"
+            )
+        self.norm1 = LayerNorm(embed_dims, eps=norm_eps)
         self.attn = attn
         self.skip = skip
-        self.norm2 = nn.LayerNorm(out_dims, eps=norm_eps)
-        self.mlp = MLP(out_dims, int(out_dims * mlp_ratio), drop_rate, gelu)
+        self.norm2 = LayerNorm(out_dims, eps=norm_eps)
+        self.mlp = MLP(out_dims, hidden_dims, drop_rate, gelu)
         self.drop_path = DropPath(drop_path_rate)
         self.with_cp = with_cp
         self.gamma1 = self.gamma2 = None
         if layer_scale_init_value is not None:
+            check_number(layer_scale_init_value=layer_scale_init_value)
             self.gamma1 = nn.Parameter(torch.full((out_dims,), float(layer_scale_init_value)))
             self.gamma2 = nn.Parameter(torch.full((out_dims,), float(layer_scale_init_value)))
 

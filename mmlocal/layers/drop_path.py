@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmlocal.layers.checks import check_drop_path
+
 
 class DropPath(nn.Module):
     """Drop a residual branch per sample, and scale the kept ones so that the mean is unchanged.
@@ -13,6 +15,7 @@ class DropPath(nn.Module):
 
     Raises:
         ValueError: ``drop_prob`` out of range.
+        TypeError: ``drop_prob`` is no number.
 
     Source:
         Deep Networks with Stochastic Depth, Huang et al. 2016.
@@ -20,8 +23,7 @@ class DropPath(nn.Module):
 
     def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= drop_prob < 1:
-            raise ValueError(f"drop_prob must be in [0, 1), got {drop_prob}")
+        check_drop_path(drop_prob=drop_prob)
         self.drop_prob = drop_prob
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,22 +3,98 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlocal.layers.gelu import GELU
+from mmlocal.layers.checks import (
+    Unscripted,
+    as_side,
+    check_flag,
+    check_int,
+    check_map,
+    check_number,
+    check_rate,
+)
 from mmlocal.ops import elsa_attention
 
 
-class ELSA(nn.Module):
+class ProjectedAttention(nn.Module):
+    """ELSA's last projection, ``1 x 1`` from features to logits, and the attention by them.
+
+    Both are one module, as the op can fold the projection into its kernels: then the logits, by far
+    the largest map of the layer, are never written. So this is no ``nn.Conv2d``, though its weight
+    and bias have the shapes and the initialisation of one.
+
+    Args:
+        qk_dims: channels of the features.
+        attn_dims: logits of a pixel.
+        groups: groups of the projection.
+        drop_rate: dropout on the attention maps.
+    """
+
+    def __init__(self, qk_dims: int, attn_dims: int, groups: int, drop_rate: float) -> None:
+        super().__init__()
+        self.groups = groups
+        self.drop_rate = drop_rate
+        conv = nn.Conv2d(qk_dims, attn_dims, 1, groups=groups)
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(
+        self,
+        features: Tensor,
+        value: Tensor | None = None,
+        ghost_mul: Tensor | None = None,
+        ghost_add: Tensor | None = None,
+        **settings,
+    ) -> Tensor:
+        """Attend, or only compute the logits.
+
+        Args:
+            features: ``(B, qk_dims, H, W)``.
+            value: ``(B, v_dims, H, W)``; ``None`` for the logits.
+            ghost_mul: of :func:`mmlocal.ops.elsa_attention`, as is ``ghost_add``.
+            **settings: the other arguments of that function.
+
+        Returns:
+            ``(B, v_dims, H, W)``, or the logits ``(B, attn_dims, H, W)``.
+        """
+        dropout = self.training and self.drop_rate > 0
+        attn, weight, bias = features, self.weight, self.bias
+        if value is None or dropout or self.groups > 1:
+            attn, weight, bias = F.conv2d(attn, weight, bias, groups=self.groups), None, None
+        if value is None:
+            return attn
+        if dropout:
+            maps = attn.unflatten(1, (-1, settings["kernel_size"] ** 2)).softmax(dim=2)
+            attn = F.dropout(maps, self.drop_rate).flatten(1, 2)
+        return elsa_attention(
+            value,
+            attn,
+            ghost_mul,
+            ghost_add,
+            proj_weight=weight,
+            proj_bias=bias,
+            softmax=not dropout,
+            **settings,
+        )
+
+    def extra_repr(self) -> str:
+        attn_dims, group_dims = self.weight.shape[:2]
+        return f"{group_dims * self.groups}, {attn_dims}, groups={self.groups}"
+
+
+class ELSA(Unscripted, nn.Module):
     """Local self-attention whose maps come from the Hadamard product of queries and keys.
 
-    ``q * k`` is mapped by a grouped ``k x k`` convolution, GELU and a ``1 x 1`` convolution to one
-    logit per head and neighbour. The ghost head gives each channel its own map out of its head's.
+    ``q * k`` is taken at each pixel, across all channels and before there are heads. A grouped
+    ``k x k`` convolution, GELU and a ``1 x 1`` convolution map it to one logit per head and
+    neighbour. The channels ``[n * v_dims / num_heads, (n + 1) * v_dims / num_heads)`` of the values
+    use the attention map of head ``n``. The ghost head turns that map into one map per channel.
 
     Args:
         embed_dims: channels in and out.
         num_heads: must divide ``v_dims``.
-        kernel_size: odd width of the window, in taps.
+        kernel_size: odd width of the window, in taps; also as a pair of equal numbers.
         dilation: distance between taps, in pixels.
         qk_dims: channels of queries and keys, rounded up to a multiple of ``group_width``;
             ``None`` for ``2 * (embed_dims // 3)``.
@@ -28,29 +104,34 @@ class ELSA(nn.Module):
         qkv_bias: whether the projection to q, k, v has a bias.
         qk_scale: factor of ``q * k``; ``None`` for ``(v_dims / num_heads) ** -0.5``. ELSA-Swin
             uses 1.
-        lam: exponent of the multiplicative ghost head; 0 for none.
-        gamma: factor of the additive ghost head; 0 for none.
+        lam: exponent of the multiplicative ghost head; 0 for none, as in all published models.
+        gamma: factor of the additive ghost head; 0 for none. All published models have 1.
         attn_drop_rate: dropout on the attention maps, before the ghost head.
         proj_drop_rate: dropout on the output.
         backend: of :func:`mmlocal.ops.elsa_attention`, which gets the ``1 x 1`` convolution too.
 
     Raises:
         ValueError: even ``kernel_size``; ``num_heads`` or ``groups`` that do not divide what they
-            group; ``num_heads``, ``dilation``, ``group_width`` or ``groups`` below 1.
+            group; a count below 1; a rate out of [0, 1]; a number that is not finite.
+        TypeError: an argument of another type.
 
     Note:
+        This is the final variant of the paper, which its code and all published models have. It is
+        not Hadamard attention as eq. 7 states it: the convolution lets products of neighbouring
+        pixels mix before the logits are made.
+
         The multiplicative ghost head starts as N(0, 1), as in the official code, and as |N(0, 1)|
         where ``lam`` is no integer: a negative base has no real power there.
 
     Source:
-        ELSA, Zhou et al. 2021, sections 3.2 and 3.3.
+        ELSA, Zhou et al. 2021, section 5, eq. 7 and 8.
     """
 
     def __init__(
         self,
         embed_dims: int,
         num_heads: int,
-        kernel_size: int = 7,
+        kernel_size: int | tuple[int, int] = 7,
         dilation: int = 1,
         qk_dims: int | None = None,
         v_dims: int | None = None,
@@ -65,21 +146,24 @@ class ELSA(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        counts = dict(
-            num_heads=num_heads, dilation=dilation, group_width=group_width, groups=groups
-        )
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        v_dims = v_dims or embed_dims
+        kernel_size = as_side("kernel_size", kernel_size, odd=True)
+        check_int(embed_dims=embed_dims, num_heads=num_heads, dilation=dilation)
+        check_int(group_width=group_width, groups=groups)
+        v_dims = embed_dims if v_dims is None else v_dims
+        if qk_dims is None:
+            check_int(3, embed_dims=embed_dims)  # a third of it twice
+            qk_dims = 2 * (embed_dims // 3)
+        check_int(v_dims=v_dims, qk_dims=qk_dims)
+        check_flag(qkv_bias=qkv_bias)
+        check_number(lam=lam, gamma=gamma)
+        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
+        if qk_scale is not None:
+            check_number(qk_scale=qk_scale)
         if v_dims % num_heads:
             raise ValueError(
                 f"num_heads must divide v_dims={v_dims} (embed_dims={embed_dims} unless given), "
                 f"got num_heads={num_heads}"
             )
-        qk_dims = qk_dims or 2 * (embed_dims // 3)
         qk_dims = -(-qk_dims // group_width) * group_width
         attn_dims = num_heads * kernel_size**2
         if qk_dims % groups or attn_dims % groups:
@@ -87,6 +171,8 @@ class ELSA(nn.Module):
                 f"groups must divide qk_dims={qk_dims} and num_heads * kernel_size**2={attn_dims}, "
                 f"got groups={groups}"
             )
+        self.embed_dims = embed_dims
+        self.num_heads = num_heads
         self.qk_dims = qk_dims
         self.v_dims = v_dims
         self.kernel_size = kernel_size
@@ -105,9 +191,8 @@ class ELSA(nn.Module):
             dilation=dilation,
             groups=qk_dims // group_width,
         )
-        self.act = GELU()
-        self.attn_proj = nn.Conv2d(qk_dims, attn_dims, 1, groups=groups)
-        self.attn_drop = nn.Dropout(attn_drop_rate)
+        self.act = nn.GELU()
+        self.attn_proj = ProjectedAttention(qk_dims, attn_dims, groups, attn_drop_rate)
         self.proj = nn.Linear(v_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
@@ -126,25 +211,16 @@ class ELSA(nn.Module):
         Raises:
             ValueError: any other shape.
         """
-        value, attn = self._project(x)
-        dropout = self.training and self.attn_drop.p > 0
-        weight, bias = self.attn_proj.weight, self.attn_proj.bias
-        if dropout or self.attn_proj.groups > 1:
-            attn, weight, bias = self.attn_proj(attn), None, None
-        if dropout:
-            attn = self.attn_drop(self._softmax(attn)).flatten(1, 2)
-        x = elsa_attention(
+        value, features = self._project(x)
+        x = self.attn_proj(
+            features,
             value,
-            attn,
             self.ghost_mul,
             self.ghost_add,
-            proj_weight=weight,
-            proj_bias=bias,
             kernel_size=self.kernel_size,
             dilation=self.dilation,
             lam=self.lam,
             gamma=self.gamma,
-            softmax=not dropout,
             backend=self.backend,
         )
         return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
@@ -162,14 +238,12 @@ class ELSA(nn.Module):
         Raises:
             ValueError: as in ``forward``.
         """
-        return self._softmax(self.attn_proj(self._project(x)[1]))
+        logits = self.attn_proj(self._project(x)[1])
+        return logits.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, v_dims, H, W)`` values, ``(B, qk_dims, H, W)`` features for ``attn_proj``."""
-        if x.dim() != 4 or x.shape[3] != self.qkv.in_channels:
-            raise ValueError(
-                f"x must be (B, H, W, embed_dims={self.qkv.in_channels}), got {tuple(x.shape)}"
-            )
+        check_map(x, self.embed_dims)
         # A permuted view is a channels-last tensor to the convolutions: nothing is copied.
         qkv = self.qkv(x.permute(0, 3, 1, 2))
         q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
@@ -177,6 +251,3 @@ class ELSA(nn.Module):
         if self.qk_scale != 1:
             product = product * self.qk_scale
         return value, self.act(self.attn_conv(product))
-
-    def _softmax(self, attn: Tensor) -> Tensor:
-        return attn.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)

@@ -6,12 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlocal.layers.checks import (
+    Unscripted,
+    as_pair,
+    check_flag,
+    check_int,
+    check_map,
+    check_number,
+    check_rate,
+)
 
-class GhostAttention(nn.Module):
+
+class GhostAttention(Unscripted, nn.Module):
     """Global self-attention in which each head's map is turned into several by static matrices.
 
-    Head ``n`` has one attention map, after the softmax, and ``ghost_ratio`` groups of value
-    channels. Group ``g`` sees, for query ``p`` and key ``s``::
+    The channels of the values form ``num_heads * ghost_ratio`` groups of equal width, in order.
+    Group ``g`` uses the attention map of head ``n = g // ghost_ratio``, after the softmax. It sees,
+    for query ``p`` and key ``s``::
 
         ghost_mul[g, s - p]**lam * softmax_s(q_n k_n^T)[p, s] + gamma * ghost_add[g, s - p]
 
@@ -21,7 +32,8 @@ class GhostAttention(nn.Module):
         embed_dims: channels.
         num_heads: heads of queries and keys; ``num_heads * ghost_ratio`` must divide
             ``embed_dims``.
-        map_size: height and width in tokens that the static matrices are kept for. On a map of
+        map_size: height and width in tokens that the static matrices are kept for; one number for
+            both. On a map of
             another size they are interpolated, and ``ghost_add`` is scaled by the ratio of the
             areas, as a softmax over more tokens gives each of them less.
         ghost_ratio: maps made of each head's map; 2 doubles the heads.
@@ -33,29 +45,33 @@ class GhostAttention(nn.Module):
         proj_drop_rate: dropout on the output.
 
     Raises:
-        ValueError: channels that the heads do not divide; ``map_size``, ``num_heads`` or
-            ``ghost_ratio`` below 1.
+        ValueError: channels that the heads do not divide, a count below 1, a rate out of [0, 1],
+            a number that is not finite.
+        TypeError: an argument of another type.
 
     Note:
-        The ghost head is that of the paper's equation for local attention, to which the official
-        code is restricted. For global attention no text or code was at hand beyond: the heads are
-        doubled, after the softmax, in a DeiT-Ti without class token. Our choices are: the matrices
-        depend on the offset from query to key alone, as those of the local ghost head do (a window
-        as large as the map); one matrix for each new head instead of each channel; all maps pass
-        the ghost head, none is kept as it is; queries and keys keep their heads; ``ghost_mul``
-        starts at 1 and ``ghost_add`` as truncated normal of 0.02.
+        The formula is the paper's ghost head of local attention, the only one in the official
+        code. About global attention we know from the paper: the ghost head doubles the heads, after
+        the softmax, in a DeiT-Ti without class token. The rest is our choice:
+
+        * The matrices depend only on the offset from query to key, as in the local ghost head with
+          a window as large as the map.
+        * There is one matrix for each new head, not for each channel.
+        * All maps pass the ghost head; none is kept as it is.
+        * Queries and keys keep their heads.
+        * ``ghost_mul`` starts at 1, ``ghost_add`` as truncated normal of 0.02.
 
         A negative ``ghost_mul`` has no real power if ``lam`` is no integer.
 
     Source:
-        ELSA, Zhou et al. 2021, section 3.3 and appendix C.
+        ELSA, Zhou et al. 2021, section 5, eq. 7 and 8, and appendix C.
     """
 
     def __init__(
         self,
         embed_dims: int,
         num_heads: int,
-        map_size: tuple[int, int] = (14, 14),
+        map_size: int | tuple[int, int] = (14, 14),
         ghost_ratio: int = 2,
         lam: float = 1.0,
         gamma: float = 1.0,
@@ -65,18 +81,20 @@ class GhostAttention(nn.Module):
         proj_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if min(map_size) < 1:
-            raise ValueError(f"map_size must be at least 1, got {map_size}")
-        for name, count in dict(num_heads=num_heads, ghost_ratio=ghost_ratio).items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        check_int(embed_dims=embed_dims, num_heads=num_heads, ghost_ratio=ghost_ratio)
+        check_number(lam=lam, gamma=gamma)
+        check_flag(qkv_bias=qkv_bias)
+        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
+        if qk_scale is not None:
+            check_number(qk_scale=qk_scale)
         if embed_dims % (num_heads * ghost_ratio):
             raise ValueError(
                 f"num_heads * ghost_ratio must divide embed_dims={embed_dims}, "
                 f"got num_heads={num_heads} and ghost_ratio={ghost_ratio}"
             )
+        self.embed_dims = embed_dims
         self.num_heads = num_heads
-        self.map_size = tuple(map_size)
+        self.map_size = as_pair("map_size", map_size)
         self.ghost_ratio = ghost_ratio
         self.lam = lam
         self.gamma = gamma
@@ -101,10 +119,7 @@ class GhostAttention(nn.Module):
         Raises:
             ValueError: any other shape.
         """
-        if x.dim() != 4 or x.shape[3] != self.proj.in_features:
-            raise ValueError(
-                f"x must be (B, H, W, embed_dims={self.proj.in_features}), got {tuple(x.shape)}"
-            )
+        check_map(x, self.embed_dims)
         height, width = x.shape[1:3]
         q, k, v = self.qkv(x).flatten(1, 2).chunk(3, dim=2)
         q, k = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (q, k))

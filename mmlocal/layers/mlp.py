@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmlocal.layers.gelu import GELU
+from mmlocal.layers.checks import check_choice, check_int, check_rate
 
 
 class MLP(nn.Module):
@@ -15,14 +15,21 @@ class MLP(nn.Module):
         hidden_dims: channels in between.
         drop_rate: dropout after each Linear.
         gelu: ``'none'`` for the exact GELU, ``'tanh'`` for its approximation, JAX's default.
+
+    Raises:
+        ValueError: a count below 1, ``drop_rate`` out of [0, 1], unknown ``gelu``.
+        TypeError: an argument of another type.
     """
 
     def __init__(
         self, embed_dims: int, hidden_dims: int, drop_rate: float = 0.0, gelu: str = "none"
     ) -> None:
         super().__init__()
+        check_int(embed_dims=embed_dims, hidden_dims=hidden_dims)
+        check_rate(drop_rate=drop_rate)
+        check_choice(("none", "tanh"), gelu=gelu)
         self.fc1 = nn.Linear(embed_dims, hidden_dims)
-        self.act = GELU(gelu)
+        self.act = nn.GELU(gelu)
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop_rate)
 

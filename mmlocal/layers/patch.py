@@ -6,34 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def check_image(x: Tensor, in_channels: int, patch_size: int) -> None:
-    """Check the input of a model.
-
-    Args:
-        x: should be ``(B, in_channels, H, W)``, floating point.
-        in_channels: channels of the image.
-        patch_size: smallest height and width.
-
-    Raises:
-        ValueError: not 4-D, other channels, or smaller than one patch.
-        TypeError: not floating point.
-    """
-    if x.dim() != 4 or x.shape[1] != in_channels:
-        raise ValueError(
-            f"x must be an image batch (B, in_channels={in_channels}, H, W), got {tuple(x.shape)}"
-        )
-    if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, got {x.dtype}")
-    height, width = x.shape[2:]
-    if height < patch_size or width < patch_size:
-        raise ValueError(
-            f"x must be at least one patch of {patch_size}x{patch_size} pixels, "
-            f"got {height}x{width}"
-        )
+from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_image, check_int
 
 
-class PatchEmbed(nn.Module):
+class PatchEmbed(Unscripted, nn.Module):
     """Embed non-overlapping patches by a convolution, then normalise them.
 
     An image whose size is no multiple of the patch is zero-padded at the bottom and right.
@@ -41,20 +17,28 @@ class PatchEmbed(nn.Module):
     Args:
         in_channels: channels of the image.
         embed_dims: channels of a patch.
-        patch_size: width of a patch in pixels.
+        patch_size: width of a patch in pixels; also as a pair of equal numbers.
         norm: whether a LayerNorm follows.
         bias: whether the convolution has a bias.
+
+    Raises:
+        ValueError: a number below 1, or a patch that is no square.
+        TypeError: an argument of another type.
     """
 
     def __init__(
         self,
         in_channels: int,
         embed_dims: int,
-        patch_size: int = 4,
+        patch_size: int | tuple[int, int] = 4,
         norm: bool = True,
         bias: bool = True,
     ) -> None:
         super().__init__()
+        check_int(in_channels=in_channels, embed_dims=embed_dims)
+        check_flag(norm=norm, bias=bias)
+        patch_size = as_side("patch_size", patch_size)
+        self.in_channels = in_channels
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size, bias=bias)
         self.norm = nn.LayerNorm(embed_dims) if norm else nn.Identity()
@@ -66,7 +50,7 @@ class PatchEmbed(nn.Module):
             ValueError: not 4-D, other channels, or smaller than one patch.
             TypeError: not floating point.
         """
-        check_image(x, self.proj.in_channels, self.patch_size)
+        check_image(x, self.in_channels, self.patch_size)
         height, width = x.shape[2:]
         x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
@@ -82,10 +66,15 @@ class PatchMerging(nn.Module):
     Args:
         in_dims: channels in.
         out_dims: channels out.
+
+    Raises:
+        ValueError: a number below 1.
+        TypeError: an argument is no integer.
     """
 
     def __init__(self, in_dims: int, out_dims: int) -> None:
         super().__init__()
+        check_int(in_dims=in_dims, out_dims=out_dims)
         self.norm = nn.LayerNorm(4 * in_dims)
         self.reduction = nn.Linear(4 * in_dims, out_dims, bias=False)
 

@@ -6,6 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlocal.layers.checks import (
+    Unscripted,
+    as_side,
+    check_choice,
+    check_flag,
+    check_int,
+    check_map,
+    is_int,
+)
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.ops.qna import attention_maps, qna_attention
 
@@ -13,8 +22,41 @@ POS_EMBEDS = ("relative", "absolute", "contextual", "none")
 ATTN_SCALES = ("normal", "normal_elementwise", "ones", "posneg", "avg", "none")
 
 
-class _LearnedQueries(nn.Module):
-    """What :class:`QnA` and :class:`UpsampleQnA` share: from tokens to scores, values, tables."""
+class QueryScores(nn.Module):
+    """Scores of tokens: the products of the queries with their keys.
+
+    The queries are multiplied into the weight, and the keys themselves are never computed. So this
+    is no ``nn.Linear``, though its weight has the shape of one. A bias would add the same to all
+    scores of a query, which the softmax ignores.
+
+    Args:
+        embed_dims: channels of the tokens.
+        attn_dims: channels of the keys.
+    """
+
+    def __init__(self, embed_dims: int, attn_dims: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(attn_dims, embed_dims))
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+        """Multiply.
+
+        Args:
+            x: ``(B, H, W, embed_dims)``.
+            query: ``(num_queries, num_heads, attn_dims / num_heads)``.
+
+        Returns:
+            ``(B, H, W, num_queries * num_heads)``.
+        """
+        weight = self.weight.unflatten(0, query.shape[1:])
+        return F.linear(x, torch.einsum("lhd,hdc->lhc", query, weight).flatten(0, 1))
+
+    def extra_repr(self) -> str:
+        return "{1}, {0}".format(*self.weight.shape)
+
+
+class _LearnedQueries(Unscripted, nn.Module):
+    """Scores, values and tables of :class:`QnA` and :class:`UpsampleQnA`, made from tokens."""
 
     def __init__(
         self,
@@ -35,28 +77,27 @@ class _LearnedQueries(nn.Module):
         backend: str | None,
     ) -> None:
         super().__init__()
-        counts = dict(
-            num_heads=num_heads, num_queries=num_queries, kernel_size=kernel_size, stride=stride
+        attn_dims = embed_dims if attn_dims is None else attn_dims
+        out_dims = attn_dims if out_dims is None else out_dims
+        check_int(embed_dims=embed_dims, attn_dims=attn_dims, out_dims=out_dims)
+        check_int(num_heads=num_heads, num_queries=num_queries, stride=stride)
+        check_flag(
+            qkv_bias=qkv_bias,
+            normalize_query=normalize_query,
+            detach_query_norm=detach_query_norm,
+            scale_pos_embed=scale_pos_embed,
         )
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        if not 0 <= padding < kernel_size:
+        check_choice(POS_EMBEDS, pos_embed=pos_embed)
+        check_choice(ATTN_SCALES, attn_scale=attn_scale)
+        if not is_int(padding) or not 0 <= padding < kernel_size:
             raise ValueError(
-                f"padding must be 0 to kernel_size - 1 = {kernel_size - 1}, got {padding}"
+                f"padding must be 0 to kernel_size - 1 = {kernel_size - 1}, got {padding!r}"
             )
-        attn_dims = attn_dims or embed_dims
         if attn_dims % num_heads:
             raise ValueError(
                 f"num_heads must divide attn_dims={attn_dims} (embed_dims={embed_dims} unless "
                 f"given), got num_heads={num_heads}"
             )
-        for name, kind, kinds in (
-            ("pos_embed", pos_embed, POS_EMBEDS),
-            ("attn_scale", attn_scale, ATTN_SCALES),
-        ):
-            if kind not in kinds:
-                raise ValueError(f"{name} must be one of {', '.join(kinds)}, got {kind!r}")
         if attn_scale == "posneg" and num_queries * num_heads % 2:
             raise ValueError(
                 "attn_scale='posneg' needs an even num_queries * num_heads, got "
@@ -76,10 +117,9 @@ class _LearnedQueries(nn.Module):
         self.backend = backend
 
         self.query = nn.Parameter(torch.empty(num_queries, attn_dims))
-        # A bias of the keys would add the same to all scores of a query: the softmax ignores it.
-        self.key = nn.Linear(embed_dims, attn_dims, bias=False)
+        self.key = QueryScores(embed_dims, attn_dims)
         self.value = nn.Linear(embed_dims, attn_dims, bias=qkv_bias)
-        self.proj = nn.Linear(attn_dims, out_dims or attn_dims, bias=qkv_bias)
+        self.proj = nn.Linear(attn_dims, out_dims, bias=qkv_bias)
 
         taps, tables = kernel_size**2, num_queries * num_heads
         if pos_embed == "relative":
@@ -100,7 +140,7 @@ class _LearnedQueries(nn.Module):
         nn.init.trunc_normal_(self.query, std=std, a=-2 * std, b=2 * std)
         for module in self.children():
             lecun_normal_(module.weight)
-            if module.bias is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         if self.pos_embed == "relative":
             nn.init.zeros_(self.rel_pos_table)
@@ -120,10 +160,8 @@ class _LearnedQueries(nn.Module):
         return query * query.shape[2] ** -0.5
 
     def _scores(self, x: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
-        """``(B, num_queries * num_heads, H, W)``; the keys themselves are never computed."""
-        key = self.key.weight.unflatten(0, (self.num_heads, -1))
-        weight = torch.einsum("lhd,hdc->lhc", query, key).flatten(0, 1)
-        scores = F.linear(x, weight).permute(0, 3, 1, 2)
+        """``(B, num_queries * num_heads, H, W)``."""
+        scores = self.key(x, query).permute(0, 3, 1, 2)
         return scores if mask is None else scores.masked_fill(mask[:, None], float("-inf"))
 
     def _rel_pos(self, query: Tensor) -> Tensor | None:
@@ -157,10 +195,7 @@ class _LearnedQueries(nn.Module):
         return scale.expand(-1, self.kernel_size**2).unflatten(1, (self.kernel_size, -1))
 
     def _check_input(self, x: Tensor, mask: Tensor | None) -> None:
-        if x.dim() != 4 or x.shape[3] != self.embed_dims:
-            raise ValueError(
-                f"x must be (B, H, W, embed_dims={self.embed_dims}), got {tuple(x.shape)}"
-            )
+        check_map(x, self.embed_dims)
         if mask is not None and (mask.shape != x.shape[:3] or mask.dtype != torch.bool):
             raise ValueError(
                 f"mask must be bool of shape (B, H, W) = {tuple(x.shape[:3])}, got {mask.dtype} "
@@ -187,7 +222,8 @@ class _LearnedQueries(nn.Module):
         """How each window attends to its tokens, before ``attn_scale``; to look at.
 
         Args:
-            x: as in ``forward``, as is ``mask``.
+            x: ``(B, H, W, embed_dims)``.
+            mask: ``(B, H, W)`` bool, true for tokens that no window shall see.
 
         Returns:
             ``(B, num_queries, num_heads, kernel_size**2, H_out, W_out)``.
@@ -209,12 +245,15 @@ class QnA(_LearnedQueries):
     """Local attention by learned queries, shared by all windows.
 
     Each window holds ``kernel_size x kernel_size`` tokens. ``num_queries`` queries attend to it
-    per head; their attention maps are weighted by ``attn_scale`` and added.
+    per head; their attention maps are weighted by ``attn_scale`` and added. The channels
+    ``[n * attn_dims / num_heads, (n + 1) * attn_dims / num_heads)`` of queries, keys and values
+    belong to head ``n``. Tables are query-major: query ``l`` and head ``n`` have column
+    ``l * num_heads + n``.
 
     Args:
         embed_dims: channels in.
         num_heads: must divide ``attn_dims``.
-        kernel_size: width of the window, in tokens.
+        kernel_size: width of the window, in tokens; also as a pair of equal numbers.
         num_queries: learned queries.
         stride: distance between windows; 2 halves the map.
         padding: tokens by which windows stick out of the map; ``None`` for
@@ -223,36 +262,38 @@ class QnA(_LearnedQueries):
         out_dims: channels out; ``None`` for ``attn_dims``.
         qkv_bias: whether values and output have a bias (on keys it would have no effect).
         normalize_query: whether each head's query has unit length.
-        detach_query_norm: whether gradients ignore that division.
-        pos_embed: what is added to the scores of a tap. ``'relative'``: a learned number per query
-            and head. ``'absolute'``: the product of the query with a learned key. ``'contextual'``:
-            a linear function of the query. ``'none'``: nothing.
-        scale_pos_embed: whether that is divided by ``sqrt(head_dims)``.
+        detach_query_norm: whether gradients ignore the division by the length of the query.
+        pos_embed: term that is added to the scores of a tap. ``'relative'``: a learned number per
+            query and head. ``'absolute'``: the product of the query with a learned key.
+            ``'contextual'``: a linear function of the query. ``'none'``: nothing.
+        scale_pos_embed: whether the term of ``pos_embed`` is divided by ``sqrt(head_dims)``.
         attn_scale: how the queries' attention maps are weighted before they are added.
             ``'normal'``: learned per tap, query and head, starting at N(0, 0.02).
             ``'normal_elementwise'``: the same for all taps. ``'ones'``: as ``'normal'``, starting
-            at 1. ``'posneg'``: +1 for the first half of the queries (by query, then head), -1 for
-            the others. ``'avg'``: the mean. ``'none'``: the sum.
+            at 1. ``'posneg'``: +1 for the first half of the columns of a table, -1 for the second.
+            ``'avg'``: the mean. ``'none'``: the sum.
         backend: of :func:`mmlocal.ops.qna_attention`.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``attn_dims``, a count below 1, ``padding`` out of
             range, unknown ``pos_embed`` or ``attn_scale``.
+        TypeError: an argument of another type.
 
     Note:
-        The official code multiplies ``'absolute'`` positions by the batch size, permutes
-        ``'contextual'`` ones if there are several queries, and fails without any. Here they do
-        what they say. No published model uses them.
+        The published models have two queries, ``'relative'`` positions, ``'normal'`` scales and
+        queries of unit length. The official code multiplies ``'absolute'`` positions by the batch
+        size, permutes ``'contextual'`` ones if there are several queries, and fails for
+        ``'none'``. This layer computes all three as described above.
 
     Source:
-        Learned Queries for Efficient Local Attention, Arar et al. 2022, section 4.
+        Learned Queries for Efficient Local Attention, Arar et al. 2022, section 3.
     """
 
     def __init__(
         self,
         embed_dims: int,
         num_heads: int,
-        kernel_size: int = 3,
+        kernel_size: int | tuple[int, int] = 3,
         num_queries: int = 2,
         stride: int = 1,
         padding: int | None = None,
@@ -266,6 +307,7 @@ class QnA(_LearnedQueries):
         attn_scale: str = "normal",
         backend: str | None = None,
     ) -> None:
+        kernel_size = as_side("kernel_size", kernel_size)
         super().__init__(
             embed_dims,
             num_heads,
@@ -311,26 +353,33 @@ class UpsampleQnA(_LearnedQueries):
     Args:
         embed_dims: channels in.
         num_heads: must divide ``attn_dims``.
-        scale_factor: factor of height and width.
-        kernel_size: odd width of the window, in tokens of the small map.
+        scale_factor: factor of height and width; also as a pair of equal numbers.
+        kernel_size: odd width of the window, in tokens of the small map; also as a pair of equal
+            numbers.
         attn_dims: channels of queries, keys and values; ``None`` for ``embed_dims``.
         out_dims: channels out; ``None`` for ``attn_dims``.
-        qkv_bias: as in :class:`QnA`, as are the others.
+        qkv_bias: whether values and output have a bias (on keys it would have no effect).
+        normalize_query: whether each head's query has unit length.
+        detach_query_norm: whether gradients ignore the division by the length of the query.
+        pos_embed: as in :class:`QnA`.
+        scale_pos_embed: whether the term of ``pos_embed`` is divided by ``sqrt(head_dims)``.
+        backend: of :func:`mmlocal.ops.qna_attention`.
 
     Raises:
         ValueError: even ``kernel_size``, and as :class:`QnA`.
+        TypeError: an argument of another type.
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022, appendix F. No code was
-        published; ``attn_scale`` is not used, as each query has an output of its own.
+        published. There is no ``attn_scale``, as each query has an output of its own.
     """
 
     def __init__(
         self,
         embed_dims: int,
         num_heads: int,
-        scale_factor: int = 2,
-        kernel_size: int = 3,
+        scale_factor: int | tuple[int, int] = 2,
+        kernel_size: int | tuple[int, int] = 3,
         attn_dims: int | None = None,
         out_dims: int | None = None,
         qkv_bias: bool = False,
@@ -340,10 +389,8 @@ class UpsampleQnA(_LearnedQueries):
         scale_pos_embed: bool = False,
         backend: str | None = None,
     ) -> None:
-        if scale_factor < 1:
-            raise ValueError(f"scale_factor must be at least 1, got {scale_factor}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        scale_factor = as_side("scale_factor", scale_factor)
+        kernel_size = as_side("kernel_size", kernel_size, odd=True)
         super().__init__(
             embed_dims,
             num_heads,

@@ -6,6 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlocal.layers.checks import (
+    Unscripted,
+    as_pair,
+    as_side,
+    check_flag,
+    check_int,
+    check_map,
+    check_number,
+    check_rate,
+    check_tensor,
+)
+
 
 def relative_position_index(window_size: tuple[int, int]) -> Tensor:
     """Rows of the bias table for each pair of positions in a window.
@@ -60,13 +72,16 @@ def shift_mask(
     return -100.0 * (region[:, :, None] != region[:, None, :]).float()
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Unscripted, nn.Module):
     """Self-attention among the tokens of one window.
+
+    Within queries, keys and values, the channels
+    ``[n * embed_dims / num_heads, (n + 1) * embed_dims / num_heads)`` belong to head ``n``.
 
     Args:
         embed_dims: channels.
         num_heads: must divide ``embed_dims``.
-        window_size: height and width of the largest window, in tokens.
+        window_size: height and width of the largest window, in tokens; one number for both.
         qkv_bias: whether the projection to q, k, v has a bias.
         qk_scale: factor of q k^T; ``None`` for ``(embed_dims / num_heads) ** -0.5``.
         attn_drop_rate: dropout on the attention map.
@@ -74,7 +89,9 @@ class WindowAttention(nn.Module):
         proj_bias: whether the projection of the output has a bias.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``embed_dims``; an empty window.
+        ValueError: ``num_heads`` does not divide ``embed_dims``, a count or window below 1, a rate
+            out of [0, 1], a number that is not finite.
+        TypeError: an argument of another type.
 
     Source:
         Swin Transformer, Liu et al. 2021, eq. 4.
@@ -84,7 +101,7 @@ class WindowAttention(nn.Module):
         self,
         embed_dims: int,
         num_heads: int,
-        window_size: tuple[int, int],
+        window_size: int | tuple[int, int],
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         attn_drop_rate: float = 0.0,
@@ -92,14 +109,18 @@ class WindowAttention(nn.Module):
         proj_bias: bool = True,
     ) -> None:
         super().__init__()
-        if min(window_size) < 1:
-            raise ValueError(f"window_size must be at least 1, got {window_size}")
-        if num_heads < 1 or embed_dims % num_heads:
+        check_int(embed_dims=embed_dims, num_heads=num_heads)
+        check_flag(qkv_bias=qkv_bias, proj_bias=proj_bias)
+        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
+        if qk_scale is not None:
+            check_number(qk_scale=qk_scale)
+        if embed_dims % num_heads:
             raise ValueError(
                 f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
             )
+        self.embed_dims = embed_dims
         self.num_heads = num_heads
-        self.window_size = tuple(window_size)
+        self.window_size = as_pair("window_size", window_size)
         self.qk_scale = qk_scale
         self.attn_drop_rate = attn_drop_rate
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
@@ -122,13 +143,25 @@ class WindowAttention(nn.Module):
 
         Args:
             x: ``(B * windows, N, embed_dims)``, N = Wh * Ww tokens in row-major order.
-            window_size: Wh and Ww of these windows, at most those of the constructor (default).
+            window_size: Wh and Ww of these windows, at most as large as in the constructor
+                (default).
             mask: ``(windows, N, N)`` or ``(windows, 1, N)``, added to the logits.
 
         Returns:
             Shape of ``x``.
+
+        Raises:
+            ValueError: ``x`` of any other shape, or windows larger than those of the constructor.
         """
-        wh, ww = window_size or self.window_size
+        check_tensor(x)
+        wh, ww = self.window_size if window_size is None else window_size
+        if wh > self.window_size[0] or ww > self.window_size[1]:
+            raise ValueError(f"window_size must be at most {self.window_size}, got {(wh, ww)}")
+        if x.dim() != 3 or x.shape[1] != wh * ww or x.shape[2] != self.embed_dims:
+            raise ValueError(
+                f"x must be (B * windows, {wh * ww}, embed_dims={self.embed_dims}) for windows of "
+                f"{wh}x{ww}, got {tuple(x.shape)}"
+            )
         batch, tokens, dims = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dims // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -149,7 +182,7 @@ class WindowAttention(nn.Module):
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, dims)))
 
 
-class ShiftedWindowAttention(nn.Module):
+class ShiftedWindowAttention(Unscripted, nn.Module):
     """Window attention on a map of any size, the windows optionally shifted by half a window.
 
     The map is zero-padded at the bottom and right to a multiple of the window. Padded tokens are
@@ -158,30 +191,41 @@ class ShiftedWindowAttention(nn.Module):
     Args:
         embed_dims: channels.
         num_heads: must divide ``embed_dims``.
-        window_size: width of a window, in tokens.
+        window_size: width of a window, in tokens; also as a pair of equal numbers.
         shift: whether to shift the windows by ``window_size // 2``.
         fit_window: where the shorter side of the map is at most ``window_size``, use a window of
             that side, unshifted, instead of padding.
         **kwargs: to :class:`WindowAttention`.
+
+    Raises:
+        ValueError: a window that is no square, and as :class:`WindowAttention`.
+        TypeError: an argument of another type.
     """
 
     def __init__(
         self,
         embed_dims: int,
         num_heads: int,
-        window_size: int,
+        window_size: int | tuple[int, int],
         shift: bool = False,
         fit_window: bool = False,
         **kwargs,
     ) -> None:
         super().__init__()
-        self.window_size = window_size
+        check_flag(shift=shift, fit_window=fit_window)
+        self.window_size = window_size = as_side("window_size", window_size)
+        self.embed_dims = embed_dims
         self.shift = shift
         self.fit_window = fit_window
         self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``."""
+        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+
+        Raises:
+            ValueError: any other shape.
+        """
+        check_map(x, self.embed_dims)
         height, width = x.shape[1:3]
         window, step = self.window_size, self.window_size // 2 if self.shift else 0
         if self.fit_window and min(height, width) <= window:
@@ -203,27 +247,39 @@ class ShiftedWindowAttention(nn.Module):
         return x[:, :height, :width].contiguous()
 
 
-class EvenWindowAttention(nn.Module):
+class EvenWindowAttention(Unscripted, nn.Module):
     """Window attention on a map of any size, cut into windows as equal as possible.
 
     Along each side there are as few windows as their largest size allows, all of the same size: a
     map of 20 tokens has two windows of 10 where ``window_size`` is 14, and a smaller map is one
-    window. What is missing at the bottom and right is padded, and nothing attends to it.
+    window. The last windows are padded at the bottom and right, and no token attends to padding.
 
     Args:
         embed_dims: channels.
         num_heads: must divide ``embed_dims``.
-        window_size: largest width of a window, in tokens.
+        window_size: largest width of a window, in tokens; also as a pair of equal numbers.
         **kwargs: to :class:`WindowAttention`.
+
+    Raises:
+        ValueError: a window that is no square, and as :class:`WindowAttention`.
+        TypeError: an argument of another type.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, window_size: int, **kwargs) -> None:
+    def __init__(
+        self, embed_dims: int, num_heads: int, window_size: int | tuple[int, int], **kwargs
+    ) -> None:
         super().__init__()
-        self.window_size = window_size
+        self.window_size = window_size = as_side("window_size", window_size)
+        self.embed_dims = embed_dims
         self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``."""
+        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+
+        Raises:
+            ValueError: any other shape.
+        """
+        check_map(x, self.embed_dims)
         height, width = x.shape[1:3]
         rows, cols = (-(-side // self.window_size) for side in (height, width))
         size = (-(-height // rows), -(-width // cols))

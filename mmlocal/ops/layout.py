@@ -23,7 +23,16 @@ def new_map(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def to_layout(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` ``(..., C, H, W)`` in the memory format that ``new_map`` has; copied if need be."""
-    if not is_channels_last(like):
-        return x.contiguous()
-    return x.movedim(-3, -1).contiguous().movedim(-1, -3)
+    """``x`` ``(..., C, H, W)`` in the dtype of ``like`` and the memory format that ``new_map`` has;
+    copied if need be."""
+    # Not contiguous(), which leaves odd strides of dimensions of size 1 as they are.
+    dims = list(range(x.dim()))
+    if is_channels_last(like):
+        dims.append(dims.pop(-3))
+    expected, step = [0] * x.dim(), 1
+    for dim in reversed(dims):
+        expected[dim] = step
+        step *= x.shape[dim]
+    if x.dtype == like.dtype and x.numel() and x.stride() == tuple(expected):
+        return x
+    return new_map(like, x.shape).copy_(x)

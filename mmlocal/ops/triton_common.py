@@ -1,4 +1,4 @@
-"""What the Triton kernels of all ops share: tiles, their sizes, and sums over programs."""
+"""Shared parts of the Triton kernels of all ops: tiles, their sizes, sums over programs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mmlocal.ops.backends import TRITON_INTERPRETED
 
 # TILE: numbers of the (pixels, channels) tile of a program. The first entry has to do without
 # measurements: in the interpreter, and where results must not depend on how long a kernel took.
@@ -29,7 +31,7 @@ def _prune(configs: list[triton.Config], *_, **__) -> list[triton.Config]:
 
 # Not measured again for other maps or batches.
 tuned = triton.autotune(
-    configs=_CONFIGS[:1] if triton.knobs.runtime.interpret else _CONFIGS,
+    configs=_CONFIGS[:1] if TRITON_INTERPRETED else _CONFIGS,
     key=["PER_HEAD", "KERNEL", "BLOCK_K"],  # of those that a kernel has
     prune_configs_by={"early_config_prune": _prune},
 )
@@ -45,7 +47,7 @@ sized = triton.heuristics({"BLOCK_P": lambda args: max(1, args["TILE"] // args["
 
 
 def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
-    """What to compute in, for PyTorch and for Triton."""
+    """The dtype to compute in, for PyTorch and for Triton."""
     if dtype == torch.float64:
         return torch.float64, tl.float64
     return torch.float32, tl.float32
@@ -64,6 +66,14 @@ def splits_of(pixels: int) -> int:
 def add_up(partial: Tensor, like: Tensor) -> Tensor:
     """The sum of ``(splits, ...)`` in the shape and dtype of ``like``."""
     return partial.sum(dim=0).view(like.shape).to(like.dtype)
+
+
+@triton.jit
+def store(pointers, x, mask):
+    """``tl.store``, which in the interpreter makes nonsense of a float64 that becomes bfloat16."""
+    if pointers.dtype.element_ty != tl.float64:
+        x = x.to(tl.float32)
+    tl.store(pointers, x, mask=mask)
 
 
 @triton.jit

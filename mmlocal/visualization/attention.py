@@ -96,7 +96,7 @@ def ghost_filters(layer: ELSA, attn: Tensor, channels: Sequence[int]) -> Tensor:
         ``(..., len(channels), kernel_size**2, H, W)``, dtype of ``attn``.
 
     Source:
-        ELSA, Zhou et al. 2021, eq. 5.
+        ELSA, Zhou et al. 2021, section 5, eq. 7 and 8.
     """
     width = layer.v_dims // attn.shape[-4]
     filters = attn[..., [channel // width for channel in channels], :, :, :]
@@ -137,7 +137,7 @@ def enlarge(maps: Tensor, input_size: tuple[int, int], image_size: tuple[int, in
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one layer attended to.
+    """Attention of one layer.
 
     Args:
         maps: ``(B, queries, heads, kernel_size**2, H_out, W_out)``, float32 or float64, on the

@@ -159,8 +159,7 @@ def layer_shapes(model: torch.nn.Module, batch: int, size: tuple[int, int]) -> s
     def hook(layer, args):
         height, width = args[0].shape[1:3]
         if isinstance(layer, ELSA):
-            heads = layer.attn_proj.out_channels // layer.kernel_size**2
-            channels, stride = layer.v_dims, 1
+            heads, channels, stride = layer.num_heads, layer.v_dims, 1
         else:
             heads, channels, stride = layer.num_heads, layer.value.out_features, layer.stride
         shapes.add((batch, channels, heads, height, width, layer.kernel_size, stride))

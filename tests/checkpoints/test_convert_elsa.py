@@ -269,6 +269,37 @@ def test_mlp_ratio(ratio, recovered):
     assert fits(official)["mlp_ratio"] == recovered
 
 
+RATES = dict(qk_scale=None, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "factors"),
+    [
+        ("det_00_75x101", {}, dict(lam=0.0, gamma=1.0)),
+        ("det_00_75x101", dict(gamma=2.0), {}),
+        ("det_00_75x101", dict(lam=0.0), dict(gamma=1.0)),
+        ("det_00_75x101", dict(lam=3.0), {}),
+        ("det_00_75x101", dict(gamma=0.0), dict(lam=1.0)),
+        ("det_01_66x50_ape", {}, dict(lam=1.0, gamma=1.0)),
+        ("det_01_66x50_ape", dict(lam=2.0), dict(gamma=1.0)),
+    ],
+    ids=str,
+)
+def test_untold_arguments_are_named(name, options, factors, tmp_path):
+    """The report and the file say which arguments were assumed, and with which values."""
+    official, _, _ = golden(name)
+    conversion = convert_checkpoint(official, MODELS.build, **options)
+    assert conversion.assumed == RATES | factors
+    values = ", ".join(f"{key}={value}" for key, value in (RATES | factors).items())
+    assert f"assumed, as no weight tells: {values}" in str(conversion).splitlines()
+    meta, _ = converted(official, tmp_path, **options)
+    assert meta["assumed"] == conversion.assumed
+    backbone = MODELS.build(meta["backbone_cfg"])  # has the values that were named
+    last = backbone.stages[-1].blocks[-1]
+    assert last.attn.w_msa.qk_scale is meta["assumed"]["qk_scale"]
+    assert last.drop_path.drop_prob == meta["assumed"]["drop_path_rate"]
+
+
 def test_meta(tmp_path):
     official, _, _ = golden("det_00_75x101")
     names, colours = ("circle", "square"), [[1, 2, 3], [4, 5, 6]]

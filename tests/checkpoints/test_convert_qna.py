@@ -148,6 +148,20 @@ def test_architecture(name):
     assert cfg == expected
 
 
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_untold_arguments_are_named(name, tmp_path):
+    """The report and the file say which arguments were assumed, and with which values."""
+    params, statistics, config, _ = golden_qna(name)
+    expected = dict(normalize_query=True, drop_path_rate=0.05)
+    if config["layer_scale"] is not None:
+        expected["layer_scale_init_value"] = 1.0
+    meta, _ = converted_file(train_state(params, statistics), tmp_path)
+    assert meta["assumed"] == expected
+    values = ", ".join(f"{key}={value}" for key, value in expected.items())
+    report = str(convert(params | statistics)).splitlines()
+    assert f"assumed, as no weight tells: {values}" in report
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_shapes(name):
     """The official names and shapes are what our models of these names expect."""

@@ -61,7 +61,7 @@ def test_form(path):
 
 @pytest.mark.parametrize("path", FILES + BASES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_bases_are_relative_paths(path):
-    """``mmdet::...`` does not resolve in every installation of the libraries."""
+    """``mmseg::...`` does not resolve with the OneDL fork."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == "_base_":
             bases = ast.literal_eval(node.value)

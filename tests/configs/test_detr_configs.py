@@ -22,9 +22,15 @@ BACKBONES = {
     "r50_detr_75e": None,
     "r50_detr_qna_75e": None,
     "qna_vit_t_detr_75e": "tiny",
+    "qna_vit_t_detr_qna_75e": "tiny",
     "qna_vit_t_7x7_detr_75e": "tiny_7x7",
     "qna_vit_t_7x7_detr_qna_75e": "tiny_7x7",
 }
+
+
+def width(name: str) -> int:
+    """Of the windows of the encoder's QnA layers: as in the backbone, 7 for ResNet-50."""
+    return 3 if BACKBONES[name] == "tiny" else 7
 
 
 def build(cfg: Config) -> torch.nn.Module:
@@ -64,7 +70,7 @@ def test_backbones(load, name):
     if "detr_qna" in name:
         assert cfg.model.type == "mmlocal.DETRQnA"
         encoder = cfg.model.encoder
-        assert encoder.pop("qna_cfg") == dict(num_heads=32, kernel_size=7)
+        assert encoder.pop("qna_cfg") == dict(num_heads=32, kernel_size=width(name))
         # four instead of two of six
         assert (len(encoder.pop("qna_indices")), encoder.num_layers) == (4, 8)
         cfg.model.type, encoder.num_layers = "DETR", 6
@@ -104,10 +110,11 @@ def test_weights_of_detr_fit_while_no_layer_is_qna(load):
     ours.load_state_dict(stock.state_dict(), strict=True, assign=True)
 
 
-@pytest.mark.parametrize("backbone", ["r50", "qna_vit_t_7x7"])
+@pytest.mark.parametrize("backbone", ["r50", "qna_vit_t", "qna_vit_t_7x7"])
 def test_what_qna_adds(load, backbone):
     plain, mixed = build(load(f"{backbone}_detr_75e")), build(load(f"{backbone}_detr_qna_75e"))
-    c, taps, queries, heads, hidden = 256, 49, 2, 32, 2048
+    c, queries, heads, hidden = 256, 2, 32, 2048
+    taps = width(f"{backbone}_detr_qna_75e") ** 2
     rest = c * hidden + hidden + hidden * c + c + 2 * 2 * c  # FFN, two norms
     attn = 4 * (c * c + c)
     qna = queries * c + 3 * c * c + 2 * taps * queries * heads
@@ -116,14 +123,37 @@ def test_what_qna_adds(load, backbone):
     assert sum(isinstance(module, QnA) for module in mixed.encoder.modules()) == 4
 
 
-# Also in README.md and metafile.yml.
+# Also in README.md and metafile.yml, which test_model_index.py compares.
 PARAMETERS = {
     "r50_detr_75e": 41_575_061,
     "r50_detr_qna_75e": 43_966_101,
     "qna_vit_t_detr_75e": 32_876_373,
+    "qna_vit_t_detr_qna_75e": 35_246_933,
     "qna_vit_t_7x7_detr_75e": 32_914_773,
     "qna_vit_t_7x7_detr_qna_75e": 35_305_813,
 }
+
+
+def test_training_step(load):
+    """In full size, on a padded batch; every layer of the encoder learns."""
+    from mmdet.testing import demo_mm_inputs
+
+    cfg = load("qna_vit_t_detr_qna_75e")
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    model.init_weights()
+    for name, parameter in model.backbone.named_parameters():
+        # Stands for trained weights: with biases of zero, padding stays zero in every layer.
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.02)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    before = {key: value.detach().clone() for key, value in model.encoder.named_parameters()}
+    data = demo_mm_inputs(2, [(3, 64, 96), (3, 96, 64)], num_classes=80, device="cpu")
+    losses = model.train_step(data, wrapper)
+    assert losses["loss"].isfinite()
+    after = dict(model.encoder.named_parameters())
+    assert all(value.isfinite().all() for value in after.values())
+    assert [key for key in after if torch.equal(after[key], before[key])] == []
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -1,9 +1,11 @@
 """Images reach the ELSA models as in the official code."""
 
+import math
 from copy import deepcopy
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.dataset import Compose, pseudo_collate
@@ -118,3 +120,47 @@ def test_image_sizes_of_classifiers(load, image, name, side):
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         packed = _transform(loader.dataset.pipeline, image(500, 375) | dict(gt_label=3))
         assert packed["inputs"].shape == (3, side, side)
+
+
+@pytest.mark.parametrize(
+    ("name", "erased_first"),
+    [("elsa_swin_t_in1k_300e", False), ("ghost_deit_ti_in1k_300e", False),
+     ("elsa_swin_b_in1k_30e_384", False), ("qna_vit_t_in1k_300e", True)],
+)  # fmt: skip
+def test_erasing_beside_mixing(load, name, erased_first):
+    """timm erases what is mixed, QnA's code mixes what is erased; the noise is N(0, 1), not cut."""
+    from mmpretrain.structures import DataSample
+
+    cfg = load(name)
+    types = [step["type"] for step in cfg.train_dataloader.dataset.pipeline]
+    assert "RandomErasing" not in types
+    augments = cfg.model.train_cfg.augments
+    assert augments.erasing == dict(p=0.25, scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3))
+    augments.erasing.p = 1.0
+    augments.augments = [dict(type="Mixup", alpha=0.8)]
+    preprocessor = MODELS.build(
+        dict(cfg.data_preprocessor, type="ClsDataPreprocessor", batch_augments=cfg.model.train_cfg)
+    )
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - mmpretrain draws from this one
+    inputs = torch.full((8, 3, 224, 224), 200, dtype=torch.uint8)
+    samples = [DataSample().set_gt_label(label) for label in range(8)]
+    mixed = preprocessor(dict(inputs=inputs, data_samples=samples), training=True)["inputs"]
+    plain = (200 - preprocessor.mean.flatten()[0]) / preprocessor.std.flatten()[0]
+    noise = mixed[:, 0][(mixed[:, 0] - plain).abs() > 1e-5]
+    assert 0.02 * 0.9 < noise.numel() / mixed[:, 0].numel() < 2 / 3
+    if erased_first:  # of two images, with weights that add up to 1
+        assert noise.std() < 0.9
+    else:
+        assert noise.mean().abs() < 0.02
+        assert abs(noise.std() - 1) < 0.02
+    whitest = (255 - preprocessor.mean.flatten()[0]) / preprocessor.std.flatten()[0]
+    assert noise.max() > whitest + 0.5
+
+
+def test_steps_of_an_epoch(load):
+    """timm drops the last batch of each epoch: 1,251 steps of 1024 images."""
+    for name in ("elsa_swin_t_in1k_300e", "ghost_deit_ti_in1k_300e", "qna_vit_t_in1k_300e"):
+        loader = load(name).train_dataloader
+        assert loader.drop_last
+        assert math.ceil(1281167 / 8) // loader.batch_size == 1251

@@ -28,27 +28,95 @@ def test_index_has_every_config_once(index):
         assert metadata["Batch Size"] == cfg.auto_scale_lr.base_batch_size
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_readme_and_docstring_agree_with_the_index(index, name):
-    model = index[name]
-    path = ROOT / model.config
+def cells(path: Path, name: str) -> list[str]:
+    """The row of a config in the README beside it."""
     (row,) = [
         line
         for line in (path.parent / "README.md").read_text().splitlines()
         if line.startswith(f"| [{name}]({name}.py) |")
     ]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    backbone = Config.fromfile(path).model.backbone
-    assert str(backbone.drop_path_rate) in cells
-    assert f"{model.metadata.data['Parameters']:,}" in cells
-    figures = [str(value) for result in model.results for value in result.metrics.values()]
-    docstring = path.read_text().split('"""')[1]
-    if figures:
-        assert all("(paper)" in metric for result in model.results for metric in result.metrics)
-        assert cells[-len(figures) :] == figures
-        assert all(figure in docstring for figure in figures)
-        assert "Published:" in docstring
-        assert "Not reproduced here." in " ".join(docstring.split())
-    else:
-        assert cells[-1] == "-"
-        assert "Our extension:" in docstring
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def docstring_of(path: Path) -> str:
+    return " ".join(path.read_text().split('"""')[1].split())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_drop_path_in_the_readme(name):
+    path = Path(mmlocal.config_path(name))
+    assert str(Config.fromfile(path).model.backbone.drop_path_rate) in cells(path, name)
+    assert "Published:" in docstring_of(path) or "Our extension:" in docstring_of(path)
+
+
+def test_every_figure_has_its_source(index):
+    """In the index, the README and the docstring; where sources differ, all of them."""
+    sources = {
+        "official README": "README of the official code",
+        "article": " et al. 20",
+        "listing of the article": "listing of the article",
+    }
+    for name, model in index.items():
+        path = ROOT / model.config
+        docstring, readme = docstring_of(path), (path.parent / "README.md").read_text()
+        assert f"{model.metadata.data['Parameters']:,}" in cells(path, name)
+        for metric, value in [m for r in model.results for m in r.metrics.items()]:
+            label, source = metric.rstrip(")").rsplit(" (", 1)
+            assert sources[source] in docstring, (name, metric)
+            assert "Published:" in docstring
+            assert "Not reproduced here." in docstring
+            figure = f"+{value}" if " gain " in label else str(value)
+            assert figure in docstring, (name, metric)
+            assert figure in readme, (name, metric)
+
+
+def test_figures_that_differ_between_sources(index):
+    """The README of the official code, and the article or a listing of it."""
+    figures = {
+        name: [value for r in index[name].results for value in r.metrics.values()]
+        for name in (
+            "elsa_swin_t_cascade_maskrcnn_3x",
+            "elsa_swin_t_upernet_160k",
+            "elsa_swin_s_upernet_160k",
+            "qna_vit_b_in1k_300e",
+        )
+    }
+    assert list(figures.values()) == [[51.0, 51.1, 44.2], [47.9], [50.4, 50.3], [83.9, 83.7]]
+
+
+# The tables of the two official READMEs, in their order.
+OFFICIAL = {
+    "elsa_swin_t_in1k_300e": [82.7],
+    "elsa_swin_s_in1k_300e": [83.5],
+    "elsa_swin_b_in1k_300e": [84.0],
+    "elsa_swin_t_maskrcnn_1x": [45.7, 41.1],
+    "elsa_swin_t_maskrcnn_3x": [47.5, 42.7],
+    "elsa_swin_s_maskrcnn_1x": [48.3, 43.0],
+    "elsa_swin_s_maskrcnn_3x": [49.2, 43.6],
+    "elsa_swin_t_cascade_maskrcnn_1x": [49.8, 43.0],
+    "elsa_swin_t_cascade_maskrcnn_3x": [51.0, 44.2],
+    "elsa_swin_s_cascade_maskrcnn_1x": [51.6, 44.4],
+    "elsa_swin_s_cascade_maskrcnn_3x": [52.3, 45.2],
+    "elsa_swin_t_upernet_160k": [47.9],
+    "elsa_swin_s_upernet_160k": [50.4],
+    "qna_vit_t_in1k_300e": [81.7],
+    "qna_vit_t_7x7_in1k_300e": [82.0],
+    "qna_vit_s_in1k_300e": [83.2],
+    "qna_vit_b_in1k_300e": [83.9],
+}
+
+
+def test_figures_of_the_official_readmes(index):
+    found = {
+        name: [
+            value
+            for result in model.results
+            for metric, value in result.metrics.items()
+            if metric.endswith("(official README)")
+        ]
+        for name, model in index.items()
+    }
+    assert {name: figures for name, figures in found.items() if figures} == OFFICIAL
+    for name, figures in OFFICIAL.items():
+        row = cells(Path(mmlocal.config_path(name)), name)
+        assert row[-len(figures) :] == [str(figure) for figure in figures]

@@ -97,9 +97,9 @@ def test_classification_table(load, name):
     assert "custom_hooks" not in cfg  # no averaged weights
     assert 8 * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 1024
     assert cfg.train_dataloader.drop_last
-    assert cfg.model.train_cfg.augments == [
-        dict(type="Mixup", alpha=0.8), dict(type="CutMix", alpha=1.0)
-    ]  # fmt: skip
+    augments = cfg.model.train_cfg.augments
+    assert augments.augments == [dict(type="Mixup", alpha=0.8), dict(type="CutMix", alpha=1.0)]
+    assert augments.erase_first
     assert cfg.model.head.loss.label_smooth_val == 0.1
 
 

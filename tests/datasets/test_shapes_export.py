@@ -17,7 +17,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmlocal.datasets.shapes import CLASSES, TASKS, generate_shapes, read_manifest
+from mmlocal.datasets.shapes import CLASSES, TASKS, add_task, generate_shapes, read_manifest
 from mmlocal.datasets.shapes.export import (
     _staging,
     make_class_image,
@@ -188,6 +188,51 @@ def test_tasks_choose_what_is_written(tmp_path):
     for files in parts.values():
         assert all(whole[name] == files[name] for name in files if name != "shapes.json")
     assert set().union(*parts.values()) == set(whole)
+
+
+@pytest.mark.parametrize("order", [("cls", "det", "seg"), ("seg", "det", "cls")])
+def test_added_tasks_give_the_same_as_all_at_once(tmp_path, order):
+    generate(tmp_path / "all")
+    generate(tmp_path / "out", tasks=order[:1])
+    (tmp_path / "out" / "mine.txt").write_text("a note")
+    for task in order[1:]:
+        manifest = add_task(tmp_path / "out", task, progress=False)
+        assert manifest == read_manifest(tmp_path / "out")
+    expected = contents(tmp_path / "all")
+    found = contents(tmp_path / "out")
+    assert found.pop("mine.txt") == b"a note"
+    assert found == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "out"]
+
+
+def test_adding_a_task_that_fails_changes_nothing(tmp_path, monkeypatch):
+    generate(tmp_path / "out", tasks=["cls"])
+    before = contents(tmp_path)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmlocal.datasets.shapes.export.shutil.copytree", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        add_task(tmp_path / "out", "det", progress=False)
+    assert contents(tmp_path) == before
+
+
+def test_tasks_are_added_only_to_data_sets_of_this_version(tmp_path):
+    with pytest.raises(ValueError, match=r"task='depth'"):
+        add_task(tmp_path, "depth")
+    with pytest.raises(ValueError, match="is no data set of version"):
+        add_task(tmp_path / "none", "det")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("five years of work")
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        add_task(tmp_path / "foreign", "det")
+    manifest = generate(tmp_path / "old", tasks=["cls"])
+    (tmp_path / "old" / "shapes.json").write_text(json.dumps(manifest | {"version": 1}))
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="is no data set of version"):
+        add_task(tmp_path / "old", "det")
+    assert contents(tmp_path) == before
 
 
 def test_manifest_is_returned_and_written(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 
 from mmlocal.engine import UsageError
 from mmlocal.engine.weights import CheckWeightsHook
+from mmlocal.models.backbones import ELSASwin
 
 
 class Model(BaseModel):
@@ -91,3 +92,32 @@ def test_modules_may_convert_what_they_load():
     weights = Model().state_dict()
     weights["head.old_bias"] = weights.pop("head.bias")
     check(weights, True, model)
+
+
+class Segmentor(BaseModel):
+    def __init__(self, classes: int = 3, **kwargs):
+        super().__init__()
+        arch = dict(embed_dims=6, depths=(1, 1), num_heads=(1, 2), group_width=2)
+        self.backbone = ELSASwin(arch, kernel_size=3, out_indices=(0, 1), **kwargs)
+        self.head = nn.Linear(2, classes)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+def test_tables_of_other_windows():
+    """They are resized to start from and to test, but a resumed optimizer would not fit them."""
+    weights = Segmentor(window_size=5).state_dict()
+    check(weights, True, Segmentor(window_size=7))
+    check(weights, False, Segmentor(classes=7, window_size=7))
+    checkpoint = {"state_dict": weights, "meta": {}, "message_hub": {}}
+    check(checkpoint, True, Segmentor(window_size=5), resume=True)
+    message = r"'some.pth' cannot be resumed, .* 1 resized .*bias_table: .* load_from=some.pth"
+    with pytest.raises(UsageError, match=message):
+        check(checkpoint, True, Segmentor(window_size=7), resume=True)
+
+
+def test_a_backbone_of_other_shapes():
+    weights = Segmentor(in_channels=4).state_dict()
+    with pytest.raises(UsageError, match=r"does not fit .* ELSASwin cannot take .*\(6, 4"):
+        check(weights, False, Segmentor(classes=7))

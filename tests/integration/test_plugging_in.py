@@ -1,4 +1,4 @@
-"""The configs in docs/plugging_in.md build, and train a step."""
+"""The configs in docs/plugging_in.md and in README.md build, and train a step."""
 
 import re
 import subprocess
@@ -10,18 +10,27 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import is_installed
 from tools.conftest import environment
 
 from .conftest import random_batch
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs/plugging_in.md").read_text()
-CONFIGS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
+ROOT = Path(__file__).parents[2]
+PAGE, README = ((ROOT / name).read_text() for name in ("docs/plugging_in.md", "README.md"))
+OF_PAGE, OF_README = (
+    dict(re.findall(r"```python\n# (\w+\.py)[^\n]*\n(.*?)```", text, re.DOTALL))
+    for text in (PAGE, README)
+)
+CONFIGS = OF_PAGE | OF_README
+(INIT_CFG,) = re.findall(r"`(init_cfg=.*)`", PAGE)
 
 
 def test_every_block_is_found():
-    assert len(CONFIGS) == PAGE.count("```python") == 7
+    assert len(OF_PAGE) == PAGE.count("```python") == 7
+    assert len(OF_README) == README.count("model = dict(") == 3
+    assert len(CONFIGS) == 10
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +41,53 @@ def configs(tmp_path_factory) -> Path:
     subprocess.run(["bash", "-e", "-c", commands], cwd=folder, env=environment(), check=True)
     for name, text in CONFIGS.items():
         (folder / name).write_text(text)
+    weights = MODELS.build(dict(type="mmlocal.ELSASwin", arch="tiny")).state_dict()
+    torch.save({f"backbone.{k}": v for k, v in weights.items()}, folder / "elsa_swin_t.pth")
     return folder
 
 
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("mmdet", "retinanet/retinanet_r50_fpn_1x_coco.py"),
+        ("mmpretrain", "swin_transformer/swin-tiny_16xb64_in1k.py"),
+        ("mmseg", "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"),
+    ],
+)
+def test_stock_configs_by_the_name_of_their_library(library, name, configs, tmp_path):
+    """``mmdet::`` and ``mmpretrain::`` resolve with the forks, ``mmseg::`` does not, as told."""
+    (tmp_path / "named.py").write_text(f"_base_ = '{library}::{name}'\n")
+    if library == "mmseg" and not is_installed("mmsegmentation"):
+        with pytest.raises(ModuleNotFoundError, match="mmsegmentation is not installed"):
+            Config.fromfile(tmp_path / "named.py")
+        return
+    stock = Config.fromfile(configs / "stock" / library / name)
+    assert without_scope(Config.fromfile(tmp_path / "named.py").to_dict()) == stock.to_dict()
+
+
+def without_scope(node: object) -> object:
+    """MMEngine adds ``_scope_`` to what it reads from another package."""
+    if isinstance(node, dict):
+        return {key: without_scope(value) for key, value in node.items() if key != "_scope_"}
+    if isinstance(node, (list, tuple)):
+        return type(node)(map(without_scope, node))
+    return node
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_training_step(name, configs):
+def test_training_step(name, configs, monkeypatch):
+    monkeypatch.chdir(configs)  # where the weights are
     cfg = Config.fromfile(configs / name)
+    assert cfg.optim_wrapper.optimizer.type == "AdamW"
     scope = cfg.default_scope
     cfg.model.setdefault("data_preprocessor", cfg.get("data_preprocessor"))
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(scope):
         model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
         model.init_weights()
+        first = model.backbone.patch_embed.proj.weight
+        pretrained = torch.load("elsa_swin_t.pth")["backbone.patch_embed.proj.weight"]
+        assert torch.equal(first, pretrained) == (name in OF_README)
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         size = 256 if "dino" in name else 64  # DINO needs more tokens than queries
         data = model.data_preprocessor(random_batch(scope, size=size), training=True)
@@ -54,6 +98,10 @@ def test_training_step(name, configs):
     assert unused == []
     optim_wrapper.step()
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_readme_and_page_load_weights_alike():
+    assert all(INIT_CFG in text for text in OF_README.values())
 
 
 def test_layer_decay_is_as_described(configs):

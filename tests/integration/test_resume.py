@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
-
-from mmlocal import config_path
 
 from .conftest import TOOLS, helpers_path, scalars, start, succeeds, write_config
 
@@ -28,36 +25,32 @@ def weights(work_dir: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=False)["state_dict"]
 
 
-def test_killed_and_resumed(task, trained, folder):
-    config, whole = trained
-    kill_and_resume(task, config, whole, folder)
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 2)])
+def test_killed_and_resumed(task, trained, folder, before, after):
+    """With as many workers before and after; the uninterrupted run has none."""
+    whole = trained[1]
+    name = f"{task}_{before}_{after}"
+    dying = write_config(task, folder / f"dying_{name}.py", DYING + workers(before))
+    resuming = write_config(task, folder / f"resuming_{name}.py", workers(after))
+    kill_and_resume(dying, resuming, whole, folder)
 
 
-def test_with_a_worker(folder):
-    """As the configs of runs by epoch have it."""
-    names = ("elsa_swin_nano_shapes", "elsa_swin_nano_maskrcnn_shapes")
-    loaders = [Config.fromfile(config_path(name)).train_dataloader for name in names]
-    assert [loader.num_workers for loader in loaders] == [1, 1]
-    (persistent,) = {loader.persistent_workers for loader in loaders}
-    more = f"train_dataloader = dict(num_workers=1, persistent_workers={persistent})\n"
-    config = write_config("mmpretrain", folder / "worker.py", more)
-    whole = folder / "whole_worker"
-    succeeds(TOOLS / "train.py", config, "--work-dir", whole, cwd=folder)
-    kill_and_resume("mmpretrain", config, whole, folder, more)
+def workers(count: int) -> str:
+    """Lines of a config."""
+    return f"train_dataloader = dict(num_workers={count}, persistent_workers={count > 0})\n"
 
 
-def kill_and_resume(task: str, config: Path, whole: Path, folder: Path, more: str = "") -> None:
+def kill_and_resume(dying: Path, resuming: Path, whole: Path, folder: Path) -> None:
     """Compare with the run in ``whole`` one that is killed in between."""
-    work_dir = folder / f"killed_{config.stem}"
+    work_dir = folder / f"killed_{dying.stem}"
     killed = start(
-        *(TOOLS / "train.py", write_config(task, folder / f"dying_{config.stem}.py", DYING + more)),
-        *("--work-dir", work_dir),
+        *(TOOLS / "train.py", dying, "--work-dir", work_dir),
         cwd=folder,
         PYTHONPATH=helpers_path(),
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert max(scalars(work_dir)) == 3
-    log = succeeds(TOOLS / "train.py", config, "--work-dir", work_dir, "--resume", cwd=folder)
+    log = succeeds(TOOLS / "train.py", resuming, "--work-dir", work_dir, "--resume", cwd=folder)
     assert "resumed epoch: " in log
     expected = scalars(whole)
     assert len(expected) == 6

@@ -41,8 +41,8 @@ def written_out(layer: QnA, x: torch.Tensor) -> torch.Tensor:
     dims = query.shape[2]
     if layer.normalize_query:
         query = query / (query.pow(2).sum(2, keepdim=True).sqrt() + 1e-6)
-    key, value = layer.key(x).view(height, width, heads, -1), layer.value(x)
-    value = value.view(height, width, heads, -1)
+    key = (x @ layer.key.weight.t()).view(height, width, heads, -1)
+    value = layer.value(x).view(height, width, heads, -1)
     out = x.new_zeros(rows, cols, heads, dims)
     for row, col, head, q in itertools.product(*map(range, (rows, cols, heads, queries))):
         logits, values, weights = [], [], []
@@ -79,11 +79,11 @@ def test_equation(kwargs):
 
 
 def test_keys_are_never_computed():
-    """The queries are multiplied into the projection of the keys."""
-    layer, calls = make(), []
-    layer.key.register_forward_hook(lambda *args: calls.append(args))
+    """The queries are multiplied into the projection of the keys: each token has scores alone."""
+    layer, outputs = make(), []
+    layer.key.register_forward_hook(lambda module, args, output: outputs.append(output))
     layer(tokens(1, 4, 5))
-    assert not calls
+    assert [out.shape for out in outputs] == [(1, 4, 5, 2 * 3)]
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -311,9 +311,11 @@ def test_initialisation():
     assert layer.query.abs().max() <= 2 * std
     assert layer.query.std().item() == pytest.approx(0.88 * std, rel=0.02)
     for linear in (layer.key, layer.value, layer.proj):
-        assert linear.weight.std().item() == pytest.approx(linear.in_features**-0.5, rel=0.02)
-        assert linear.bias is None or not linear.bias.any()
-    assert layer.key.bias is None
+        fan_in = linear.weight.shape[1]
+        assert linear.weight.std().item() == pytest.approx(fan_in**-0.5, rel=0.02)
+    assert not layer.value.bias.any()
+    assert not layer.proj.bias.any()
+    assert {name for name, _ in layer.key.named_parameters()} == {"weight"}
     assert not layer.rel_pos_table.any()
     assert layer.attn_scale_table.std().item() == pytest.approx(0.02, rel=0.05)
     assert (QnA(12, 3, attn_scale="ones").attn_scale_table == 1).all()

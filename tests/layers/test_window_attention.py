@@ -266,9 +266,9 @@ def test_gradients_of_even_windows():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="num_heads must divide embed_dims=12, got num_heads=5"):
         WindowAttention(12, 5, (7, 7))
-    with pytest.raises(ValueError, match="num_heads must divide embed_dims=12, got num_heads=0"):
+    with pytest.raises(ValueError, match="num_heads must be at least 1, got 0"):
         WindowAttention(12, 0, (7, 7))
-    with pytest.raises(ValueError, match=r"window_size must be at least 1, got \(0, 0\)"):
+    with pytest.raises(ValueError, match="window_size must be at least 1, got 0"):
         ShiftedWindowAttention(12, 3, 0)
-    with pytest.raises(ValueError, match=r"window_size must be at least 1, got \(0, 0\)"):
+    with pytest.raises(ValueError, match="window_size must be at least 1, got 0"):
         EvenWindowAttention(12, 3, 0)

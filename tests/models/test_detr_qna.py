@@ -193,7 +193,7 @@ def test_qna_keeps_its_own_initialisation(name):
         (
             dict(qna_indices=(0,), qna_cfg=dict(kernel_size=4)),
             ValueError,
-            "kernel_size must be odd",
+            "kernel_size must be a positive odd number, got 4",
         ),
         (dict(qna_indices=(0,), qna_cfg=dict(num_queries=0)), ValueError, "num_queries"),
         (dict(qna_indices=(0,), qna_cfg=dict(stride=2)), TypeError, "stride"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmlocal.layers.elsa import ProjectedAttention
 from mmlocal.models.backbones import ELSASwin
 
 TINY = dict(embed_dims=12, depths=(1, 1, 2, 2), num_heads=(1, 2, 3, 4), group_width=4)
@@ -209,8 +210,8 @@ def test_default_initialisation():
         if isinstance(module, nn.LayerNorm):
             assert (module.weight == 1).all(), name
             assert not module.bias.any(), name
-        if isinstance(module, nn.Conv2d):  # kaiming-uniform with a = sqrt(5)
-            bound = (module.in_channels // module.groups * module.kernel_size[0] ** 2) ** -0.5
+        if isinstance(module, (nn.Conv2d, ProjectedAttention)):  # kaiming-uniform, a = sqrt(5)
+            bound = module.weight[0].numel() ** -0.5
             assert module.weight.abs().max() <= bound, name
             assert abs(module.weight.std().item() / (bound / 3**0.5) - 1) < 0.1, name
             assert module.bias.any(), name
@@ -552,7 +553,7 @@ def test_export():
         (dict(window_size=0), ValueError, "window_size must be at least 1"),
         (dict(drop_path_rate=1.5), ValueError, r"drop_path_rate must be in \[0, 1\), got 1.5"),
         (dict(arch=TINY | dict(depths=(1, 0, 1, 1))), ValueError, r"depths must .*\(1, 0, 1, 1\)"),
-        (dict(patch_size=0), ValueError, "patch_size must be a positive integer .*, got 0"),
+        (dict(patch_size=0), ValueError, "patch_size must be at least 1, got 0"),
         (dict(out_indices=(1, 1)), ValueError, r"out_indices must .* no stage twice, got \(1, 1\)"),
     ],
     ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else None,

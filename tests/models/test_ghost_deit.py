@@ -1,5 +1,6 @@
 """The DeiT with a ghost head, and its config."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import mmlocal
 from mmlocal.models.backbones import GhostDeiT
 
 NAME = "ghost_deit_ti_in1k_300e"
+BASELINE = "deit_ti_in1k_300e"
 TINY = dict(embed_dims=12, num_layers=4, num_heads=3)
 
 
@@ -152,9 +154,9 @@ def test_export():
         (dict(out_indices=3), ValueError, "out_indices must .*, got 3"),
         (dict(frozen_stages=5), ValueError, "frozen_stages must be -1 to 4, got 5"),
         (dict(out_indices=(3, -1)), ValueError, r"out_indices must .* twice, got \(3, -1\)"),
-        (dict(patch_size=0), ValueError, "patch_size must be a positive integer .*, got 0"),
+        (dict(patch_size=0), ValueError, "patch_size must be at least 1, got 0"),
         (dict(drop_path_rate=-0.1), ValueError, "drop_path_rate must be .* got -0.1"),
-        (dict(pretrain_img_size=3), ValueError, "map_size must be at least 1"),
+        (dict(pretrain_img_size=3), ValueError, "pretrain_img_size must be at least patch_size=4"),
     ],
 )
 def test_bad_arguments(kwargs, error, message):
@@ -185,5 +187,42 @@ def test_config():
     count = sum(parameter.numel() for parameter in model.parameters())
     folder = Path(mmlocal.config_path(NAME)).parent
     assert f"Parameters: {count}\n" in (folder / "metafile.yml").read_text()
-    row = f"| [{NAME}]({NAME}.py) | 224 | {cfg.model.backbone.drop_path_rate} | {count:,} | - |"
+    row = f"| [{NAME}]({NAME}.py) | 224 | {cfg.model.backbone.drop_path_rate} | {count:,} | +3.7 |"
     assert row in (folder / "README.md").read_text()
+
+
+def test_baseline():
+    """DeiT-Ti as it is in mmpretrain and timm, in the same recipe; it trains a step."""
+    pytest.importorskip("mmpretrain", reason="the library of this config is not installed")
+    from mmengine.optim import build_optim_wrapper
+    from mmpretrain.structures import DataSample
+
+    cfg, ghost = (Config.fromfile(mmlocal.config_path(name)) for name in (BASELINE, NAME))
+    assert cfg.model.backbone.drop_path_rate == ghost.model.backbone.drop_path_rate
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        cfg.model.data_preprocessor = deepcopy(cfg.data_preprocessor)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 5_717_416
+    decay = {p: group["weight_decay"] for group in wrapper.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        exempt = parameter.dim() == 1 or name in ("backbone.cls_token", "backbone.pos_embed")
+        assert decay[parameter] == (0 if exempt else 0.05), name
+
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+    images = torch.randint(0, 255, (2, 3, 224, 224), dtype=torch.uint8)
+    samples = [DataSample().set_gt_label(label) for label in (1, 999)]
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    losses = model.train().train_step(dict(inputs=images, data_samples=samples), wrapper)
+    assert losses["loss"].isfinite()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert not torch.equal(before["backbone.cls_token"], model.backbone.cls_token)
+
+    # All but model and decay is the recipe of the other.
+    for part in (cfg, ghost):
+        part.pop("model")
+        part.optim_wrapper.paramwise_cfg.pop("custom_keys")
+    assert cfg.to_dict() == ghost.to_dict()

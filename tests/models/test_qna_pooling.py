@@ -24,7 +24,8 @@ def test_one_window_over_the_map(num_queries, add_mean):
     x = torch.randn(2, 12, 5, 5, dtype=torch.float64)
     qna, tokens = neck.qna, x.flatten(2).transpose(1, 2)
     query = nn.functional.normalize(qna.query.view(num_queries, 3, 4), dim=2, eps=0) / 4**0.5
-    key, value = (layer(tokens).view(2, 25, 3, 4) for layer in (qna.key, qna.value))
+    key = (tokens @ qna.key.weight.t()).view(2, 25, 3, 4)
+    value = qna.value(tokens).view(2, 25, 3, 4)
     bias, scale = (t.view(25, num_queries, 3) for t in (qna.rel_pos_table, qna.attn_scale_table))
     attn = (torch.einsum("lhd,bthd->btlh", query, key) + bias).softmax(dim=1) * scale
     expected = qna.proj(torch.einsum("btlh,bthd->bhd", attn, value).flatten(1))
@@ -59,7 +60,7 @@ def test_built_by_name():
 def test_errors():
     with pytest.raises(ValueError, match=r"num_heads must divide attn_dims=12 .* got num_heads=5"):
         make(num_heads=5)
-    with pytest.raises(ValueError, match="kernel_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="map_size must be at least 1, got 0"):
         make(map_size=0)
     for size in [(5, 6), (4, 5), (7, 7)]:
         message = rf"map_size must be the size of the map, {size[0]}x{size[1]} here, got 5"

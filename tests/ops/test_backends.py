@@ -1,9 +1,11 @@
 """Which backend a call gets: by argument, by environment variable, by what can run."""
 
+import warnings
+
 import pytest
 import torch
 
-from mmlocal.ops import elsa_attention, qna_attention
+from mmlocal.ops import backends, elsa_attention, qna_attention
 from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.elsa import BACKENDS
 
@@ -72,3 +74,62 @@ def test_compiled_code_reads_the_variable(monkeypatch):
     op(torch.zeros(1, 1, 2, 2), torch.zeros(1, 9, 2, 2))
     (node,) = [n for n in graphs[0].graph.nodes if "elsa" in str(n.target)]
     assert [x for x in node.args if x in names] == ["eager"]
+
+
+def test_a_slow_backend_is_told_once_with_the_mend():
+    """Only where something is missing that this device could use, and nobody asked for it."""
+    missing = backend("fast", devices=("cpu",), requires=lambda: "not there: `make it`")
+    elsewhere = backend("gpu", devices=("cuda",), requires=lambda: "no GPU")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert choose_backend("op", (elsewhere, missing, GOOD), VALUE, None) is GOOD
+    assert [str(warning.message) for warning in told] == [
+        "mmlocal runs its good backend on this cpu, which is several times slower than fast: "
+        "not there: `make it`"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = backend("other_fast", devices=("cpu",), requires=lambda: "not there")
+        choose_backend("op", (elsewhere, other, GOOD), VALUE, "good")
+        choose_backend("op", (elsewhere, GOOD), VALUE, None)
+
+
+def test_a_module_that_does_not_import_is_a_reason(monkeypatch, tmp_path):
+    """Whatever it raises; the next backend is taken."""
+    (tmp_path / "half_installed.py").write_text("raise AttributeError('no attribute knobs')")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = backend("broken", module="half_installed")
+    assert choose_backend("op", (broken, GOOD), VALUE, None) is GOOD
+    reason = "broken: its module does not import: AttributeError: no attribute knobs"
+    with pytest.raises(RuntimeError, match=reason):
+        choose_backend("op", (broken, GOOD), VALUE, "broken")
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        (None, "triton is not installed"),
+        ((3, 2), "needs triton 3.3 or newer, this is 3.2"),
+        ((), "needs triton 3.3 or newer, this is of unknown version"),
+        ((3, 3), None),
+        ((3, 10), None),
+    ],
+)
+def test_oldest_triton(version, reason, monkeypatch):
+    monkeypatch.setattr(backends, "_TRITON_VERSION", version)
+    monkeypatch.setattr(backends, "TRITON_INTERPRETED", True)
+    for op in backends.list_ops().values():
+        triton = next(b for b in op if b.name == "triton")
+        assert triton.requires() == reason
+
+
+def test_a_tensor_without_numbers_has_any_backend():
+    on_gpu = backend("gpu", devices=("cuda",))
+    assert choose_backend("op", (on_gpu,), torch.zeros(1, device="meta"), "gpu") is on_gpu
+
+
+def test_large_positions_widen_the_tolerance():
+    exact = backend("exact", atol={torch.float32: 1e-6})
+    assert exact.tolerance(torch.float32) == exact.tolerance(torch.float32, 16) == 1e-6
+    assert exact.tolerance(torch.float32, 160) == pytest.approx(1e-5)

@@ -3,20 +3,21 @@
 That it computes the ops is tested with all other backends, in test_elsa.py and test_qna.py.
 """
 
+import _ctypes
+import ctypes
 import functools
-import importlib
 import itertools
 import os
+import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mmlocal.ops import elsa_attention, extension, qna_attention
+from mmlocal.ops import build, elsa_attention, extension, qna_attention
 from mmlocal.ops.elsa import BACKENDS as ELSA
 from mmlocal.ops.qna import BACKENDS as QNA
 
@@ -160,7 +161,7 @@ def test_threads_do_not_change_the_result():
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            # On other systems, the extension is built without OpenMP.
+            # PyTorch has no OpenMP runtime of these names on other systems.
             assert extension.extension.threads() == count or sys.platform != "linux"
             results.append([run(op, tensors, "cpp", **s) for op, tensors, s in calls])
     finally:
@@ -236,30 +237,80 @@ def test_memory_of_the_forward_pass(op, inputs):
     assert extra < unfold / 20
 
 
-def load_with(module, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mmlocal.ops._C", module)
-    return extension._load()
+MEND = "`mmlocal build` compiles them"
 
 
-def test_reasons(monkeypatch):
-    loaded, reason = load_with(None, monkeypatch)
+@built
+def test_reasons(tmp_path, monkeypatch):
+    """A library that is missing, broken or of other sources is a reason with its mend."""
+    path = tmp_path / "_C.so"
+    loaded, reason = extension._load(path)
     assert loaded is None
-    assert reason.startswith("the C++ extension is not built")
+    assert reason.startswith("the C++ kernels are not compiled: " + MEND)
 
-    loaded, reason = load_with(types.SimpleNamespace(torch_version="1.0.0"), monkeypatch)
+    path.write_bytes(b"no library")
+    loaded, reason = extension._load(path)
     assert loaded is None
-    assert f"built for torch 1.0.0 and this is {torch.__version__.split('+')[0]}" in reason
+    assert reason.startswith("the C++ kernels do not load (")
+    assert MEND in reason
 
-    fits = types.SimpleNamespace(torch_version=torch.__version__.partition("+")[0])
-    assert load_with(fits, monkeypatch) == (fits, None)
-
-    def broken(name):
-        raise ImportError("undefined symbol: _ZN2at")
-
-    monkeypatch.setattr(importlib, "import_module", broken)
-    loaded, reason = extension._load()
+    loaded, reason = extension._load(Path(_ctypes.__file__))  # a library, but not ours
     assert loaded is None
-    assert "does not load, build it again: undefined symbol" in reason
+    assert "do not load" in reason
+    assert MEND in reason
+
+    assert extension._load(build.LIBRARY)[1] is None
+    monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-Wall"])
+    loaded, reason = extension._load(build.LIBRARY)
+    assert loaded is None
+    assert reason.startswith("the C++ kernels are of another version of mmlocal: " + MEND)
+
+
+@built
+def test_structures_are_those_of_the_kernels():
+    library = extension.extension._library
+    assert library.mmlocal_size_of_elsa() == ctypes.sizeof(extension._Elsa)
+    assert library.mmlocal_size_of_qna() == ctypes.sizeof(extension._Qna)
+    text = (build.SOURCES / "kernels.h").read_text()
+    for structure in (extension._Elsa, extension._Qna):
+        body = re.search(rf"struct {structure.__name__[1:]} {{(.*?)\n}};", text, re.S).group(1)
+        body = re.sub(r"//[^\n]*", "", body)
+        names = [
+            re.search(r"\w+", name.replace("*", " ")).group()
+            for line in body.split(";")
+            if line.strip()
+            for name in re.sub(r"^\s*(const )?(Map<[^>]+>|T\*|T \*|\w+)", "", line.strip()).split(
+                ","
+            )
+        ]
+        assert [name for name, _ in structure._fields_] == names
+
+
+@built
+def test_the_library_needs_no_torch_and_no_python():
+    """So that no upgrade of either can lose it."""
+    code = f"import ctypes; ctypes.CDLL({str(build.LIBRARY)!r})"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@built
+def test_threads_are_those_of_torch():
+    """One pool: without the OpenMP runtime of PyTorch, one thread does everything."""
+    assert extension._openmp() is not None or sys.platform != "linux"
+
+
+@built
+@pytest.mark.parametrize("argument", ["shape", "dtype", "layout"])
+def test_the_library_is_never_called_with_memory_that_does_not_fit(argument):
+    value, attn = torch.zeros(1, 4, 4, 16), torch.zeros(1, 4, 4, 9)
+    out = {
+        "shape": torch.zeros(1, 4, 3, 16),
+        "dtype": torch.zeros(1, 4, 4, 16, dtype=torch.float64),
+        "layout": torch.zeros(1, 16, 4, 4).permute(0, 2, 3, 1),
+    }[argument]
+    with pytest.raises(RuntimeError, match="out "):
+        extension.extension.elsa_forward(value, attn, None, None, 3, 1, True, out)
 
 
 def test_a_missing_extension_is_a_reason_of_the_backend(monkeypatch):

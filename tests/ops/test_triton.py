@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_problems import differences, make_problem
 from test_elsa import make as make_elsa
 from test_qna import make as make_qna
 from test_qna import worst_error
@@ -313,6 +314,40 @@ def test_qna(case):
     shape, tables, sum_queries, dtype, layout = case
     tensors, settings = make_qna(shape, tables, dtype)
     check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
+
+
+# Seeds of calls that are small, most of them with infinity or NaN in one of the tensors.
+RANDOM = {"elsa": [1, 23, 101, 294], "qna": [23, 63, 124, 219]}
+
+
+@kernels
+@pytest.mark.parametrize("op", RANDOM)
+def test_random_problems(op):
+    found = []
+    for seed in RANDOM[op]:
+        problem = make_problem(op, seed, limit=3)
+        exact = problem.run("reference", F64)
+        problem.tensors = {n: x.to(DEVICE) for n, x in problem.tensors.items()}
+        problem.cotangent = problem.cotangent.to(DEVICE)
+        found += differences(problem, "triton", exact)
+    assert found == []
+
+
+@kernels
+def test_half_precision_beside_float64():
+    """Gradients of bfloat16 tensors that are computed in float64."""
+    for op, (tensors, settings) in (
+        (elsa_attention, make_elsa((1, 1, 2, 3, 3, 3, 1))),
+        (qna_attention, make_qna((1, 1, 2, 3, 3, 3, 1, 1, 1))),
+    ):
+        mixed = {n: x.detach().to(F64 if n == "value" else BF16) for n, x in tensors.items()}
+        exact = {n: x.double() for n, x in mixed.items()}
+        expected = results(op, exact, **settings, backend="reference")
+        on_device = {n: x.to(DEVICE) for n, x in mixed.items()}
+        ours = results(op, on_device, **settings, backend="triton")
+        for name, x in ours.items():
+            limit = 1e-14 if x.dtype == F64 else 4e-3
+            assert worst_error({name: x.cpu()}, {name: expected[name]}) < limit, name
 
 
 @kernels

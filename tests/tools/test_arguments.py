@@ -1,10 +1,15 @@
 """From the command line to the config: what each flag changes, for each of the three tasks."""
 
 import os
+import pickle
 import sys
+import zipfile
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from mmengine.registry import DATASETS, DefaultScope
 
 from mmlocal.engine import UsageError, config_for_testing, config_for_training, launch, load_config
 
@@ -122,6 +127,46 @@ def test_resume_from_a_damaged_run(config, tmp_path):
     assert cfg_for_training(config, *flags).load_from is None
 
 
+def test_resume_a_run_that_was_moved(config, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save({}, folder / "epoch_1.pth")
+    for gone in ("/gone/work_dirs/run/epoch_1.pth", "work_dirs/run/epoch_1.pth"):
+        (folder / "last_checkpoint").write_text(gone)
+        cfg = cfg_for_training(config, "--work-dir", str(folder), "--resume")
+        assert cfg.resume is True
+        assert cfg.load_from == str(folder / "epoch_1.pth")
+        assert f"{gone} of {folder / 'last_checkpoint'} is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["picture", "text", "archive", "truncated", "other pickle"])
+def test_what_is_no_checkpoint(kind, config, tmp_path):
+    """There is nothing to trust, so nobody is told to turn safety off."""
+    path = tmp_path / "cat.png"
+    if kind == "picture":
+        cv2.imwrite(str(path), np.zeros((9, 9, 3), np.uint8))
+    elif kind == "archive":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("cat.txt", "miaow")
+    elif kind == "truncated":
+        torch.save({"state_dict": {"a": torch.zeros(9)}}, path)
+        path.write_bytes(path.read_bytes()[:-99])
+    else:
+        path.write_bytes(b"a cat" if kind == "text" else pickle.dumps({"a": 1}, protocol=4))
+    with pytest.raises(UsageError, match=r"cat\.png") as error:
+        cfg_for_training(config, "--resume", str(path))
+    assert "TORCH_FORCE" not in str(error.value)
+
+
+def test_checkpoint_with_foreign_objects(config, tmp_path):
+    """In either of the two formats of PyTorch."""
+    for zipped in (True, False):
+        path = tmp_path / "mine.pth"
+        torch.save({"state_dict": {}, "path": path}, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UsageError, match=r"refers to pathlib.*If you trust it, set TORCH"):
+            cfg_for_training(config, "--resume", str(path))
+
+
 def test_amp_replaces_the_optim_wrapper(config, monkeypatch):
     monkeypatch.setattr(launch, "get_device", lambda: "cuda")
     cfg = cfg_for_training(config, "--amp")
@@ -131,6 +176,37 @@ def test_amp_replaces_the_optim_wrapper(config, monkeypatch):
     assert cfg.optim_wrapper.loss_scale == 512
     with pytest.raises(UsageError, match="ApexOptimWrapper"):
         cfg_for_training(config, "--amp", "--cfg-options", "optim_wrapper.type=ApexOptimWrapper")
+
+
+NEW_STYLE = """
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch.optim import SGD
+from {task}.models import {model}
+
+model = dict(type={model})
+train_dataloader = dict(batch_size=1, num_workers=0, dataset=dict(type="Unknown"))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+optim_wrapper = dict(type={wrapper}, optimizer=dict(type=SGD, lr=0.1))
+"""
+
+
+@pytest.mark.parametrize("wrapper", ["OptimWrapper", "AmpOptimWrapper"])
+def test_amp_with_classes_for_types(wrapper, task, tmp_path, monkeypatch):
+    """Also without a default scope, which such configs do not need."""
+    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    models = {"mmdet": "RetinaNet", "mmseg": "EncoderDecoder", "mmpretrain": "ImageClassifier"}
+    path = tmp_path / "new_style.py"
+    path.write_text(NEW_STYLE.format(task=task, model=models[task], wrapper=wrapper))
+    cfg = cfg_for_training(path, "--amp")
+    assert cfg.default_scope == task
+    assert cfg.optim_wrapper.type == "AmpOptimWrapper"
+    assert cfg.optim_wrapper.loss_scale == "dynamic"
+
+
+def test_amp_with_a_scope(config, monkeypatch):
+    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    options = ["--cfg-options", "optim_wrapper.type=mmengine.OptimWrapper"]
+    assert cfg_for_training(config, "--amp", *options).optim_wrapper.type == "AmpOptimWrapper"
 
 
 def test_amp_without_a_gpu(config, monkeypatch):
@@ -248,6 +324,57 @@ def test_default_tta(configs):
     configs["mmseg"].write_text(no_tta)
     with pytest.raises(UsageError, match="tta_model"):
         cfg_for_testing(configs["mmseg"], "--tta")
+
+
+def test_pretrained_weights_as_older_configs_have_them(configs):
+    options = {"model.pretrained": "weights.pth"}
+    backbone = {"model.backbone.type": "mmlocal.ELSASwin"}
+    for cfg in (
+        load_config(str(configs["mmdet"]), options),
+        load_config(str(configs["mmseg"]), options | backbone),
+    ):
+        assert "pretrained" not in cfg.model
+        assert cfg.model.backbone.init_cfg == {"type": "Pretrained", "checkpoint": "weights.pth"}
+    none = load_config(str(configs["mmdet"]), {"model.pretrained": None}).model
+    assert "pretrained" not in none
+    assert "init_cfg" not in none.backbone
+    # mmseg's own backbones know the argument; in mmpretrain it means the whole model.
+    assert load_config(str(configs["mmseg"]), options).model.pretrained == "weights.pth"
+    assert load_config(str(configs["mmpretrain"]), options).model.pretrained == "weights.pth"
+    with pytest.raises(UsageError, match=r"model\.pretrained must be the path .*, got True"):
+        load_config(str(configs["mmdet"]), {"model.pretrained": True})
+    other = {"model.backbone.init_cfg.type": "Normal"}
+    with pytest.raises(UsageError, match=r"model\.pretrained=weights\.pth and .*init_cfg both"):
+        load_config(str(configs["mmdet"]), options | other)
+
+
+UNLABELLED = """
+test_pipeline = [dict(type="LoadImageFromFile"), dict(type="PackSegInputs")]
+test_dataloader = loader(
+    dict(
+        type="BaseSegDataset",
+        metainfo=dict(classes=("a", "b", "c")),
+        data_root="{root}/seg",
+        data_prefix=dict(img_path="images/val"),
+        pipeline=test_pipeline,
+    ),
+    False,
+)
+test_evaluator = dict(type="IoUMetric", format_only=True, output_dir="predictions")
+"""
+
+
+def test_tta_of_images_without_labels(configs, data):
+    """As when predictions go to a test server."""
+    path = configs["mmseg"]
+    path.write_text(path.read_text() + UNLABELLED.replace("{root}", data.as_posix()))
+    cfg = cfg_for_testing(path, "--tta")
+    load, augment = cfg.test_dataloader.dataset.pipeline
+    assert load.type == "LoadImageFromFile"
+    kinds = [[step.type for step in branch] for branch in augment.transforms]
+    assert kinds == [["RandomFlip", "RandomFlip"], ["PackSegInputs"]]
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        assert len(DATASETS.build(cfg.test_dataloader.dataset)[0]["inputs"]) == 2
 
 
 def test_show_dir(configs):

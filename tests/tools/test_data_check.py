@@ -40,6 +40,12 @@ def test_coco_message():
     assert "make demo" in message
 
 
+def test_types_that_are_classes():
+    """As in new-style configs."""
+    dataset = coco("data/coco/") | {"type": type("CocoDataset", (), {})}
+    assert "Lay out COCO 2017 like this" in missing(cfg_of(dataset))
+
+
 @pytest.mark.parametrize(
     ("dataset", "path", "name"),
     [

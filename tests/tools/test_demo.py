@@ -18,9 +18,10 @@ from mmlocal.datasets.shapes import (
     SEG_CLASSES,
     SEG_PALETTE,
     generate_shapes,
+    read_manifest,
 )
 from mmlocal.engine.cli import UsageError
-from mmlocal.engine.demo import DEMOS, format_summary, run_demo
+from mmlocal.engine.demo import DEMOS, _prepare_data, format_summary, run_demo
 
 from .conftest import TOOLS, environment, start
 
@@ -79,10 +80,19 @@ def test_data_of_another_version_is_not_used(folder, tmp_path, monkeypatch):
     assert not (tmp_path / "out/summary.json").exists()
 
 
-def test_data_without_the_task(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(folder)
-    with pytest.raises(UsageError, match=r"without the task seg.*mmlocal make-shapes --overwrite"):
-        run_demo(tmp_path / "out", "seg")
+def test_generates_the_data_of_its_task_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generate_shapes("data/shapes", tasks=["cls"], num_train=3, num_val=2, image_size=96)
+    pictures = sorted((tmp_path / "data/shapes/cls").rglob("*.jpg"))
+    for tasks in (["cls"], ["seg", "cls"], ["det", "seg", "cls"]):
+        arguments = _prepare_data(tasks[0])
+        assert arguments == read_manifest("data/shapes")["arguments"]
+        assert arguments["tasks"] == tasks
+        assert arguments["num_train"] == 3
+    assert sorted((tmp_path / "data/shapes/cls").rglob("*.jpg")) == pictures
+
+
+def test_place_of_the_data_is_taken(tmp_path, monkeypatch):
     (tmp_path / "data/shapes/mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"data/shapes is no data set .* move it"):

@@ -53,6 +53,20 @@ def test_options_change_the_model(run):
     assert "224x224" in out
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_of_other_channels(run, config, task, channels):
+    """Counted as the backbone takes them."""
+    options = ["--cfg-options", f"model.backbone.in_channels={channels}"]
+    rgb, other = (run(config, "--shape", "64", *more) for more in ([], options))
+    first, count = (int(out.split("(")[1].split(")")[0].replace(",", "")) for out in (rgb, other))
+    assert (count > first) == (channels > 3)
+
+
+def test_model_that_cannot_be_built(run, config):
+    with pytest.raises(UsageError, match=r"config key model\.backbone\.depht = 18"):
+        run(config, "--shape", "64", "--cfg-options", "model.backbone.depht=18")
+
+
 def test_sizes():
     parse = load_tool("get_flops").parse_args
     assert parse(["x"]).shape is None

@@ -7,8 +7,8 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=10),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    # A resumed run repeats the uninterrupted one if the workers that load data, if any, start with
-    # each epoch: persistent_workers=False, or --no-persistent-workers.
+    # No epoch repeats the augmentation of another, and a resumed run repeats the uninterrupted
+    # one.
     iter_seed=dict(type="mmlocal.IterSeedHook"),
     visualization=dict(type="VisualizationHook", enable=False),
 )

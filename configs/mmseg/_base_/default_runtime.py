@@ -7,7 +7,8 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=16000),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    # A resumed run repeats the uninterrupted one if no workers load the data: num_workers=0.
+    # No epoch repeats the augmentation of another, and a resumed run repeats the uninterrupted
+    # one.
     iter_seed=dict(type="mmlocal.IterSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
 )

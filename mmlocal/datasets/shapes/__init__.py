@@ -53,7 +53,13 @@ metainfo=dict(classes=CLASSES))``.
 Needs OpenCV, rich and Shapely, which mmcv, mmengine and mmdet bring along.
 """
 
-from mmlocal.datasets.shapes.export import TASKS, VERSION, generate_shapes, read_manifest
+from mmlocal.datasets.shapes.export import (
+    TASKS,
+    VERSION,
+    add_task,
+    generate_shapes,
+    read_manifest,
+)
 from mmlocal.datasets.shapes.render import CLASSES
 
 #: RGB of each class in drawings of predictions and annotations.
@@ -78,6 +84,7 @@ __all__ = [
     "SEG_PALETTE",
     "TASKS",
     "VERSION",
+    "add_task",
     "generate_shapes",
     "read_manifest",
 ]

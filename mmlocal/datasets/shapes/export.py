@@ -107,13 +107,45 @@ def generate_shapes(
         "counts": {split: {"images": count} for split, count in counts.items()},
     }
     with _staging(target, overwrite) as root:
-        if "det" in tasks or "seg" in tasks:
-            for split in SPLITS:
-                found = _write_scenes(root, split, arguments, progress)
-                manifest["counts"][split].update(found)
-        if "cls" in tasks:
-            for split in SPLITS:
-                _write_class_folders(root, split, arguments, progress)
+        _write_tasks(root, arguments, manifest["counts"], progress)
+        _write_json(root / MANIFEST, manifest, indent=2)
+    return manifest
+
+
+def add_task(out_dir: str | os.PathLike, task: str, *, progress: bool = True) -> dict[str, Any]:
+    """Adds a task to a data set, with the arguments that the data set was made with.
+
+    All files that are there already stay. As with :func:`generate_shapes`, ``out_dir`` is at any
+    time either as it was before or complete.
+
+    Args:
+        out_dir: a data set of this generator.
+        task: ``"det"``, ``"seg"`` or ``"cls"``.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The contents of ``shapes.json``.
+
+    Raises:
+        ValueError: an unknown task, or ``out_dir`` is no data set of this version of the generator.
+        FileExistsError: ``out_dir`` holds something else.
+        BlockingIOError: another process is writing to the same ``out_dir``.
+        OSError: the disk is full or ``out_dir`` cannot be written.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task={task!r}: give one of {TASKS}")
+    target = Path(out_dir).resolve()
+    with _staging(target, overwrite=True) as root:
+        manifest = read_manifest(target)
+        if manifest is None or manifest["version"] != VERSION:
+            raise ValueError(
+                f"out_dir={str(target)!r} is no data set of version {VERSION} of the generator"
+            )
+        arguments = manifest["arguments"]
+        _write_tasks(root, arguments | {"tasks": [task]}, manifest["counts"], progress)
+        shutil.copytree(target, root, symlinks=True, dirs_exist_ok=True)
+        tasks = {task, *arguments["tasks"]}
+        arguments["tasks"] = [name for name in TASKS if name in tasks]
         _write_json(root / MANIFEST, manifest, indent=2)
     return manifest
 
@@ -148,6 +180,17 @@ def make_class_image(seed: int, split: str, index: int, size: int) -> Scene:
 def _generator(seed: int, kind: str, split: str, index: int) -> np.random.Generator:
     """An independent stream of random numbers for each picture."""
     return np.random.default_rng((seed, ("scene", "cls").index(kind), SPLITS.index(split), index))
+
+
+def _write_tasks(root: Path, arguments: dict, counts: dict, progress: bool) -> None:
+    """Writes the files of ``arguments["tasks"]``; adds the objects in the scenes to ``counts``."""
+    tasks = arguments["tasks"]
+    if "det" in tasks or "seg" in tasks:
+        for split in SPLITS:
+            counts[split].update(_write_scenes(root, split, arguments, progress))
+    if "cls" in tasks:
+        for split in SPLITS:
+            _write_class_folders(root, split, arguments, progress)
 
 
 def _write_scenes(root: Path, split: str, arguments: dict, progress: bool) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from mmlocal.layers import QnA, UpsampleQnA
+from mmlocal.layers import LayerNorm, QnA, UpsampleQnA
+from mmlocal.layers.checks import check_choice, check_int
 from mmlocal.registry import MODELS
 
 NORM_EPS = 1e-6
@@ -28,7 +29,7 @@ class _ChannelsLast(nn.Sequential):
 
 
 def _norm_relu(dims: int) -> list[nn.Module]:
-    return [nn.InstanceNorm2d(dims, affine=True), nn.ReLU(inplace=True)]
+    return [nn.InstanceNorm2d(dims, affine=True), nn.ReLU()]
 
 
 # A bias before an instance norm would have no effect.
@@ -47,7 +48,7 @@ def _conv_max(dims: int, num_heads: int) -> nn.Module:
 def _qna(dims: int, num_heads: int) -> nn.Module:
     """LN-QnA; a single query needs no weights to be added up with others."""
     qna = QnA(dims, num_heads, num_queries=1, stride=2, attn_scale="none")
-    return _ChannelsLast(nn.LayerNorm(dims, eps=NORM_EPS), qna)
+    return _ChannelsLast(LayerNorm(dims, eps=NORM_EPS), qna)
 
 
 def _bilinear_conv(dims: int, num_heads: int) -> nn.Module:
@@ -65,7 +66,7 @@ def _conv_transposed(dims: int, num_heads: int) -> nn.Module:
 
 def _uqna(dims: int, num_heads: int) -> nn.Module:
     """LN-UQnA."""
-    return _ChannelsLast(nn.LayerNorm(dims, eps=NORM_EPS), UpsampleQnA(dims, num_heads))
+    return _ChannelsLast(LayerNorm(dims, eps=NORM_EPS), UpsampleQnA(dims, num_heads))
 
 
 ENCODERS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -84,10 +85,10 @@ DECODERS: dict[str, Callable[[int, int], nn.Module]] = {
 class AutoEncoder(BaseModel):
     """Halve an image ``num_layers`` times, double it as often, and compare by L1.
 
-    All windows are 3x3, no layer has a skip connection. The paper names the layers and the loss.
-    Ours, as it does not say: one width for all layers, 1x1 convolutions from the image to that
-    width and back, ReLU after each instance norm, no activation after QnA, 8 channels per head
-    (which the paper finds best for QnA elsewhere).
+    All windows are 3x3 and no layer has a skip connection. The paper names the layers and the loss.
+    The rest is our choice: one width for all layers, 1x1 convolutions from the image to that width
+    and back, ReLU after each instance norm, no activation after QnA, and 8 channels per head, which
+    the paper finds best for QnA elsewhere.
 
     Args:
         encoder: ``'conv_stride'``: convolution of stride 2, instance norm. ``'conv_max'``:
@@ -128,11 +129,9 @@ class AutoEncoder(BaseModel):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        for name, kind, kinds in (("encoder", encoder, ENCODERS), ("decoder", decoder, DECODERS)):
-            if kind not in kinds:
-                raise ValueError(f"{name} must be one of {', '.join(kinds)}, got {kind!r}")
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        check_choice(tuple(ENCODERS), encoder=encoder)
+        check_choice(tuple(DECODERS), decoder=decoder)
+        check_int(in_channels=in_channels, embed_dims=embed_dims, num_layers=num_layers)
         self.in_channels = in_channels
         self.size_divisor = 2**num_layers
         down, up = ENCODERS[encoder], DECODERS[decoder]

@@ -21,12 +21,20 @@ from mmlocal.layers import (
     ShiftedWindowAttention,
     TransformerBlock,
 )
+from mmlocal.layers.checks import (
+    as_pair,
+    as_side,
+    check_drop_path,
+    check_flag,
+    check_int,
+    check_ints,
+    check_rate,
+)
 from mmlocal.models.backbones.base import (
     LocalBackbone,
-    check_drop_path,
-    check_positive,
     check_stages,
     freeze,
+    resolve_arch,
 )
 from mmlocal.registry import MODELS
 
@@ -56,8 +64,8 @@ class ELSASwin(LocalBackbone):
 
     All blocks of all stages but the last attend by :class:`~mmlocal.layers.ELSA`, with
     ``q * k`` unscaled. The last stage is Swin's: window attention, every second block shifted.
-    Any image of at least one patch is taken: the image is zero-padded to whole patches, odd maps
-    are padded before merging, and the last stage is padded to whole windows.
+    Images may have any size of at least one patch. The image is zero-padded to whole patches, odd
+    maps are padded before merging, and the last stage is padded to whole windows.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict with ``embed_dims`` (channels of the
@@ -65,7 +73,8 @@ class ELSASwin(LocalBackbone):
             stage), and optionally ``group_width`` (channels per group of ELSA's convolution,
             default 8).
         in_channels: channels of the image.
-        patch_size: width of a patch in pixels.
+        patch_size: width of a patch in pixels. Here and in the next two, a pair of equal numbers
+            is taken too, as Swin's configs have it.
         kernel_size: odd width of ELSA's window.
         window_size: width of the last stage's window.
         fit_window: ``False`` for dense prediction: the window keeps its size, the map is padded
@@ -76,14 +85,15 @@ class ELSASwin(LocalBackbone):
         mlp_ratio: hidden channels of an MLP over its channels.
         qkv_bias: whether projections to q, k, v have a bias.
         qk_scale: factor of q k^T in the last stage; ``None`` for ``head_dims ** -0.5``.
-        lam: exponent of the multiplicative ghost head; 0 for none, as published.
-        gamma: factor of the additive ghost head; 0 for none.
+        lam: exponent of the multiplicative ghost head; 0 for none, as in all published models.
+        gamma: factor of the additive ghost head; 0 for none. All published models have 1.
         drop_rate: dropout after the patch embedding and in the MLPs.
         attn_drop_rate: dropout on attention maps.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
         patch_norm: whether a LayerNorm follows the patch embedding.
         use_abs_pos_embed: whether to add a learned position embedding, resized to the map.
-        pretrain_img_size: image size in pixels that fixes the position embedding's own size.
+        pretrain_img_size: image size in pixels, one number or height and width, that fixes the
+            position embedding's own size.
         out_indices: stages to return, each through its own LayerNorm. Stages after the last one
             returned are not built: no parameter is left without a gradient.
         frozen_stages: -1 for none; ``n`` freezes the patch embedding, the position embedding and
@@ -94,10 +104,10 @@ class ELSASwin(LocalBackbone):
             own for convolutions. ``Pretrained`` raises if the checkpoint does not fit.
 
     Raises:
-        ValueError: unknown or incomplete ``arch``, a stage without blocks, ``patch_size`` below 1,
-            ``drop_path_rate``, ``out_indices`` or ``frozen_stages`` out of range, a stage named
-            twice, heads that do not divide channels, even ``kernel_size``.
-        TypeError: ``arch`` is neither name nor dict.
+        ValueError: unknown or incomplete ``arch``, a stage without blocks, a count below 1, a rate,
+            ``out_indices`` or ``frozen_stages`` out of range, a stage named twice, heads that do
+            not divide channels, even ``kernel_size``, a window or patch that is no square.
+        TypeError: an argument of another type.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
@@ -110,9 +120,9 @@ class ELSASwin(LocalBackbone):
         self,
         arch: str | dict = "tiny",
         in_channels: int = 3,
-        patch_size: int = 4,
-        kernel_size: int = 7,
-        window_size: int = 7,
+        patch_size: int | tuple[int, int] = 4,
+        kernel_size: int | tuple[int, int] = 7,
+        window_size: int | tuple[int, int] = 7,
         fit_window: bool = False,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
@@ -124,7 +134,7 @@ class ELSASwin(LocalBackbone):
         drop_path_rate: float = 0.1,
         patch_norm: bool = True,
         use_abs_pos_embed: bool = False,
-        pretrain_img_size: int = 224,
+        pretrain_img_size: int | tuple[int, int] = 224,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         with_cp: bool = False,
@@ -136,12 +146,31 @@ class ELSASwin(LocalBackbone):
                 dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
             ]
         super().__init__(init_cfg=init_cfg)
-        arch = self._resolve_arch(arch)
+        required = {"embed_dims", "depths", "num_heads"}
+        arch = resolve_arch(arch, self.arch_zoo, required, dict(group_width=8))
         self.depths = arch["depths"]
+        check_int(embed_dims=arch["embed_dims"], group_width=arch["group_width"])
+        check_ints(depths=self.depths, num_heads=arch["num_heads"])
+        if len(self.depths) != len(arch["num_heads"]):
+            raise ValueError(
+                "arch must give depths and num_heads for the same number of stages, got "
+                f"depths={self.depths} and num_heads={arch['num_heads']}"
+            )
         num_stages = len(self.depths)
         self.num_features = [arch["embed_dims"] * 2**i for i in range(num_stages)]
-        check_positive(depths=self.depths, patch_size=patch_size)
-        check_drop_path(drop_path_rate)
+        patch_size = as_side("patch_size", patch_size)
+        kernel_size = as_side("kernel_size", kernel_size, odd=True)
+        window_size = as_side("window_size", window_size)
+        pretrain_img_size = as_pair("pretrain_img_size", pretrain_img_size)
+        if min(pretrain_img_size) < patch_size:
+            raise ValueError(
+                f"pretrain_img_size must be at least patch_size={patch_size}, got "
+                f"{pretrain_img_size}"
+            )
+        check_flag(fit_window=fit_window, patch_norm=patch_norm)
+        check_flag(use_abs_pos_embed=use_abs_pos_embed)
+        check_rate(drop_rate=drop_rate)
+        check_drop_path(drop_path_rate=drop_path_rate)
         check_stages(out_indices, frozen_stages, num_stages)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -149,8 +178,8 @@ class ELSASwin(LocalBackbone):
         self.patch_embed = PatchEmbed(in_channels, arch["embed_dims"], patch_size, patch_norm)
         self.absolute_pos_embed = None
         if use_abs_pos_embed:
-            side = pretrain_img_size // patch_size
-            self.absolute_pos_embed = nn.Parameter(torch.empty(1, arch["embed_dims"], side, side))
+            size = [side // patch_size for side in pretrain_img_size]
+            self.absolute_pos_embed = nn.Parameter(torch.empty(1, arch["embed_dims"], *size))
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
 
@@ -194,27 +223,6 @@ class ELSASwin(LocalBackbone):
         for i in self.out_indices:
             self.add_module(f"norm{i}", nn.LayerNorm(self.num_features[i]))
         self._freeze_stages()
-
-    @classmethod
-    def _resolve_arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch not in cls.arch_zoo:
-                raise ValueError(f"arch must be one of {sorted(cls.arch_zoo)}, got {arch!r}")
-            return cls.arch_zoo[arch]
-        if not isinstance(arch, dict):
-            raise TypeError(f"arch must be a name or a dict, got {arch!r}")
-        required, allowed = {"embed_dims", "depths", "num_heads"}, {"group_width"}
-        if not required <= set(arch) <= required | allowed:
-            raise ValueError(
-                f"arch must have the keys {sorted(required)} and may have {sorted(allowed)}, "
-                f"got {sorted(arch)}"
-            )
-        if len(arch["depths"]) != len(arch["num_heads"]):
-            raise ValueError(
-                "arch must give depths and num_heads for the same number of stages, got "
-                f"depths={arch['depths']} and num_heads={arch['num_heads']}"
-            )
-        return dict(group_width=8) | dict(arch)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.

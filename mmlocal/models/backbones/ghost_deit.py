@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers import GhostAttention, PatchEmbed, TransformerBlock
+from mmlocal.layers.checks import as_pair, as_side, check_drop_path, check_int, check_rate
 from mmlocal.models.backbones.base import (
     LocalBackbone,
-    check_drop_path,
-    check_positive,
     check_stages,
     freeze,
+    resolve_arch,
 )
 from mmlocal.registry import MODELS
 
@@ -30,17 +30,19 @@ from mmlocal.registry import MODELS
 class GhostDeiT(LocalBackbone):
     """Plain vision transformer with :class:`~mmlocal.layers.GhostAttention`.
 
-    There is no class token: a classifier pools the last map. Any image of at least one patch is
-    taken; it is zero-padded to whole patches, and the position embedding and ghost heads are
-    resized to the map.
+    There is no class token: a classifier pools the last map. Images may have any size of at least
+    one patch. The image is zero-padded to whole patches, and the position embedding and ghost heads
+    are resized to the map. The article publishes a gain of 3.7 % top-1 over DeiT-Ti on ImageNet-1k,
+    and no code.
 
     Args:
         arch: ``'tiny'`` (192 channels, 12 layers, 3 heads) or a dict with ``embed_dims``,
             ``num_layers`` and ``num_heads``.
         in_channels: channels of the image.
-        patch_size: width of a patch in pixels.
-        pretrain_img_size: image size in pixels that fixes the size in which the position embedding
-            and the ghost heads are kept. Leave it as it is to fine-tune on other sizes.
+        patch_size: width of a patch in pixels; also as a pair of equal numbers.
+        pretrain_img_size: image size in pixels, one number or height and width, that fixes the size
+            in which the position embedding and the ghost heads are kept. Leave it as it is to
+            fine-tune on other sizes.
         mlp_ratio: hidden channels of an MLP over its channels.
         qkv_bias: whether projections to q, k, v have a bias.
         qk_scale: factor of q k^T; ``None`` for ``head_dims ** -0.5``.
@@ -60,10 +62,10 @@ class GhostDeiT(LocalBackbone):
             own for the patch embedding. ``Pretrained`` raises if the checkpoint does not fit.
 
     Raises:
-        ValueError: unknown or incomplete ``arch``, no layers, ``patch_size`` below 1,
-            ``drop_path_rate``, ``out_indices`` or ``frozen_stages`` out of range, a layer named
-            twice, heads that do not divide channels.
-        TypeError: ``arch`` is neither name nor dict.
+        ValueError: unknown or incomplete ``arch``, a count below 1, a rate, ``out_indices`` or
+            ``frozen_stages`` out of range, a layer named twice, heads that do not divide channels,
+            a patch that is no square.
+        TypeError: an argument of another type.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
@@ -74,8 +76,8 @@ class GhostDeiT(LocalBackbone):
         self,
         arch: str | dict = "tiny",
         in_channels: int = 3,
-        patch_size: int = 16,
-        pretrain_img_size: int = 224,
+        patch_size: int | tuple[int, int] = 16,
+        pretrain_img_size: int | tuple[int, int] = 224,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
@@ -96,17 +98,25 @@ class GhostDeiT(LocalBackbone):
                 dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
             ]
         super().__init__(init_cfg=init_cfg)
-        arch = self._resolve_arch(arch)
+        arch = resolve_arch(arch, self.arch_zoo, {"embed_dims", "num_layers", "num_heads"})
         self.embed_dims, self.num_layers = arch["embed_dims"], arch["num_layers"]
-        check_positive(num_layers=self.num_layers, patch_size=patch_size)
-        check_drop_path(drop_path_rate)
+        check_int(num_layers=self.num_layers)
+        patch_size = as_side("patch_size", patch_size)
+        pretrain_img_size = as_pair("pretrain_img_size", pretrain_img_size)
+        if min(pretrain_img_size) < patch_size:
+            raise ValueError(
+                f"pretrain_img_size must be at least patch_size={patch_size}, got "
+                f"{pretrain_img_size}"
+            )
+        check_rate(drop_rate=drop_rate)
+        check_drop_path(drop_path_rate=drop_path_rate)
         check_stages(out_indices, frozen_stages, self.num_layers, negative=True)
         self.out_indices = tuple(sorted(i % self.num_layers for i in out_indices))
         self.frozen_stages = frozen_stages
 
-        side = pretrain_img_size // patch_size
+        size = tuple(side // patch_size for side in pretrain_img_size)
         self.patch_embed = PatchEmbed(in_channels, self.embed_dims, patch_size, norm=False)
-        self.absolute_pos_embed = nn.Parameter(torch.empty(1, self.embed_dims, side, side))
+        self.absolute_pos_embed = nn.Parameter(torch.empty(1, self.embed_dims, *size))
         nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
         self.layers = nn.ModuleList()
@@ -114,7 +124,7 @@ class GhostDeiT(LocalBackbone):
             attn = GhostAttention(
                 self.embed_dims,
                 arch["num_heads"],
-                (side, side),
+                size,
                 ghost_ratio=ghost_ratio,
                 lam=lam,
                 gamma=gamma,
@@ -130,20 +140,6 @@ class GhostDeiT(LocalBackbone):
         for i in self.out_indices:
             self.add_module(f"norm{i}", nn.LayerNorm(self.embed_dims))
         self._freeze_stages()
-
-    @classmethod
-    def _resolve_arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch not in cls.arch_zoo:
-                raise ValueError(f"arch must be one of {sorted(cls.arch_zoo)}, got {arch!r}")
-            return cls.arch_zoo[arch]
-        if not isinstance(arch, dict):
-            raise TypeError(f"arch must be a name or a dict, got {arch!r}")
-        if set(arch) != set(cls.arch_zoo["tiny"]):
-            raise ValueError(
-                f"arch must have the keys {sorted(cls.arch_zoo['tiny'])}, got {sorted(arch)}"
-            )
-        return arch
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.

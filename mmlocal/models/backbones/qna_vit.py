@@ -15,17 +15,27 @@ from torch import Tensor, nn
 
 from mmlocal.layers import (
     EvenWindowAttention,
+    LayerNorm,
     PatchEmbed,
     QnA,
     TransformerBlock,
     check_image,
     lecun_normal_,
 )
+from mmlocal.layers.checks import (
+    as_side,
+    check_choice,
+    check_drop_path,
+    check_flag,
+    check_int,
+    check_ints,
+    is_sequence,
+)
 from mmlocal.models.backbones.base import (
     LocalBackbone,
-    check_drop_path,
     check_stages,
     freeze,
+    resolve_arch,
 )
 from mmlocal.registry import MODELS
 
@@ -53,6 +63,8 @@ class ResNetStem(nn.Module):
 
     def __init__(self, in_channels: int, embed_dims: int) -> None:
         super().__init__()
+        check_int(in_channels=in_channels, embed_dims=embed_dims)
+        self.in_channels = in_channels
         self.conv = nn.Conv2d(in_channels, embed_dims, 7, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(embed_dims)
         self.act = nn.GELU("tanh")
@@ -64,14 +76,14 @@ class ResNetStem(nn.Module):
             ValueError: not 4-D, other channels, or smaller than 4x4 pixels.
             TypeError: not floating point.
         """
-        check_image(x, self.conv.in_channels, 4)
+        check_image(x, self.in_channels, 4)
         x = self.act(self.norm(self.conv(_pad_same(x, 7, 2))))
         x = F.max_pool2d(_pad_same(x, 3, 2, float("-inf")), 3, stride=2)
         return x.permute(0, 2, 3, 1)
 
 
 class DownsampleSkip(nn.Module):
-    """What a downsampling block adds its attention to: a strided 1x1 convolution.
+    """Skip connection of a downsampling block: a strided 1x1 convolution.
 
     Args:
         in_dims: channels in.
@@ -100,20 +112,21 @@ class QnAViT(LocalBackbone):
     """QnA-ViT backbone for classification and dense prediction.
 
     Each stage has window-attention blocks, then :class:`~mmlocal.layers.QnA` blocks; a QnA block of
-    stride 2 leads to the next stage. Any image of at least one patch is taken: it is zero-padded
-    to whole patches, odd maps are rounded up, and maps are cut into equal windows as large as
-    ``window_sizes`` allow (the official code takes multiples of the windows only, i.e. of 224
-    pixels). At 224 pixels, stages 3 and 4 have one window and so attend globally.
+    stride 2 leads to the next stage. Images may have any size of at least one patch. The image is
+    zero-padded to whole patches, odd maps are rounded up, and maps are cut into equal windows as
+    large as ``window_sizes`` allow. (The official code only takes maps that are multiples of the
+    windows, i.e. images of multiples of 224 pixels.) At 224 pixels, stages 3 and 4 have one window
+    and so attend globally.
 
     Args:
         arch: ``'tiny'``, ``'tiny_7x7'``, ``'small'``, ``'base'``, or a dict with ``embed_dims``
             (channels of the first stage, doubled at each downsampling), and per stage
             ``attn_depths`` and ``qna_depths`` (blocks of window attention, and of QnA without the
             downsampling one), ``attn_heads`` and ``qna_heads``; optionally ``kernel_size`` (odd
-            width of QnA's windows, default 3).
+            width of QnA's windows, default 3; also as a pair of equal numbers).
         in_channels: channels of the image.
-        window_sizes: largest width of the attention windows of each stage; relative position tables
-            of a pretrained checkpoint with other windows are resized.
+        window_sizes: largest width of the attention windows of each stage, also as a pair of equal
+            numbers; relative position tables of a checkpoint with other windows are resized.
         num_queries: learned queries per window.
         normalize_query: whether queries have unit length; one bool, or one per stage.
         mlp_ratio: hidden channels of an MLP over its channels.
@@ -123,7 +136,7 @@ class QnAViT(LocalBackbone):
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
         layer_scale_init_value: of :class:`~mmlocal.layers.TransformerBlock`.
         out_indices: stages to return, before their downsampling, each through its own LayerNorm.
-            What comes after the last one returned is not built: no parameter is left without a
+            Stages after the last one returned are not built: no parameter is left without a
             gradient.
         frozen_stages: -1 for none; ``n`` freezes the stem and the first ``n`` stages with their
             output norms.
@@ -133,10 +146,11 @@ class QnAViT(LocalBackbone):
             raises if the checkpoint does not fit.
 
     Raises:
-        ValueError: unknown or incomplete ``arch``, ``stem`` or ``downsample_skip``, an option per
-            stage of another length, ``drop_path_rate``, ``out_indices`` or ``frozen_stages`` out of
-            range, a stage named twice, heads that do not divide channels, even ``kernel_size``.
-        TypeError: ``arch`` is neither name nor dict.
+        ValueError: unknown or incomplete ``arch``, ``stem`` or ``downsample_skip``, no blocks at
+            all, a count below 1, an option per stage of another length, ``drop_path_rate``,
+            ``out_indices`` or ``frozen_stages`` out of range, a stage named twice, heads that do
+            not divide channels, even ``kernel_size``, a window that is no square.
+        TypeError: an argument of another type.
 
     Note:
         The paper counts the downsampling block with the QnA blocks of its stage.
@@ -204,21 +218,20 @@ class QnAViT(LocalBackbone):
         if isinstance(normalize_query, bool):
             normalize_query = (normalize_query,) * num_stages
         for name, values in (("window_sizes", window_sizes), ("normalize_query", normalize_query)):
-            if len(values) != num_stages:
+            if not is_sequence(values) or len(values) != num_stages:
                 raise ValueError(
                     f"{name} must have one entry for each of the {num_stages} stages of arch, "
-                    f"got {values}"
+                    f"got {values!r}"
                 )
-        for name, kind, kinds in (
-            ("stem", stem, STEMS),
-            ("downsample_skip", downsample_skip, SKIPS),
-        ):
-            if kind not in kinds:
-                raise ValueError(f"{name} must be one of {', '.join(kinds)}, got {kind!r}")
-        kernel_size = arch["kernel_size"]
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        check_drop_path(drop_path_rate)
+        window_sizes = [as_side("window_sizes", size) for size in window_sizes]
+        for value in normalize_query:
+            check_flag(normalize_query=value)
+        check_int(num_queries=num_queries)
+        check_choice(STEMS, stem=stem)
+        check_choice(SKIPS, downsample_skip=downsample_skip)
+        check_flag(norm_eval=norm_eval)
+        kernel_size = as_side("kernel_size", arch["kernel_size"], odd=True)
+        check_drop_path(drop_path_rate=drop_path_rate)
         check_stages(out_indices, frozen_stages, num_stages)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -242,7 +255,14 @@ class QnAViT(LocalBackbone):
         self.stages = nn.ModuleList()
         self.downsamples = nn.ModuleList()
         num_built = max(self.out_indices) + 1
+        if num_built == 1 and not self.attn_depths[0] and not self.qna_depths[0]:
+            raise ValueError(
+                "arch must have a block in attn_depths or qna_depths of the first stage, as "
+                f"out_indices={self.out_indices} needs no other, got {self.attn_depths} and "
+                f"{self.qna_depths}"
+            )
         for i, dims in enumerate(self.num_features[:num_built]):
+            self._check_heads(arch, i, dims, downsampled=i < num_built - 1)
             qna_kwargs = dict(
                 kernel_size=kernel_size,
                 num_queries=num_queries,
@@ -285,31 +305,36 @@ class QnAViT(LocalBackbone):
                     )
                 )
         for i in self.out_indices:
-            self.add_module(f"norm{i}", nn.LayerNorm(self.num_features[i], eps=NORM_EPS))
+            self.add_module(f"norm{i}", LayerNorm(self.num_features[i], eps=NORM_EPS))
         self._reset_parameters()
         self._freeze_stages()
 
     @classmethod
     def _resolve_arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch not in cls.arch_zoo:
-                raise ValueError(f"arch must be one of {sorted(cls.arch_zoo)}, got {arch!r}")
-            return cls.arch_zoo[arch]
-        if not isinstance(arch, dict):
-            raise TypeError(f"arch must be a name or a dict, got {arch!r}")
         per_stage = {"attn_depths", "qna_depths", "attn_heads", "qna_heads"}
-        required = {"embed_dims"} | per_stage
-        if not required <= set(arch) <= required | {"kernel_size"}:
-            raise ValueError(
-                f"arch must have the keys {sorted(required)} and may have kernel_size, "
-                f"got {sorted(arch)}"
-            )
+        arch = resolve_arch(arch, cls.arch_zoo, {"embed_dims"} | per_stage, dict(kernel_size=3))
+        check_int(embed_dims=arch["embed_dims"])
+        check_ints(0, attn_depths=arch["attn_depths"], qna_depths=arch["qna_depths"])
+        check_ints(attn_heads=arch["attn_heads"], qna_heads=arch["qna_heads"])
         if len({len(arch[name]) for name in per_stage}) != 1:
             raise ValueError(
                 f"arch must give {', '.join(sorted(per_stage))} for the same number of stages, "
                 f"got {arch}"
             )
-        return dict(kernel_size=3) | dict(arch)
+        return arch
+
+    @staticmethod
+    def _check_heads(arch: dict, stage: int, dims: int, downsampled: bool) -> None:
+        used = dict(
+            attn_heads=arch["attn_depths"][stage] > 0,
+            qna_heads=arch["qna_depths"][stage] > 0 or downsampled,
+        )
+        for name in used:
+            if used[name] and dims % arch[name][stage]:
+                raise ValueError(
+                    f"{name} must divide the channels of their stages, {dims} in stage {stage}, "
+                    f"got {arch[name]}"
+                )
 
     def _stage_blocks(self) -> list[int]:
         """Blocks of each stage, the downsampling that follows it included."""

@@ -13,15 +13,17 @@ from mmdet.structures import OptSampleList
 from torch import Tensor
 
 from mmlocal.layers import QnA
+from mmlocal.layers.checks import as_side
+from mmlocal.models.backbones.base import resize_tables_on_load
 from mmlocal.registry import MODELS
 
 
 class QnAEncoderLayer(DetrTransformerEncoderLayer):
     """An encoder layer of DETR with :class:`~mmlocal.layers.QnA` in place of self-attention.
 
-    Position embeddings are added to what QnA reads, i.e. to scores and values alike. Dropout after
-    the attention, residuals, normalisation (after each residual) and FFN are those of the
-    self-attention layers.
+    Position embeddings are added to the tokens that QnA reads, so scores and values both have them.
+    Dropout after the attention, residuals, normalisation (after each residual) and FFN are as in
+    the self-attention layers.
 
     Args:
         num_heads: of QnA; must divide the layer's channels. ``None`` for heads of 8 channels, the
@@ -44,10 +46,8 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
         **layer_cfg,
     ) -> None:
         super().__init__(**layer_cfg)
-        if kernel_size % 2 == 0:
-            raise ValueError(
-                f"kernel_size must be odd, for the map to keep its size, got {kernel_size}"
-            )
+        # Odd, for the map to keep its size.
+        kernel_size = as_side("kernel_size", kernel_size, odd=True)
         self.dropout = self.self_attn.dropout_layer
         self.self_attn = QnA(
             self.embed_dims,
@@ -55,6 +55,7 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
             kernel_size,
             num_queries,
         )
+        resize_tables_on_load(self.self_attn, antialias=True)
 
     def forward(
         self,
@@ -83,7 +84,7 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
 
 
 class _QnAEncoder:
-    """What turns layers of the encoder of mmdet's DETR, or of a detector after it, into QnA."""
+    """Turns encoder layers of mmdet's DETR, or of a detector after it, into QnA layers."""
 
     def _init_layers(self) -> None:
         cfg = dict(self.encoder)
@@ -135,8 +136,9 @@ class _QnAEncoder:
 class DETRQnA(_QnAEncoder, DETR):
     """DETR in whose encoder some layers are :class:`QnAEncoderLayer`; all else is mmdet's DETR.
 
-    The paper's DETR-QnA has four QnA layers instead of two of the six self-attention layers. It
-    does not say where; the configs put them first::
+    The paper's DETR-QnA has four QnA layers instead of two of the six self-attention layers. It is
+    reported to gain 1.0 AP over DETR, and 2.2 AP on small objects. The place of the QnA layers is
+    not stated; the configs put them first::
 
         encoder=dict(num_layers=8, qna_indices=(0, 1, 2, 3), qna_cfg=dict(kernel_size=7), ...)
 
@@ -150,8 +152,8 @@ class DETRQnA(_QnAEncoder, DETR):
             as :class:`QnAEncoderLayer`.
 
     Note:
-        The paper states neither kernel size nor heads of these layers, nor how they take position
-        embeddings, normalisation and padding: all of that is our choice.
+        Kernel size and heads of these layers are not stated, nor their position embeddings,
+        normalisation and treatment of padding. All of these are our choice.
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022; DETR, Carion et al. 2020.

@@ -8,6 +8,8 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmlocal.layers import QnA
+from mmlocal.layers.checks import as_side, check_flag, check_int
+from mmlocal.models.backbones.base import resize_tables_on_load
 from mmlocal.registry import MODELS
 
 
@@ -18,13 +20,15 @@ class QnAPooling(BaseModule):
     Args:
         in_channels: channels of the map.
         num_heads: must divide ``in_channels``.
-        map_size: height and width of the map, in tokens: 7 for images of 224 pixels.
+        map_size: height and width of the map, in tokens: 7 for images of 224 pixels. Tables of a
+            checkpoint with another size are resized.
         num_queries: learned queries.
         add_mean: whether to add the mean over the map (``qnav2``).
         init_cfg: as in MMEngine; default: the official initialisation.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``in_channels``, a count below 1.
+        TypeError: an argument of another type.
 
     Source:
         Official code of Learned Queries for Efficient Local Attention, Arar et al. 2022.
@@ -40,9 +44,12 @@ class QnAPooling(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.map_size = map_size
+        check_int(in_channels=in_channels)
+        check_flag(add_mean=add_mean)
+        self.map_size = as_side("map_size", map_size)
         self.add_mean = add_mean
-        self.qna = QnA(in_channels, num_heads, map_size, num_queries, padding=0)
+        self.qna = QnA(in_channels, num_heads, self.map_size, num_queries, padding=0)
+        resize_tables_on_load(self, antialias=True)
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Pool the last map.

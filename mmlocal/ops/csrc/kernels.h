@@ -72,8 +72,8 @@ struct Kernels {
   void (*elsa_grad_ghost)(const Elsa<T>&, T* mul, T* add, int64_t begin, int64_t end);
   int64_t (*elsa_scratch)(const Elsa<T>&);
 
-  // Largest scores of rows [begin, end) of a sample, NaN left out, at least what is in peak (padded
-  // tables).
+  // Largest scores of rows [begin, end) of a sample, at least what is in peak (padded tables). NaN
+  // if one is NaN or infinity; -inf is a score as any.
   void (*qna_peak)(const Qna<T>&, T* peak, int64_t sample, int64_t begin, int64_t end);
   // Tasks: tiles of windows, or of tokens.
   int64_t (*qna_window_tasks)(const Qna<T>&);

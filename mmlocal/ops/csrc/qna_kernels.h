@@ -215,16 +215,19 @@ static inline void correlate_row(
 template <class T>
 static void qna_peak(const Qna<T>& a, T* peak, int64_t sample, int64_t begin, int64_t end) {
   const Sizes<T> s(a);
+  const Vec<T> lowest = broadcast(T(sizeof(T) == 4 ? -__FLT_MAX__ : -__DBL_MAX__));
   for (int64_t t = 0; t < s.padded; t += kLanes<T>) {
-    Vec<T> most = load(peak + t);
+    Vec<T> most = load(peak + t), bad{};
     for (int64_t y = begin; y < end; ++y) {
       for (int64_t x = 0; x < a.width; ++x) {
         const T* scores = a.scores.at(sample, y, x);
         const Vec<T> score = load(scores + t, s.tables - t, -kInfinity<T>);
         most = score > most ? score : most;
+        // 0, or NaN for NaN and infinity; -inf takes a token out.
+        bad += (score < lowest ? lowest : score) * T(0);
       }
     }
-    store(peak + t, most);
+    store(peak + t, most + bad);
   }
 }
 

@@ -6,14 +6,19 @@ and list it in ``BACKENDS``, fastest first.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops import extension
-from mmlocal.ops.backends import TRITON, Backend, choose_backend
+from mmlocal.ops.backends import TRITON, Backend, check_counts, check_tensors, choose_backend
 from mmlocal.ops.elsa import projection, reference
 from mmlocal.ops.layout import new_map
+from mmlocal.ops.operator import define_operator
+
+_INT32 = 2**31 - 1
 
 # Half precision: the rounding of the result; nothing else is done in it.
 _ATOL = {
@@ -50,6 +55,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,  # PyTorch's exp and convolutions are cut by threads
         atol=_ATOL,
     ),
     Backend(
@@ -59,6 +65,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,
         atol=_ATOL,
     ),
 )
@@ -117,24 +124,40 @@ def elsa_attention(
         ``(B, C, H, W)``, dtype of ``value``; channels-last in memory if ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point; ``triton`` is to fold a convolution of several
+        TypeError: a tensor is not floating point, ``kernel_size`` or ``dilation`` is no int;
+            ``triton`` is to fold a convolution of several
             dtypes. (Others leave that error to PyTorch's convolution.)
         ValueError: even ``kernel_size``, ``dilation`` below 1, shapes that do not fit each other,
-            a map without pixels or channels, unknown ``backend``.
-        RuntimeError: the named backend cannot run here.
+            a map without pixels or channels, tensors on several devices, ``lam`` or ``gamma`` that
+            is not finite, unknown ``backend``.
+        RuntimeError: the named backend cannot run here, or has no derivatives of the kind asked
+            for: all have first derivatives, ``torch.func.grad`` and ``vmap``; ``reference`` has
+            higher and forward-mode derivatives too.
 
     Note:
         float16 and bfloat16 inputs are accumulated in float32. Taps outside the map take part in
-        the softmax and add nothing to the sum. The gradient is deterministic and can be taken once
-        (``reference`` has higher derivatives). A folded convolution does not round its logits to
+        the softmax and add nothing to the sum, not even where a ghost head is infinite or NaN
+        there. Infinity and NaN go where the equation takes them, in every backend: into the outputs
+        and gradients of the windows that hold them, and into no others. An infinite result may be
+        NaN where a weight is too small for the dtype of the computation (infinity times 0). A
+        folded convolution does not round its logits to
         half precision, keeps ``attn`` for the backward pass in their place, and needs ``softmax``
         (else it is not folded). Under autocast it is computed in the lower precision, as any.
 
+        ``torch.compile`` and ``torch.export`` see one node. ``torch.fx.symbolic_trace`` cannot
+        follow the checks: use ``torch.export.export``. ``torch.jit.script`` cannot read the
+        function: use ``torch.export.export``, or ``torch.jit.trace``.
+
     Source:
         ELSA: Enhanced Local Self-Attention for Vision Transformer, Zhou et al. 2021,
-        https://arxiv.org/abs/2112.12786, eq. 5.
+        https://arxiv.org/abs/2112.12786, section 5, eq. 7 and 8. All published models have
+        ``lam=0`` and ``gamma=1``.
     """
     _check(value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
+    for name, factor in (("lam", lam), ("gamma", gamma)):
+        if not -math.inf < factor < math.inf:
+            raise ValueError(f"{name} must be a finite number, got {factor}")
+    dilation = min(dilation, _INT32)  # no map is larger; backends compute with it in int64
     # The ghost heads are small: raise and scale them in the precision of the accumulation.
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     ghost_mul = None if lam == 0 or ghost_mul is None else ghost_mul.to(dtype) ** lam
@@ -162,6 +185,16 @@ def _check(
     kernel_size: int,
     dilation: int,
 ) -> None:
+    check_counts(kernel_size=kernel_size, dilation=dilation)
+    check_tensors(
+        "elsa_attention",
+        value=value,
+        attn=attn,
+        proj_weight=proj_weight,
+        proj_bias=proj_bias,
+        ghost_mul=ghost_mul,
+        ghost_add=ghost_add,
+    )
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
     if dilation < 1:
@@ -175,16 +208,6 @@ def _check(
         raise ValueError(
             f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
         )
-    for name, tensor in (
-        ("value", value),
-        ("attn", attn),
-        ("proj_weight", proj_weight),
-        ("proj_bias", proj_bias),
-        ("ghost_mul", ghost_mul),
-        ("ghost_add", ghost_add),
-    ):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     taps = kernel_size**2
     name, logits = "attn", attn.shape[1]
     if proj_weight is not None:
@@ -219,69 +242,30 @@ def _implementation(backend: str):
     return next(b for b in BACKENDS if b.name == backend).load()
 
 
-@torch.library.custom_op("mmlocal::elsa_attention", mutates_args=())
-def _elsa_attention(
-    value: Tensor,
-    attn: Tensor,
-    ghost_mul: Tensor | None,
-    ghost_add: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    softmax: bool,
-    backend: str,
-) -> Tensor:
-    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
-    # The backends accumulate in float32; autocast would have them convolve in bfloat16.
-    with torch.autocast(value.device.type, enabled=False):
-        return _implementation(backend).forward(*args)
+def _forward(value: Tensor, attn: Tensor, *args) -> Tensor:
+    *args, backend = args
+    return _implementation(backend).forward(value, attn, *_reachable(value, args))
 
 
-@_elsa_attention.register_fake
-def _(value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend):
-    return new_map(value, value.shape)
+def _backward(grad: Tensor, value: Tensor, attn: Tensor, *args) -> tuple[Tensor | None, ...]:
+    *args, backend, needs_grad = args
+    args = _reachable(value, args)
+    return _implementation(backend).backward(grad, value, attn, *args, needs_grad)
 
 
-# An op returns tensors only: an empty one stands for a gradient that is not needed.
-@torch.library.custom_op("mmlocal::elsa_attention_backward", mutates_args=())
-def _elsa_attention_backward(
-    grad: Tensor,
-    value: Tensor,
-    attn: Tensor,
-    ghost_mul: Tensor | None,
-    ghost_add: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    softmax: bool,
-    backend: str,
-    needs_grad: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
-    grads = _implementation(backend).backward(grad, *args, needs_grad)
-    return tuple(grad.new_empty(0) if g is None else g for g in grads)
+def _reachable(value: Tensor, args: list) -> list:
+    """The arguments behind ``attn``, with no ``dilation`` beyond the size of the map: it makes no
+    difference, and cannot overflow."""
+    *ghosts, kernel_size, dilation, softmax = args
+    return [*ghosts, kernel_size, min(dilation, max(value.shape[2:])), softmax]
 
 
-@_elsa_attention_backward.register_fake
-def _(grad, value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax, backend, needs_grad):
-    inputs = (value, attn, ghost_mul, ghost_add)
-    return tuple(
-        (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
-        if needed
-        else grad.new_empty(0)
-        for x, needed in zip(inputs, needs_grad, strict=True)
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, kernel_size, dilation, softmax, backend = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.settings = (kernel_size, dilation, softmax, backend)
-
-
-def _autograd_backward(ctx, grad):
-    needs_grad = list(ctx.needs_input_grad[:4])
-    grads = _elsa_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, needs_grad)
-    grads = [g if needed else None for g, needed in zip(grads, needs_grad, strict=True)]
-    return *grads, None, None, None, None
-
-
-_elsa_attention.register_autograd(_autograd_backward, setup_context=_setup_context)
+_elsa_attention = define_operator(
+    op="elsa_attention",
+    name="elsa_attention",
+    tensors=("value", "attn", "ghost_mul?", "ghost_add?"),
+    settings="int kernel_size, int dilation, bool softmax, str backend",
+    forward=_forward,
+    backward=_backward,
+    fake=lambda value, *args: new_map(value, value.shape),
+)

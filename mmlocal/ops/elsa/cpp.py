@@ -70,8 +70,8 @@ class _Call:
         return F.pad(ghost, (0, self.pad)).flatten(1).contiguous()
 
     def target(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What to return for ``like``, and the ``(B, H, W, channels)`` to write to; the same
-        memory if possible."""
+        """The tensor to return for ``like``, and its ``(B, H, W, channels)`` view to write to, or a
+        copy where there is no such view."""
         result = new_map(like, like.shape)
         pixels = result.permute(0, 2, 3, 1)
         if self.dtype == like.dtype and self.pad == 0 and pixels.stride(3) == 1:

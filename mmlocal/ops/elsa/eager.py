@@ -1,8 +1,8 @@
 """The ELSA op in plain PyTorch, tap by tap: no window is ever stored.
 
-Beside its inputs and outputs it holds the zero-padded value, the softmax and one temporary map,
-whatever the kernel size. The additive ghost head does not depend on the pixel, so its part of the
-sum is a depth-wise convolution.
+Beside its inputs and outputs it holds the softmax and one temporary map, whatever the kernel size.
+The additive ghost head does not depend on the pixel, so its part of the sum is a depth-wise
+convolution.
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ _CPU_CHUNK = 2**17
 
 
 def _taps(kernel_size: int, dilation: int, height: int, width: int) -> Iterator[tuple]:
-    """For each tap in row-major order, where its neighbours lie in the padded map."""
-    for row in range(kernel_size):
-        for col in range(kernel_size):
-            y, x = row * dilation, col * dilation
-            yield (..., slice(y, y + height), slice(x, x + width))
+    """For each tap that some pixel has inside the map: its index in row-major order, the pixels
+    that have it, and their neighbours there."""
+
+    def along(size: int) -> Iterator[tuple[int, slice, slice]]:
+        for index in range(kernel_size):
+            step = (index - kernel_size // 2) * dilation
+            if abs(step) < size:
+                own = slice(max(0, -step), size - max(0, step))
+                yield index, own, slice(own.start + step, own.stop + step)
+
+    for i, own_rows, rows in along(height):
+        for j, own_cols, cols in along(width):
+            yield i * kernel_size + j, (..., own_rows, own_cols), (..., rows, cols)
 
 
 def _split(
@@ -42,10 +50,14 @@ def _split(
     attn = attn.to(dtype).contiguous().view(batch, heads, taps, height, width)
     if softmax:
         attn = attn.softmax(dim=2)
-    if ghost_mul is not None:
-        ghost_mul = ghost_mul.to(dtype).reshape(heads, channels // heads, taps, 1, 1)
-        ghost_mul = ghost_mul.permute(2, 0, 1, 3, 4)
-    return value, attn, ghost_mul
+    return value, attn, _table(ghost_mul, value)
+
+
+def _table(ghost: Tensor | None, value: Tensor) -> Tensor | None:
+    if ghost is None:
+        return None
+    ghost = ghost.to(value.dtype).reshape(*value.shape[1:3], -1, 1, 1)
+    return ghost.permute(2, 0, 1, 3, 4)
 
 
 def _chunks(value: Tensor) -> list[slice]:
@@ -55,6 +67,26 @@ def _chunks(value: Tensor) -> list[slice]:
     if value.device.type == "cpu":
         size = max(1, _CPU_CHUNK // max(1, value[:1].numel()))
     return [slice(i, i + size) for i in range(0, batch, max(1, size))]
+
+
+class _Convolution:
+    """The additive ghost head as a convolution, without the taps that no pixel has in the map."""
+
+    def __init__(self, ghost_add: Tensor, shape: torch.Size, dtype: torch.dtype, dilation: int):
+        size = ghost_add.shape[-1]
+        reach = [min(size // 2, (n - 1) // dilation) for n in shape[2:]]
+        self.inner = (..., *(slice(size // 2 - r, size // 2 + r + 1) for r in reach))
+        self.weight = ghost_add.to(dtype)[self.inner].unsqueeze(1)
+        self.options = dict(
+            padding=[r * dilation for r in reach], dilation=dilation, groups=shape[1]
+        )
+        # Some libraries multiply it with the zeros around the map, some leave them out.
+        self.is_finite = _is_finite(self.weight)
+
+
+def _is_finite(x: Tensor) -> bool:
+    # Elsewhere, asking would have the program wait for the device.
+    return x.device.type != "cpu" or bool(x.isfinite().all())
 
 
 def forward(
@@ -67,23 +99,27 @@ def forward(
     softmax: bool,
 ) -> Tensor:
     """See :func:`mmlocal.ops.elsa.elsa_attention`."""
-    shape, dtype = value.shape, value.dtype
-    pad = kernel_size // 2 * dilation
-    v, attn, mul = _split(value, attn, ghost_mul, kernel_size, softmax)
-    padded = F.pad(v, (pad, pad, pad, pad))
+    shape = value.shape
+    v, weights, mul = _split(value, attn, ghost_mul, kernel_size, softmax)
+    add = conv = None
+    if ghost_add is not None:
+        conv = _Convolution(ghost_add, shape, v.dtype, dilation)
+        if not conv.is_finite:
+            add, conv = _table(ghost_add, v), None
 
     out = torch.zeros_like(v)
     for chunk in _chunks(v):
-        for tap, window in enumerate(_taps(kernel_size, dilation, *shape[2:])):
-            neighbour = padded[chunk][window]
-            if mul is not None:
+        for tap, own, other in _taps(kernel_size, dilation, *shape[2:]):
+            neighbour, weight = v[chunk][other], weights[chunk, :, tap, None][own]
+            if add is not None:
+                weight = (weight if mul is None else weight * mul[tap]) + add[tap]
+            elif mul is not None:
                 neighbour = neighbour * mul[tap]
-            out[chunk].addcmul_(neighbour, attn[chunk, :, tap, None])
+            out[chunk][own].addcmul_(neighbour, weight)
     out = out.view(shape)
-    if ghost_add is not None:
-        weight = ghost_add.to(v.dtype).unsqueeze(1)
-        out += F.conv2d(value.to(v.dtype), weight, padding=pad, dilation=dilation, groups=shape[1])
-    return to_layout(out.to(dtype), value)
+    if conv is not None:
+        out += F.conv2d(value.to(v.dtype), conv.weight, **conv.options)
+    return to_layout(out, value)
 
 
 def backward(
@@ -103,54 +139,63 @@ def backward(
     """
     shape = value.shape
     need_value, need_attn, need_mul, need_add = needs_grad
-    pad = kernel_size // 2 * dilation
     v, weights, mul = _split(value, attn, ghost_mul, kernel_size, softmax)
     g = grad.to(v.dtype).contiguous().view(v.shape)
-    padded = F.pad(v, (pad, pad, pad, pad))
+    add = conv = grad_add = None
+    if ghost_add is not None and (need_value or need_add):
+        conv = _Convolution(ghost_add, shape, v.dtype, dilation)
+        add = None if conv.is_finite else _table(ghost_add, v)
+        # Depth-wise convolutions are fastest channels last.
+        pixels = g.view(shape).contiguous(memory_format=torch.channels_last)
+    if need_add:
+        v_pixels = value.to(v.dtype).contiguous(memory_format=torch.channels_last)
+        inner = conv2d_weight(v_pixels, conv.weight.shape, pixels, **conv.options)
+        if _is_finite(inner):
+            grad_add = torch.zeros_like(ghost_add, dtype=v.dtype)
+            grad_add[conv.inner] = inner[:, 0]
 
-    grad_padded = torch.zeros_like(padded) if need_value else None
-    grad_weights = torch.empty_like(weights) if need_attn else None
+    grad_value = torch.zeros_like(v) if need_value else None
+    grad_weights = torch.zeros_like(weights) if need_attn else None
     grad_mul = torch.zeros_like(mul) if need_mul else None
+    add_sums = v.new_zeros(kernel_size**2, *v.shape[1:3]) if need_add and grad_add is None else None
     for chunk in _chunks(v):
         product = torch.empty_like(g[chunk])
-        for tap, window in enumerate(_taps(kernel_size, dilation, *shape[2:])):
-            weight = weights[chunk, :, tap, None]
+        for tap, own, other in _taps(kernel_size, dilation, *shape[2:]):
+            weight, own_g = weights[chunk, :, tap, None][own], g[chunk][own]
+            own_product = product[own]
             if need_value:
-                scaled = g[chunk] if mul is None else torch.mul(g[chunk], mul[tap], out=product)
-                grad_padded[chunk][window].addcmul_(scaled, weight)
-            if need_attn or need_mul:
-                torch.mul(g[chunk], padded[chunk][window], out=product)
+                scaled = own_g if mul is None else torch.mul(own_g, mul[tap], out=own_product)
+                if add is not None:
+                    factor = (weight if mul is None else weight * mul[tap]) + add[tap]
+                    grad_value[chunk][other].addcmul_(own_g, factor)
+                else:
+                    grad_value[chunk][other].addcmul_(scaled, weight)
+            if need_attn or need_mul or add_sums is not None:
+                torch.mul(own_g, v[chunk][other], out=own_product)
+                if add_sums is not None:
+                    add_sums[tap] += own_product.sum(dim=(0, 3, 4))
                 if need_mul:
-                    grad_mul[tap] += (product * weight).sum(dim=(0, 3, 4))[..., None, None]
+                    grad_mul[tap] += (own_product * weight).sum(dim=(0, 3, 4))[..., None, None]
                 if need_attn:
                     if mul is not None:
-                        product *= mul[tap]
-                    torch.sum(product, dim=2, out=grad_weights[chunk, :, tap])
+                        own_product *= mul[tap]
+                    torch.sum(own_product, dim=2, out=grad_weights[chunk, :, tap][own])
     if need_attn and softmax:
         # d softmax: w * (dw - <w, dw>)
         grad_weights -= (grad_weights * weights).sum(dim=2, keepdim=True)
         grad_weights *= weights
 
-    grad_value = grad_add = None
     if need_value:
-        inner = (..., slice(pad, pad + shape[2]), slice(pad, pad + shape[3]))
-        grad_value = grad_padded[inner].contiguous().view(shape)
-    if ghost_add is not None and (need_value or need_add):
-        conv = dict(padding=pad, dilation=dilation, groups=shape[1])
-        weight = ghost_add.to(v.dtype).unsqueeze(1)
-        # Depth-wise convolutions are fastest channels last.
-        g = g.view(shape).contiguous(memory_format=torch.channels_last)
-        if need_value:
-            grad_value += conv2d_input(shape, weight, g, **conv)
-        if need_add:
-            v = value.to(v.dtype).contiguous(memory_format=torch.channels_last)
-            grad_add = conv2d_weight(v, weight.shape, g, **conv)
-            grad_add = grad_add.view(ghost_add.shape).to(ghost_add.dtype)
+        grad_value = grad_value.view(shape)
+        if conv is not None and add is None:
+            grad_value += conv2d_input(shape, conv.weight, pixels, **conv.options)
     if need_mul:
         grad_mul = grad_mul.permute(1, 2, 0, 3, 4).reshape(ghost_mul.shape).to(ghost_mul.dtype)
+    if add_sums is not None:
+        grad_add = add_sums.permute(1, 2, 0).reshape(ghost_add.shape)
     return (
-        to_layout(grad_value.to(value.dtype), value) if need_value else None,
-        to_layout(grad_weights.view(attn.shape).to(attn.dtype), attn) if need_attn else None,
+        to_layout(grad_value, value) if need_value else None,
+        to_layout(grad_weights.view(attn.shape), attn) if need_attn else None,
         grad_mul,
-        grad_add,
+        grad_add.to(ghost_add.dtype) if need_add else None,
     )

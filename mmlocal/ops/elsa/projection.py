@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmlocal.ops.layout import new_map
+from mmlocal.ops.operator import define_operator
 
 # The module of each backend that folds the convolution.
 MODULES = {"triton": "mmlocal.ops.elsa.triton_projected"}
@@ -50,7 +51,7 @@ def attend_projected(
     """
     tensors = [attn, proj_weight.flatten(1), proj_bias]
     device = value.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         tensors = [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
     if len({x.dtype for x in tensors if x is not None}) > 1:
@@ -63,71 +64,25 @@ def attend_projected(
     )
 
 
-@torch.library.custom_op("mmlocal::elsa_attention_projected", mutates_args=())
-def _elsa_attention_projected(
-    value: Tensor,
-    attn: Tensor,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
-    ghost_mul: Tensor | None,
-    ghost_add: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    backend: str,
-) -> Tensor:
-    args = (value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
-    with torch.autocast(value.device.type, enabled=False):
-        return importlib.import_module(MODULES[backend]).forward(*args)
+def _forward(value: Tensor, *args) -> Tensor:
+    *args, dilation, backend = args
+    dilation = min(dilation, max(value.shape[2:]))
+    return importlib.import_module(MODULES[backend]).forward(value, *args, dilation)
 
 
-@_elsa_attention_projected.register_fake
-def _(value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation, backend):
-    return new_map(value, value.shape)
+def _backward(grad: Tensor, value: Tensor, *args) -> tuple[Tensor | None, ...]:
+    *args, dilation, backend, needs_grad = args
+    dilation = min(dilation, max(value.shape[2:]))
+    module = importlib.import_module(MODULES[backend])
+    return module.backward(grad, value, *args, dilation, needs_grad)
 
 
-# An op returns tensors only: an empty one stands for a gradient that is not needed.
-@torch.library.custom_op("mmlocal::elsa_attention_projected_backward", mutates_args=())
-def _elsa_attention_projected_backward(
-    grad: Tensor,
-    value: Tensor,
-    attn: Tensor,
-    proj_weight: Tensor,
-    proj_bias: Tensor | None,
-    ghost_mul: Tensor | None,
-    ghost_add: Tensor | None,
-    kernel_size: int,
-    dilation: int,
-    backend: str,
-    needs_grad: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    args = (value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
-    with torch.autocast(value.device.type, enabled=False):
-        grads = importlib.import_module(MODULES[backend]).backward(grad, *args, needs_grad)
-    return tuple(grad.new_empty(0) if g is None else g for g in grads)
-
-
-@_elsa_attention_projected_backward.register_fake
-def _(grad, *args):
-    *inputs, _, _, _, needs_grad = args
-    return tuple(
-        (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
-        if needed
-        else grad.new_empty(0)
-        for x, needed in zip(inputs, needs_grad, strict=True)
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, kernel_size, dilation, backend = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.settings = (kernel_size, dilation, backend)
-
-
-def _autograd_backward(ctx, grad):
-    needs_grad = list(ctx.needs_input_grad[:6])
-    grads = _elsa_attention_projected_backward(grad, *ctx.saved_tensors, *ctx.settings, needs_grad)
-    grads = [g if needed else None for g, needed in zip(grads, needs_grad, strict=True)]
-    return *grads, None, None, None
-
-
-_elsa_attention_projected.register_autograd(_autograd_backward, setup_context=_setup_context)
+_elsa_attention_projected = define_operator(
+    op="elsa_attention",
+    name="elsa_attention_projected",
+    tensors=("value", "attn", "proj_weight", "proj_bias?", "ghost_mul?", "ghost_add?"),
+    settings="int kernel_size, int dilation, str backend",
+    forward=_forward,
+    backward=_backward,
+    fake=lambda value, *args: new_map(value, value.shape),
+)

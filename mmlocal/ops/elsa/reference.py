@@ -22,17 +22,22 @@ def forward(
     heads = attn.shape[1] // taps
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
 
+    def unfold(x: Tensor) -> Tensor:
+        return F.unfold(x, kernel_size, dilation=dilation, padding=kernel_size // 2 * dilation)
+
     attn = attn.to(dtype).reshape(batch, heads, 1, taps, height * width)
     if softmax:
         attn = attn.softmax(dim=3)
-    filters = attn
+    # A tap outside the map adds nothing and gets no gradient, even from infinity or NaN.
+    outside = unfold(torch.ones_like(value[:1, :1], dtype=dtype)) == 0
+    outside = outside.reshape(-1, 1, 1, taps, height * width)
+    filters = attn.masked_fill(outside, 0.0)
     if ghost_mul is not None:
         filters = filters * ghost_mul.to(dtype).reshape(1, heads, channels // heads, taps, 1)
     if ghost_add is not None:
         filters = filters + ghost_add.to(dtype).reshape(1, heads, channels // heads, taps, 1)
+    filters = filters.masked_fill(outside, 0.0)
 
-    windows = F.unfold(
-        value.to(dtype), kernel_size, dilation=dilation, padding=kernel_size // 2 * dilation
-    )
+    windows = unfold(value.to(dtype))
     windows = windows.reshape(batch, heads, channels // heads, taps, height * width)
     return (filters * windows).sum(dim=3).reshape(value.shape).to(value.dtype)

@@ -25,6 +25,7 @@ from mmlocal.ops.triton_common import (
     share,
     sized,
     splits_of,
+    store,
     tuned,
 )
 
@@ -69,14 +70,15 @@ def _weight(pointers, peak, scale, mask, SOFTMAX: tl.constexpr, ACC: tl.constexp
 
 
 @triton.jit
-def filter_of(weight, ghost_mul, ghost_add, offsets, real, ACC: tl.constexpr):
-    """What to multiply ``(pixels, channels)`` by: the weight, refined by the ghost heads."""
+def filter_of(weight, ghost_mul, ghost_add, offsets, real, mask, ACC: tl.constexpr):
+    """The factor of ``(pixels, channels)``: the weight, refined by the ghost heads; 0 outside
+    ``mask``, also where a ghost head is infinite or NaN."""
     factor = weight[:, None]
     if ghost_mul is not None:
         factor = factor * tl.load(ghost_mul + offsets, mask=real, other=0.0).to(ACC)[None, :]
     if ghost_add is not None:
         factor = factor + tl.load(ghost_add + offsets, mask=real, other=0.0).to(ACC)[None, :]
-    return factor
+    return tl.where(mask, factor, 0.0)
 
 
 @triton.jit
@@ -110,14 +112,14 @@ def _forward_kernel(
     for tap in range(TAPS):
         other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
         weight = _weight(attn, peak, scale, inside, SOFTMAX, ACC)
-        factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, ACC)
         mask = near[:, None] & real[None, :]
+        factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, mask, ACC)
         v = tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0)
         total += factor * v.to(ACC)
         attn += attn_strides[1]
 
     out += batch * out_strides[0] + channel[None, :] * out_strides[1]
-    tl.store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])
+    store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])
 
 
 @tuned
@@ -135,8 +137,8 @@ def _softmax_kernel(
     attn += batch * attn_strides[0] + first * attn_strides[1] + index * attn_strides[2]
     peak, scale = _softmax(attn, attn_strides[1], inside, TAPS, BLOCK_T, ACC)
     index += (batch * heads + head) * (height * width)
-    tl.store(peaks + index, peak, mask=inside)
-    tl.store(scales + index, scale, mask=inside)
+    store(peaks + index, peak, mask=inside)
+    store(scales + index, scale, mask=inside)
 
 
 @tuned
@@ -165,14 +167,14 @@ def _grad_value_kernel(
             peak = tl.load(peaks + softmaxes + other, mask=near, other=0.0)
             scale = tl.load(scales + softmaxes + other, mask=near, other=0.0)
         weight = _weight(attn + other * attn_strides[2], peak, scale, near, SOFTMAX, ACC)
-        factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, ACC)
         mask = near[:, None] & real[None, :]
+        factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, mask, ACC)
         g = tl.load(grad + other[:, None] * grad_strides[2], mask=mask, other=0.0)
         total += factor * g.to(ACC)
         attn += attn_strides[1]
 
     out += batch * out_strides[0] + channel[None, :] * out_strides[1]
-    tl.store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])
+    store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])
 
 
 @triton.jit
@@ -181,7 +183,7 @@ def grad_weight(g, value, ghost_mul, offsets, mask, real, ACC: tl.constexpr):
     product = g * tl.load(value, mask=mask, other=0.0).to(ACC)
     if ghost_mul is not None:
         product *= tl.load(ghost_mul + offsets, mask=real, other=0.0).to(ACC)[None, :]
-    return tl.sum(product, axis=1)
+    return tl.sum(tl.where(mask, product, 0.0), axis=1)
 
 
 @tuned
@@ -227,7 +229,7 @@ def _grad_attn_kernel(
         if SOFTMAX:
             pointers = attn + (first + tap) * attn_strides[1]
             slope = (slope - mean) * _weight(pointers, peak, scale, inside, SOFTMAX, ACC)
-        tl.store(out + (first + tap) * out_strides[1], slope, mask=inside)
+        store(out + (first + tap) * out_strides[1], slope, mask=inside)
 
 
 @tuned
@@ -276,15 +278,15 @@ def _grad_ghost_kernel(
                     scale = tl.load(scales + softmaxes, mask=inside, other=0.0)
                 pointers = tap_attn + (batch * attn_strides[0] + index * attn_strides[2])
                 weight = _weight(pointers, peak, scale, inside, SOFTMAX, ACC)
-                mul_sum += weight[:, None] * product
+                mul_sum += tl.where(mask, weight[:, None] * product, 0.0)
         if mul_sums is not None:
-            tl.store(mul_sums + sums + tap, tl.sum(mul_sum, axis=0), mask=real)
+            store(mul_sums + sums + tap, tl.sum(mul_sum, axis=0), mask=real)
         if add_sums is not None:
-            tl.store(add_sums + sums + tap, tl.sum(add_sum, axis=0), mask=real)
+            store(add_sums + sums + tap, tl.sum(add_sum, axis=0), mask=real)
 
 
 def _constants(value: Tensor, attn: Tensor, kernel_size: int, softmax: bool) -> dict:
-    """What the kernels are compiled for."""
+    """Constants that the kernels are compiled for."""
     per_head = value.shape[1] * kernel_size**2 // attn.shape[1]
     return dict(
         PER_HEAD=per_head,

@@ -23,10 +23,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmlocal.ops.backends import TRITON_INTERPRETED
 from mmlocal.ops.elsa import triton_impl
 from mmlocal.ops.elsa.triton_impl import channels_of, filter_of, grad_weight, neighbour
 from mmlocal.ops.layout import is_channels_last, new_map
-from mmlocal.ops.triton_common import accumulator, block_c, locate, program, programs, tuned
+from mmlocal.ops.triton_common import (
+    accumulator,
+    block_c,
+    locate,
+    program,
+    programs,
+    store,
+    tuned,
+)
 
 # The least that a product of matrices takes, in taps, features and pixels.
 _BLOCK = 16
@@ -36,7 +45,7 @@ _KEPT = {2: 1024, 4: 128, 8: 128}
 # Bytes of the features of a tile, at most.
 _ROOM = 2**15
 # The interpreter would multiply the bits of bfloat16 as integers.
-_WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
+_WIDEN = tl.constexpr(TRITON_INTERPRETED)
 
 
 def _pixels(args: dict) -> int:
@@ -71,7 +80,7 @@ def _source(
     features, strides, dims, proj_weight, proj_bias, head, batch, index, inside,
     TAPS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """What ``_logits`` makes the logits of these pixels from."""
+    """The inputs from which ``_logits`` makes the logits of these pixels."""
     features += batch * strides[0] + index * strides[2]
     proj_weight += head * TAPS * dims
     proj_bias += head * TAPS
@@ -155,13 +164,13 @@ def _forward_kernel(
         for tap in range(start, tl.minimum(start + BLOCK_T, TAPS)):
             other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
             weight = _column(weights, tap - start)
-            factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, ACC)
             mask = near[:, None] & real[None, :]
+            factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, mask, ACC)
             v = tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0)
             total += factor * v.to(ACC)
 
     out += batch * out_strides[0] + channel[None, :] * out_strides[1]
-    tl.store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])
+    store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])
 
 
 @tuned
@@ -183,8 +192,8 @@ def _weights_kernel(
     )  # fmt: skip
     peak, scale = _softmax(source, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
     softmaxes = (batch * heads + head) * (height * width)
-    tl.store(peaks + softmaxes + index, peak, mask=inside)
-    tl.store(scales + softmaxes + index, scale, mask=inside)
+    store(peaks + softmaxes + index, peak, mask=inside)
+    store(scales + softmaxes + index, scale, mask=inside)
     if out is not None:
         out += softmaxes * TAPS + index
         for start in range(0, TAPS, BLOCK_T):
@@ -192,7 +201,7 @@ def _weights_kernel(
             weights = tl.exp(logits - peak[:, None]) * scale[:, None]
             tap = start + tl.arange(0, BLOCK_T)[None, :]
             pointers = out[:, None] + tap.to(tl.int64) * (height * width)
-            tl.store(pointers, weights, mask=inside[:, None] & (tap < TAPS))
+            store(pointers, weights, mask=inside[:, None] & (tap < TAPS))
 
 
 @triton.jit
@@ -259,11 +268,11 @@ def _grad_logits_kernel(
         weights = tl.exp(logits - peak[:, None]) * scale[:, None]
         tap = start + tl.arange(0, BLOCK_T)[None, :]
         mask = inside[:, None] & (tap < TAPS)
-        tl.store(out[:, None] + tap, weights * (slopes - mean[:, None]), mask=mask)
+        store(out[:, None] + tap, weights * (slopes - mean[:, None]), mask=mask)
 
 
 class _Call:
-    """What the kernels take of one call."""
+    """Arguments of the kernels for one call."""
 
     def __init__(
         self,

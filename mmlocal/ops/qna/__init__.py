@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from mmlocal.ops import extension
-from mmlocal.ops.backends import TRITON, Backend, choose_backend
+from mmlocal.ops.backends import TRITON, Backend, check_counts, check_tensors, choose_backend
 from mmlocal.ops.layout import new_map
+from mmlocal.ops.operator import define_operator
 from mmlocal.ops.qna import reference
 from mmlocal.ops.qna.reference import attention_maps, output_size
 
 __all__ = ["BACKENDS", "attention_maps", "output_size", "qna_attention"]
+
+_INT32 = 2**31 - 1
 
 # Half precision: the rounding of the result; nothing else is done in it.
 _ATOL = {
@@ -56,6 +59,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,  # PyTorch's exp and convolutions are cut by threads
         atol=_ATOL,
     ),
     Backend(
@@ -65,6 +69,7 @@ BACKENDS = (
         devices=("any",),
         dtypes=tuple(_ATOL),
         deterministic=True,
+        any_threads=False,
         atol=_ATOL,
     ),
 )
@@ -118,24 +123,37 @@ def qna_attention(
         ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point.
+        TypeError: a tensor is not floating point, a count is no int.
         ValueError: a count below 1, ``padding`` out of range, a map without pixels or channels or
-            smaller than one window, shapes that do not fit each other, unknown ``backend``.
-        RuntimeError: the named backend cannot run here.
+            smaller than one window, shapes that do not fit each other, tensors on several devices,
+            unknown ``backend``.
+        RuntimeError: the named backend cannot run here, or has no derivatives of the kind asked
+            for: all have first derivatives, ``torch.func.grad`` and ``vmap``; ``reference`` has
+            higher and forward-mode derivatives too.
 
     Note:
         Exact for any finite score in any dtype: exponents are relative to the maximum of each
         window. (The official code takes ``exp(score)``, which overflows in float16 from 11 on and
         whose gradient is wrong in float32 from about 42 on.) float16 and bfloat16 are accumulated
-        in float32. The gradient is deterministic and can be taken once (``reference`` has higher
-        derivatives).
+        in float32.
+
+        Infinity (other than a score of -inf) and NaN go where the equation takes them, in every
+        backend: into the outputs and gradients of the windows that hold them, and into no others.
+        A table entry counts for no window where its tap lies outside the map. An infinite result
+        may be NaN where a weight is too small for the dtype of the computation (infinity times 0).
+
+        ``torch.compile`` and ``torch.export`` see one node. ``torch.fx.symbolic_trace`` cannot
+        follow the checks: use ``torch.export.export``. ``torch.jit.script`` cannot read the
+        function: use ``torch.export.export``, or ``torch.jit.trace``.
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022,
-        https://arxiv.org/abs/2112.11435, eq. 6 to 8; with ``sum_queries=False``, appendix F.
+        https://arxiv.org/abs/2112.11435, section 3, eq. 6 to 8; with ``sum_queries=False``,
+        appendix F.
     """
     _check(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
     args = (value, scores, rel_pos, tap_weight)
+    stride = min(stride, _INT32)  # no map is larger; backends compute with it in int64
     settings = (num_queries, kernel_size, stride, padding, sum_queries)
     name = choose_backend("qna_attention", BACKENDS, value, backend).name
     if name == "reference":
@@ -153,7 +171,11 @@ def _check(
     stride: int,
     padding: int,
 ) -> None:
+    check_tensors(
+        "qna_attention", value=value, scores=scores, rel_pos=rel_pos, tap_weight=tap_weight
+    )
     counts = dict(num_queries=num_queries, kernel_size=kernel_size, stride=stride)
+    check_counts(**counts, padding=padding)
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
@@ -168,14 +190,6 @@ def _check(
         raise ValueError(
             f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
         )
-    for name, tensor in (
-        ("value", value),
-        ("scores", scores),
-        ("rel_pos", rel_pos),
-        ("tap_weight", tap_weight),
-    ):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if scores.shape[1] == 0 or scores.shape[1] % num_queries:
         raise ValueError(
             f"scores must have num_queries * heads channels (a multiple of {num_queries}), "
@@ -210,87 +224,38 @@ def _implementation(backend: str):
     return next(b for b in BACKENDS if b.name == backend).load()
 
 
-@torch.library.custom_op("mmlocal::qna_attention", mutates_args=())
-def _qna_attention(
-    value: Tensor,
-    scores: Tensor,
-    rel_pos: Tensor | None,
-    tap_weight: Tensor | None,
-    num_queries: int,
-    kernel_size: int,
-    stride: int,
-    padding: int,
-    sum_queries: bool,
-    backend: str,
-) -> Tensor:
-    args = (value, scores, rel_pos, tap_weight)
-    settings = (num_queries, kernel_size, stride, padding, sum_queries)
-    return _implementation(backend).forward(*args, *settings)
+def _forward(value: Tensor, *args) -> Tensor:
+    *args, backend = args
+    return _implementation(backend).forward(value, *_reachable(value, args))
 
 
-@_qna_attention.register_fake
-def _(
-    value,
-    scores,
-    rel_pos,
-    tap_weight,
-    num_queries,
-    kernel_size,
-    stride,
-    padding,
-    sum_queries,
-    backend,
-):
+def _backward(grad: Tensor, value: Tensor, *args) -> tuple[Tensor | None, ...]:
+    *args, backend, needs_grad = args
+    return _implementation(backend).backward(grad, value, *_reachable(value, args), needs_grad)
+
+
+def _reachable(value: Tensor, args: list) -> list:
+    """The arguments behind ``value``, with no ``stride`` beyond the padded map: it makes no
+    difference, and cannot overflow."""
+    *args, stride, padding, sum_queries = args
+    return [*args, min(stride, max(value.shape[2:]) + 2 * padding), padding, sum_queries]
+
+
+def _fake(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding, *args):
+    sum_queries, _ = args
     batch, channels, *size = value.shape
     size = [output_size(n, kernel_size, stride, padding) for n in size]
     queries = () if sum_queries else (num_queries,)
     return new_map(value, (batch, *queries, channels, *size))
 
 
-# An op returns tensors only: an empty one stands for a gradient that is not needed.
-@torch.library.custom_op("mmlocal::qna_attention_backward", mutates_args=())
-def _qna_attention_backward(
-    grad: Tensor,
-    value: Tensor,
-    scores: Tensor,
-    rel_pos: Tensor | None,
-    tap_weight: Tensor | None,
-    num_queries: int,
-    kernel_size: int,
-    stride: int,
-    padding: int,
-    sum_queries: bool,
-    backend: str,
-    needs_grad: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    args = (value, scores, rel_pos, tap_weight)
-    settings = (num_queries, kernel_size, stride, padding, sum_queries)
-    grads = _implementation(backend).backward(grad, *args, *settings, needs_grad)
-    return tuple(grad.new_empty(0) if g is None else g for g in grads)
-
-
-@_qna_attention_backward.register_fake
-def _(grad, value, scores, rel_pos, tap_weight, *settings):
-    needs_grad = settings[-1]
-    inputs = (value, scores, rel_pos, tap_weight)
-    return tuple(
-        (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
-        if needed
-        else grad.new_empty(0)
-        for x, needed in zip(inputs, needs_grad, strict=True)
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.settings = inputs[4:]
-
-
-def _autograd_backward(ctx, grad):
-    needs_grad = list(ctx.needs_input_grad[:4])
-    grads = _qna_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, needs_grad)
-    grads = [g if needed else None for g, needed in zip(grads, needs_grad, strict=True)]
-    return *grads, *[None] * len(ctx.settings)
-
-
-_qna_attention.register_autograd(_autograd_backward, setup_context=_setup_context)
+_qna_attention = define_operator(
+    op="qna_attention",
+    name="qna_attention",
+    tensors=("value", "scores", "rel_pos?", "tap_weight?"),
+    settings="int num_queries, int kernel_size, int stride, int padding, bool sum_queries, "
+    "str backend",
+    forward=_forward,
+    backward=_backward,
+    fake=_fake,
+)

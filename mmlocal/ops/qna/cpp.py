@@ -3,6 +3,10 @@
 Works on channels-last maps, which are used as they are; other maps are copied. Half precision is
 converted to float32 and back. Beside inputs and outputs, the forward pass holds only tables and a
 tile per thread, the backward pass two maps of ``queries * heads`` numbers per window.
+
+The exponentials are relative to the largest score of a map, and the tile adds up windows with
+convolutions. Infinity or NaN would reach windows that do not hold it, so ``eager`` takes such
+calls.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from mmlocal.ops.extension import extension
 from mmlocal.ops.layout import new_map, to_layout
+from mmlocal.ops.qna import eager
 from mmlocal.ops.qna.reference import output_size
 
 # Parts in which the gradients of the tables are summed, whatever the number of threads.
@@ -28,6 +33,10 @@ def _pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``(..., C, H, W)`` as ``(..., H, W, C)`` with the channels innermost; a view if possible."""
     x = x.to(dtype).movedim(-3, -1)
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _below_infinity(x: Tensor) -> bool:
+    return x.numel() == 0 or bool(x.amax() < math.inf)  # false for NaN
 
 
 class _Call:
@@ -49,8 +58,6 @@ class _Call:
         self.channels = value.shape[1]
         self.tables = scores.shape[1]
         self.taps = kernel_size**2
-        # The room for tokens grows with the stride; beyond the map, it changes nothing.
-        stride = min(stride, max(value.shape[2:]) + 2 * padding)
         self.size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
         self.lanes = extension.lanes(self.dtype == torch.float64)
         self.padded = self.tables + -self.tables % self.lanes
@@ -59,7 +66,9 @@ class _Call:
         peak = pixels.new_full((pixels.shape[0], _PARTS, self.padded), -math.inf)
         extension.qna_peak(pixels, peak)
         peak = peak.amax(dim=1)
-        peak = peak.masked_fill(~peak.isfinite(), 0.0)
+        weight = None if tap_weight is None else tap_weight.abs()
+        self.is_finite = all(_below_infinity(x) for x in (peak, rel_pos, weight) if x is not None)
+        peak = peak.masked_fill(peak == -math.inf, 0.0)
         large = peak.abs() > _LARGE
         shift = peak.masked_fill(~large, 0.0)
         power = (peak * math.log2(math.e)).round().masked_fill(large, 0.0)
@@ -123,7 +132,10 @@ def forward(
     sum_queries: bool,
 ) -> Tensor:
     """See :func:`mmlocal.ops.qna.qna_attention`."""
-    call = _Call(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
+    settings = (num_queries, kernel_size, stride, padding)
+    call = _Call(value, scores, rel_pos, tap_weight, *settings)
+    if not call.is_finite:
+        return eager.forward(value, scores, rel_pos, tap_weight, *settings, sum_queries)
     queries = () if sum_queries else (num_queries,)
     out = new_map(value, (value.shape[0], *queries, value.shape[1], *call.size))
     if out.numel() == 0:
@@ -154,7 +166,15 @@ def backward(
     needs_grad: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``value, scores, rel_pos, tap_weight``, ``None`` where not needed."""
-    call = _Call(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
+    args = (value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
+    call = _Call(*args)
+    # No window shows whether a token is finite that belongs to none.
+    covered = stride <= kernel_size and all(
+        (windows - 1) * stride + kernel_size >= tokens + padding
+        for windows, tokens in zip(call.size, value.shape[2:], strict=True)
+    )
+    if not call.is_finite or not (covered or value.isfinite().all()):
+        return eager.backward(grad, *args, sum_queries, needs_grad)
     need_value, need_scores, need_rel_pos, need_weight = needs_grad
     batch, height, width = call.windows(value)
     windows = batch * height * width
@@ -175,16 +195,20 @@ def backward(
             torch.zeros(_PARTS, call.tables, call.taps, **options),
         ]
     if value.numel():
+        mean = torch.empty(windows * call.padded, **options)
         extension.qna_backward(
             _with_queries(_pixels(grad, call.dtype), sum_queries),
             call.inputs,
             sum_queries,
             torch.empty(windows * call.padded + call.lanes, **options),
-            torch.empty(windows * call.padded, **options),
+            mean,
             torch.zeros(batch * height, dtype=torch.uint8),
             sums,
             *grads,
         )
+        # The products of gradient and value, of all windows.
+        if not mean.sum().isfinite():
+            return eager.backward(grad, *args, sum_queries, needs_grad)
 
     def to_table(grads: Tensor, table: Tensor) -> Tensor:
         return grads.reshape(table.shape).to(table.dtype).contiguous()

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops.layout import to_layout
@@ -26,45 +25,58 @@ class _Windows:
     """The softmax over the windows of one chunk of samples, one tap at a time.
 
     Args:
-        scores: ``(b, queries, heads, H + 2 * padding, W + 2 * padding)``, padded with -inf.
+        scores: ``(b, queries, heads, H, W)``.
         rel_pos: ``(taps, queries, heads, 1, 1)`` or ``None``.
-        slices: where the neighbours of each tap lie in the padded map.
+        taps: see ``_taps``.
+        size: height and width of the output.
     """
 
-    def __init__(self, scores: Tensor, rel_pos: Tensor | None, slices: list[tuple]) -> None:
+    def __init__(
+        self, scores: Tensor, rel_pos: Tensor | None, taps: list[tuple], size: list[int]
+    ) -> None:
         self.scores = scores
         self.rel_pos = rel_pos
-        self.slices = slices
-        peak = torch.full_like(scores[slices[0]], float("-inf"))
-        for tap, window in enumerate(slices):
-            logits = scores[window] if rel_pos is None else scores[window] + rel_pos[tap]
-            torch.maximum(peak, logits, out=peak)
+        peak = scores.new_full((*scores.shape[:3], *size), float("-inf"))
+        for tap, own, other in taps:
+            logits = scores[other] if rel_pos is None else scores[other] + rel_pos[tap]
+            torch.maximum(peak[own], logits, out=peak[own])
         self.peak = peak.masked_fill_(peak == float("-inf"), 0.0)
         total = torch.zeros_like(peak)
-        for tap in range(len(slices)):
-            total += self._exp(tap)
+        for tap, own, other in taps:
+            total[own] += self._exp(tap, own, other)
         self.scale = total.masked_fill_(total == 0, 1.0).reciprocal_()
 
-    def _exp(self, tap: int) -> Tensor:
+    def _exp(self, tap: int, own: tuple, other: tuple) -> Tensor:
         # In this order: added to a large score, the position would lose its digits.
-        exponent = self.scores[self.slices[tap]] - self.peak
+        exponent = self.scores[other] - self.peak[own]
         if self.rel_pos is not None:
             exponent += self.rel_pos[tap]
         return exponent.exp_()
 
-    def attention(self, tap: int) -> Tensor:
-        """``(b, queries, heads, H_out, W_out)``."""
-        return self._exp(tap).mul_(self.scale)
+    def attention(self, tap: int, own: tuple, other: tuple) -> Tensor:
+        """``(b, queries, heads, windows with this tap in the map)``."""
+        return self._exp(tap, own, other).mul_(self.scale[own])
 
 
-def _slices(kernel_size: int, stride: int, height: int, width: int) -> list[tuple]:
-    """For each tap in row-major order, where its neighbours lie in the padded map."""
+def _taps(
+    kernel_size: int, stride: int, padding: int, map_size: torch.Size, size: list[int]
+) -> list[tuple]:
+    """For each tap that some window has inside the map: its index in row-major order, the windows
+    that have it, and their tokens there."""
 
-    def along(size: int) -> list[slice]:
-        span = stride * (size - 1) + 1
-        return [slice(start, start + span, stride) for start in range(kernel_size)]
+    def along(tokens: int, windows: int) -> Iterator[tuple[int, slice, slice]]:
+        for index in range(kernel_size):
+            first = max(0, -((index - padding) // stride))
+            last = min(windows - 1, (tokens - 1 + padding - index) // stride)
+            if first <= last:
+                start, stop = (i * stride + index - padding for i in (first, last))
+                yield index, slice(first, last + 1), slice(start, stop + 1, stride)
 
-    return [(..., rows, cols) for rows in along(height) for cols in along(width)]
+    return [
+        (i * kernel_size + j, (..., own_rows, own_cols), (..., rows, cols))
+        for i, own_rows, rows in along(map_size[0], size[0])
+        for j, own_cols, cols in along(map_size[1], size[1])
+    ]
 
 
 def _chunks(value: Tensor) -> Iterator[slice]:
@@ -90,19 +102,15 @@ def _split(
     rel_pos: Tensor | None,
     tap_weight: Tensor | None,
     num_queries: int,
-    padding: int,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Pad the maps and split their channels, all in the dtype of the computation."""
+    """Split the channels of the maps, all in the dtype of the computation."""
     batch, channels, height, width = value.shape
     heads = scores.shape[1] // num_queries
     dtype = torch.promote_types(value.dtype, torch.float32)
     # The loop over taps reads whole rows, so W has to be the innermost dimension in memory.
-    value = value.to(dtype).contiguous().view(batch, heads, channels // heads, height, width)
-    scores = scores.to(dtype).contiguous().view(batch, num_queries, heads, height, width)
-    pad = (padding,) * 4
     return (
-        F.pad(value, pad),
-        F.pad(scores, pad, value=float("-inf")),
+        value.to(dtype).contiguous().view(batch, heads, channels // heads, height, width),
+        scores.to(dtype).contiguous().view(batch, num_queries, heads, height, width),
         _table(rel_pos, num_queries, dtype),
         _table(tap_weight, num_queries, dtype),
     )
@@ -122,21 +130,21 @@ def forward(
     """See :func:`mmlocal.ops.qna.qna_attention`."""
     batch, channels = value.shape[:2]
     size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
-    v, s, rel_pos, weight = _split(value, scores, rel_pos, tap_weight, num_queries, padding)
-    slices = _slices(kernel_size, stride, *size)
+    v, s, rel_pos, weight = _split(value, scores, rel_pos, tap_weight, num_queries)
+    taps = _taps(kernel_size, stride, padding, value.shape[2:], size)
     queries = 1 if sum_queries else num_queries
     out = v.new_zeros(batch, queries, *v.shape[1:3], *size)
     for chunk in _chunks(v):
-        windows = _Windows(s[chunk], rel_pos, slices)
-        for tap, window in enumerate(slices):
-            attn = windows.attention(tap)
+        windows = _Windows(s[chunk], rel_pos, taps, size)
+        for tap, own, other in taps:
+            attn = windows.attention(tap, own, other)
             if weight is not None:
                 attn *= weight[tap]
             if sum_queries:
                 attn = attn.sum(dim=1, keepdim=True)
-            out[chunk].addcmul_(attn[:, :, :, None], v[chunk][window][:, None])
+            out[chunk][own].addcmul_(attn[:, :, :, None], v[chunk][other][:, None])
     shape = (batch, channels, *size) if sum_queries else (batch, num_queries, channels, *size)
-    return to_layout(out.view(shape).to(value.dtype), value)
+    return to_layout(out.view(shape), value)
 
 
 def backward(
@@ -158,62 +166,54 @@ def backward(
     """
     need_value, need_scores, need_rel_pos, need_weight = needs_grad
     size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
-    v, s, bias, weight = _split(value, scores, rel_pos, tap_weight, num_queries, padding)
-    slices = _slices(kernel_size, stride, *size)
+    v, s, bias, weight = _split(value, scores, rel_pos, tap_weight, num_queries)
+    taps = _taps(kernel_size, stride, padding, value.shape[2:], size)
     queries = 1 if sum_queries else num_queries
     g = grad.to(v.dtype).contiguous().view(v.shape[0], queries, *v.shape[1:3], *size)
 
     grad_v = torch.zeros_like(v) if need_value else None
     grad_s = torch.zeros_like(s) if need_scores else None
-    tables = (len(slices), num_queries, s.shape[2])
+    tables = (kernel_size**2, num_queries, s.shape[2])
     grad_bias = v.new_zeros(tables) if need_rel_pos else None
     grad_weight = v.new_zeros(tables) if need_weight else None
     for chunk in _chunks(v):
-        windows = _Windows(s[chunk], bias, slices)
+        windows = _Windows(s[chunk], bias, taps, size)
 
-        def grad_of_weighted(tap: int, chunk: slice = chunk) -> Tensor:
-            """``(b, queries or 1, heads, H_out, W_out)``: of attention times weight."""
-            return (g[chunk] * v[chunk][slices[tap]][:, None]).sum(dim=3)
+        def grad_of_weighted(own: tuple, other: tuple, chunk: slice = chunk) -> Tensor:
+            """``(b, queries or 1, heads, windows)``: of attention times weight."""
+            return (g[chunk][own] * v[chunk][other][:, None]).sum(dim=3)
 
         mean = None
         if need_scores or need_rel_pos:
             mean = torch.zeros_like(windows.peak)  # of the gradient, under the attention
-            for tap in range(len(slices)):
-                attn = windows.attention(tap)
+            for tap, own, other in taps:
+                attn = windows.attention(tap, own, other)
                 if weight is not None:
                     attn *= weight[tap]
-                mean.addcmul_(attn, grad_of_weighted(tap))
-        for tap, window in enumerate(slices):
-            attn = windows.attention(tap)
+                mean[own].addcmul_(attn, grad_of_weighted(own, other))
+        for tap, own, other in taps:
+            attn = windows.attention(tap, own, other)
             if need_value:
                 mix = attn if weight is None else attn * weight[tap]
                 if sum_queries:
                     mix = mix.sum(dim=1, keepdim=True)
-                grad_v[chunk][window] += (g[chunk] * mix[:, :, :, None]).sum(dim=1)
+                grad_v[chunk][other] += (g[chunk][own] * mix[:, :, :, None]).sum(dim=1)
             if mean is None and not need_weight:
                 continue
-            grad_attn = grad_of_weighted(tap).expand_as(attn)
+            grad_attn = grad_of_weighted(own, other).expand_as(attn)
             if need_weight:
                 grad_weight[tap] += (grad_attn * attn).sum(dim=(0, 3, 4))
             if mean is not None:
                 if weight is not None:
                     grad_attn = grad_attn * weight[tap]
-                grad_logits = (grad_attn - mean).mul_(attn)
+                grad_logits = (grad_attn - mean[own]).mul_(attn)
                 if need_scores:
-                    grad_s[chunk][window] += grad_logits
+                    grad_s[chunk][other] += grad_logits
                 if need_rel_pos:
                     grad_bias[tap] += grad_logits.sum(dim=(0, 3, 4))
 
-    inner = (
-        ...,
-        slice(padding, padding + value.shape[2]),
-        slice(padding, padding + value.shape[3]),
-    )
-
     def to_map(grads: Tensor | None, like: Tensor) -> Tensor | None:
-        if grads is None:
-            return None
-        return to_layout(grads[inner].reshape(like.shape).to(like.dtype), like)
+        return None if grads is None else to_layout(grads.view(like.shape), like)
 
     def to_table(grads: Tensor | None, table: Tensor | None) -> Tensor | None:
         if grads is None:

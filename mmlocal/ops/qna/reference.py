@@ -33,18 +33,32 @@ def attention_maps(
     heads = channels // num_queries
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     size = [output_size(n, kernel_size, stride, padding) for n in scores.shape[2:]]
-    scores = F.pad(scores.to(dtype), (padding,) * 4, value=float("-inf"))
-    # Not F.unfold, which multiplies by 0 and makes NaN of -inf.
-    windows = scores.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)
-    windows = windows.permute(0, 1, 4, 5, 2, 3)
-    logits = windows.reshape(batch, num_queries, heads, kernel_size**2, *size)
+    logits = _windows(scores.to(dtype), float("-inf"), kernel_size, stride, padding)
+    logits = logits.reshape(batch, num_queries, heads, kernel_size**2, *size)
     # The softmax ignores it; added to a large score, a position would lose its digits.
     peak = logits.detach().amax(dim=3, keepdim=True)
     logits = logits - peak.masked_fill(peak == float("-inf"), 0.0)
     if rel_pos is not None:
         logits = logits + rel_pos.to(dtype).reshape(1, num_queries, heads, -1, 1, 1)
+    # Tokens outside the map do not exist, whatever ``rel_pos`` holds for them.
+    outside = _outside(scores, kernel_size, stride, padding)
+    logits = logits.masked_fill(outside, float("-inf"))
     empty = (logits == float("-inf")).all(dim=3, keepdim=True)
-    return logits.masked_fill(empty, 0.0).softmax(dim=3).masked_fill(empty, 0.0)
+    return logits.masked_fill(empty, 0.0).softmax(dim=3).masked_fill(empty | outside, 0.0)
+
+
+def _windows(x: Tensor, fill: float, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """``(B, C, H, W)`` as ``(B, C, kernel_size, kernel_size, H_out, W_out)``."""
+    # Not F.unfold, which multiplies by 0 and makes NaN of -inf.
+    x = F.pad(x, (padding,) * 4, value=fill)
+    return x.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride).permute(0, 1, 4, 5, 2, 3)
+
+
+def _outside(like: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """Which taps of each window lie outside the map: ``(1, 1, 1, taps, H_out, W_out)``."""
+    inside = torch.ones(1, 1, *like.shape[2:], dtype=torch.bool, device=like.device)
+    windows = _windows(inside, False, kernel_size, stride, padding)
+    return ~windows.reshape(1, 1, 1, kernel_size**2, *windows.shape[4:])
 
 
 def forward(
@@ -64,6 +78,7 @@ def forward(
     heads, taps, out_height, out_width = attn.shape[2:]
     if tap_weight is not None:
         attn = attn * tap_weight.to(attn.dtype).reshape(1, num_queries, heads, taps, 1, 1)
+        attn = attn.masked_fill(_outside(value, kernel_size, stride, padding), 0.0)
     windows = F.unfold(value.to(attn.dtype), kernel_size, padding=padding, stride=stride)
     windows = windows.view(batch, heads, channels // heads, taps, out_height, out_width)
     # Not einsum, which autocast would have multiply in bfloat16.

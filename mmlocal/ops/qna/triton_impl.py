@@ -27,6 +27,7 @@ from mmlocal.ops.triton_common import (
     share,
     sized,
     splits_of,
+    store,
     tuned,
 )
 
@@ -55,11 +56,12 @@ def _channels(head, PER_HEAD: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _table(table, offsets, mask, default, ACC: tl.constexpr):
-    """Entries of ``rel_pos`` or ``tap_weight``, or what stands for a table that is not there."""
+def _table(table, offsets, mask, near, default, ACC: tl.constexpr):
+    """Entries of ``rel_pos`` or ``tap_weight`` where ``near`` is true, and what stands for a table
+    that is not there. A token outside the map does not exist, whatever the table holds for it."""
     if table is None:
         return default
-    return tl.load(table + offsets, mask=mask, other=0.0).to(ACC)
+    return tl.where(near, tl.load(table + offsets, mask=mask, other=0.0).to(ACC), default)
 
 
 @triton.jit
@@ -87,7 +89,7 @@ def _softmax(
     for tap in range(TAPS):
         token, near = _token(tap, y, x, inside, height, width, KERNEL)
         score = _score(scores + token[:, None] * stride, near[:, None] & asked, ACC)
-        bias = _table(rel_pos, rows * TAPS + tap, asked, 0.0, ACC)
+        bias = _table(rel_pos, rows * TAPS + tap, asked, near[:, None], 0.0, ACC)
         higher = tl.maximum(peak, score + bias)
         finite = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(peak - finite) + tl.exp(score - finite + bias)
@@ -123,15 +125,15 @@ def _forward_kernel(
         token, near = _token(tap, y, x, inside, height, width, KERNEL)
         token = token[:, None]
         score = _score(scores + token * scores_strides[2], near[:, None] & asked, ACC)
-        bias = _table(rel_pos, rows * TAPS + tap, asked, 0.0, ACC)
+        bias = _table(rel_pos, rows * TAPS + tap, asked, near[:, None], 0.0, ACC)
         weight = _attention(score, bias, peak, scale)
-        weight *= _table(tap_weight, rows * TAPS + tap, asked, 1.0, ACC)
+        weight *= _table(tap_weight, rows * TAPS + tap, asked, near[:, None], 1.0, ACC)
         mask = near[:, None] & real
         v = tl.load(value + token * value_strides[2], mask=mask, other=0.0).to(ACC)
         total += tl.sum(weight, axis=1)[:, None] * v
 
     out += batch * out_strides[0] + group.to(tl.int64) * out_strides[1] + channel * out_strides[2]
-    tl.store(out + index[:, None] * out_strides[3], total, mask=inside[:, None] & real)
+    store(out + index[:, None] * out_strides[3], total, mask=inside[:, None] & real)
 
 
 @tuned
@@ -156,8 +158,8 @@ def _softmax_kernel(
     )
     mask = inside[:, None] & asked
     softmaxes = (batch * (groups * QUERIES * heads) + rows) * windows + index[:, None]
-    tl.store(peaks + softmaxes, peak, mask=mask)
-    tl.store(scales + softmaxes, scale, mask=mask)
+    store(peaks + softmaxes, peak, mask=mask)
+    store(scales + softmaxes, scale, mask=mask)
     if means is not None:
         channel, real = _channels(head, PER_HEAD, BLOCK_C)
         value += batch * value_strides[0] + channel * value_strides[1]
@@ -169,13 +171,13 @@ def _softmax_kernel(
             token, near = _token(tap, y, x, inside, height, width, KERNEL)
             token = token[:, None]
             score = _score(scores + token * scores_strides[2], near[:, None] & asked, ACC)
-            bias = _table(rel_pos, rows * TAPS + tap, asked, 0.0, ACC)
+            bias = _table(rel_pos, rows * TAPS + tap, asked, near[:, None], 0.0, ACC)
             weight = _attention(score, bias, peak, scale)
-            weight *= _table(tap_weight, rows * TAPS + tap, asked, 1.0, ACC)
+            weight *= _table(tap_weight, rows * TAPS + tap, asked, near[:, None], 1.0, ACC)
             pointers = value + token * value_strides[2]
             v = tl.load(pointers, mask=near[:, None] & real, other=0.0).to(ACC)
             mean += weight * tl.sum(g * v, axis=1)[:, None]
-        tl.store(means + softmaxes, mean, mask=mask)
+        store(means + softmaxes, mean, mask=mask)
 
 
 @tuned
@@ -220,8 +222,8 @@ def _grad_tokens_kernel(
             mask = near & asked
             peak = tl.load(peaks + softmaxes + window, mask=mask, other=0.0)
             scale = tl.load(scales + softmaxes + window, mask=mask, other=0.0)
-            bias = _table(rel_pos, entry, mask, 0.0, ACC)
-            factor = _table(tap_weight, entry, mask, 1.0, ACC)
+            bias = _table(rel_pos, entry, mask, mask, 0.0, ACC)
+            factor = _table(tap_weight, entry, mask, mask, 1.0, ACC)
             weight = _attention(tl.where(mask, score, float("-inf")), bias, peak, scale)
             pointers = grad + window * grad_strides[3]
             g = tl.load(pointers, mask=near & real, other=0.0).to(ACC)
@@ -229,15 +231,16 @@ def _grad_tokens_kernel(
                 total += tl.sum(weight * factor, axis=1)[:, None] * g
             if grad_scores is not None:
                 mean = tl.load(means + softmaxes + window, mask=mask, other=0.0)
-                total_score += weight * (tl.sum(g * v, axis=1)[:, None] * factor - mean)
+                slope = tl.sum(g * v, axis=1)[:, None] * factor
+                total_score += tl.where(mask, weight * (slope - mean), 0.0)
         if grad_scores is not None:
             own = grad_scores + batch * grad_scores_strides[0] + rows * grad_scores_strides[1]
             own += index * grad_scores_strides[2]
-            tl.store(own, total_score, mask=inside[:, None] & asked)
+            store(own, total_score, mask=inside[:, None] & asked)
         grad += grad_strides[1]
     if grad_value is not None:
         grad_value += batch * grad_value_strides[0] + channel * grad_value_strides[1]
-        tl.store(grad_value + index * grad_value_strides[2], total, mask=exists)
+        store(grad_value + index * grad_value_strides[2], total, mask=exists)
 
 
 @tuned
@@ -264,8 +267,8 @@ def _grad_tables_kernel(
     grad += group.to(tl.int64) * grad_strides[1] + channel * grad_strides[2]
     sums = (split * all_rows + rows) * TAPS
     for tap in range(TAPS):
-        bias = _table(rel_pos, rows * TAPS + tap, asked, 0.0, ACC)
-        factor = _table(tap_weight, rows * TAPS + tap, asked, 1.0, ACC)
+        bias = _table(rel_pos, rows * TAPS + tap, asked, asked, 0.0, ACC)
+        factor = _table(tap_weight, rows * TAPS + tap, asked, asked, 1.0, ACC)
         rel_pos_sum = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
         tap_weight_sum = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
         for item in range(begin, end):
@@ -280,7 +283,7 @@ def _grad_tables_kernel(
             softmaxes = (batch * all_rows + rows) * windows + index
             peak = tl.load(peaks + softmaxes, mask=mask, other=0.0)
             scale = tl.load(scales + softmaxes, mask=mask, other=0.0)
-            weight = _attention(score, bias, peak, scale)
+            weight = tl.where(mask, _attention(score, bias, peak, scale), 0.0)
             pointers = value + (batch * value_strides[0] + token * value_strides[2])
             v = tl.load(pointers, mask=near & real, other=0.0).to(ACC)
             pointers = grad + (batch * grad_strides[0] + index * grad_strides[3])
@@ -290,17 +293,17 @@ def _grad_tables_kernel(
                 tap_weight_sum += weight * slope
             if rel_pos_sums is not None:
                 mean = tl.load(means + softmaxes, mask=mask, other=0.0)
-                rel_pos_sum += weight * (slope * factor - mean)
+                rel_pos_sum += tl.where(mask, weight * (slope * factor - mean), 0.0)
         if rel_pos_sums is not None:
             result = tl.sum(rel_pos_sum, axis=0)[None, :]
-            tl.store(rel_pos_sums + sums + tap, result, mask=asked)
+            store(rel_pos_sums + sums + tap, result, mask=asked)
         if tap_weight_sums is not None:
             result = tl.sum(tap_weight_sum, axis=0)[None, :]
-            tl.store(tap_weight_sums + sums + tap, result, mask=asked)
+            store(tap_weight_sums + sums + tap, result, mask=asked)
 
 
 def _constants(value: Tensor, scores: Tensor, num_queries: int, kernel_size: int, summed: bool):
-    """What the kernels are compiled for."""
+    """Constants that the kernels are compiled for."""
     queries = num_queries if summed else 1
     per_head = value.shape[1] * num_queries // scores.shape[1]
     return dict(

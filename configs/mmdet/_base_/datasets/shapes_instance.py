@@ -45,7 +45,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    persistent_workers=False,  # so that a resumed run repeats the uninterrupted one
+    persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         type="CocoDataset",

@@ -1,4 +1,4 @@
-# ImageNet-1k with timm's augmentation, 224 pixels.
+# ImageNet-1k with timm's augmentation, 224 pixels. Mixing and erasing are the model's.
 dataset_type = "ImageNet"
 data_root = "data/imagenet"
 data_preprocessor = dict(
@@ -10,7 +10,6 @@ data_preprocessor = dict(
 
 # Pipelines work on BGR.
 bgr_mean = [103.53, 116.28, 123.675]
-bgr_std = [57.375, 57.12, 58.395]
 # rand-m9-mstd0.5-inc1
 timm_rand_augment = dict(
     type="RandAugment",
@@ -20,15 +19,6 @@ timm_rand_augment = dict(
     magnitude_level=9,
     magnitude_std=0.5,
     hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation="bicubic"),
-)
-erasing = dict(
-    type="RandomErasing",
-    erase_prob=0.25,
-    mode="rand",
-    min_area_ratio=0.02,
-    max_area_ratio=1 / 3,
-    fill_color=bgr_mean,
-    fill_std=bgr_std,
 )
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -49,7 +39,6 @@ train_pipeline = [
     ),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
     timm_rand_augment,
-    erasing,
     dict(type="PackInputs"),
 ]
 test_pipeline = [
@@ -69,6 +58,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=128,
     num_workers=8,
+    drop_last=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(type=dataset_type, data_root=data_root, split="train", pipeline=train_pipeline),
 )

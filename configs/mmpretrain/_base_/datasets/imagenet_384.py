@@ -6,7 +6,6 @@ train_pipeline = [
     dict(type="RandomResizedCrop", scale=384, backend="pillow", interpolation="bicubic"),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
     _base_.timm_rand_augment,
-    _base_.erasing,
     dict(type="PackInputs"),
 ]
 test_pipeline = [

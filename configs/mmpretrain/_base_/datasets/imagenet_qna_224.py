@@ -71,7 +71,6 @@ train_pipeline = [
         ],
     ),
     *jitter,
-    _base_.erasing,
     dict(type="PackInputs"),
 ]
 test_pipeline = [
@@ -87,6 +86,6 @@ test_pipeline = [
     dict(type="PackInputs"),
 ]
 
-train_dataloader = dict(drop_last=True, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

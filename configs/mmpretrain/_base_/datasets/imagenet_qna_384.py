@@ -16,7 +16,6 @@ train_pipeline = [
         ],
     ),
     *_base_.jitter,
-    _base_.erasing,
     dict(type="PackInputs"),
 ]
 test_pipeline = [

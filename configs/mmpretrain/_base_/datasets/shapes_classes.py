@@ -30,7 +30,7 @@ test_pipeline = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
 train_dataloader = dict(
     batch_size=32,
     num_workers=1,
-    persistent_workers=False,  # so that a resumed run repeats the uninterrupted one
+    persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         type="ImageNet",

@@ -1,4 +1,4 @@
-# As pooled_linear.py, the linear layer initialised as in Flax.
+# As pooled_linear.py, for QnA: the linear layer initialised as in Flax.
 _base_ = "./pooled_linear.py"
 
 model = dict(
@@ -13,4 +13,6 @@ model = dict(
             distribution="normal",
         ),
     ),
+    # QnA's runs erase each image before it is mixed.
+    train_cfg=dict(augments=dict(erase_first=True)),
 )

@@ -20,7 +20,8 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-# The papers' test: six scales of (2048, 512), not of the image's own size, each also flipped.
+# The test of ELSA's official code: six scales of (2048, 512), not of the image's own size, each
+# also flipped. (The article names five scales.)
 img_ratios = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 tta_pipeline = [
     dict(type="LoadImageFromFile"),

@@ -1,15 +1,13 @@
-"""Is the data that a config names on this machine?
-
-Libraries find out late, after the model is built or at the first validation, and each with its own
-traceback. Here the config alone is read, so the answer comes before anything is built.
-"""
+"""The files and folders that a config names, and how to lay out those of the public data sets."""
 
 import os.path as osp
 from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
 
+from mmlocal.engine.building import type_name
 from mmlocal.engine.cli import UsageError
+from mmlocal.engine.data.datasets import leaf_datasets
 
 # mmpretrain fetches these by itself unless told `download=False`.
 _SELF_DOWNLOADING = {"CIFAR10", "CIFAR100", "FashionMNIST", "MNIST"}
@@ -62,7 +60,7 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
         loader = cfg.get(f"{phase}_dataloader")
         if loader is None:
             raise UsageError(f"the config {cfg.filename} has no {phase}_dataloader")
-        for dataset in _leaf_datasets(loader.get("dataset")):
+        for _, dataset in leaf_datasets(loader.get("dataset")):
             absent = [path for path in _paths(dataset) if not osp.exists(osp.expanduser(path))]
             missing.update(dict.fromkeys(absent))
             if absent:
@@ -81,23 +79,11 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
     raise UsageError("\n".join(lines))
 
 
-def _leaf_datasets(dataset: object) -> Iterator[dict]:
-    """Data set configs inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
-    if not isinstance(dataset, dict):  # already built, or absent
-        return
-    inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets")
-    if inner is None:
-        yield dataset
-        return
-    for child in inner:
-        yield from _leaf_datasets(child)
-
-
 def _paths(dataset: dict) -> Iterator[str]:
     """Local files and folders of a data set, joined to ``data_root`` as MMEngine joins them."""
     if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
         return
-    kind = _kind(dataset)
+    kind = type_name(dataset.get("type"))
     if kind in _SELF_DOWNLOADING and dataset.get("download", True):
         return
     prefix = dataset.get("data_prefix") or {}
@@ -124,13 +110,9 @@ def _evaluator_files(evaluator: object) -> Iterator[str]:
             yield path
 
 
-def _kind(dataset: dict) -> str:
-    return str(dataset.get("type")).rsplit(".", 1)[-1]
-
-
 def _layout(dataset: dict) -> list[str]:
     """How to lay out the data set, if it is one of the public ones that the configs use."""
-    kind, root = _kind(dataset), dataset.get("data_root") or ""
+    kind, root = type_name(dataset.get("type")), dataset.get("data_root") or ""
     if kind == "CocoDataset" and "2017" in str(dataset.get("ann_file")):
         name = "COCO 2017"
     elif kind == "ADE20KDataset":

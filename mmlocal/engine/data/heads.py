@@ -1,0 +1,95 @@
+"""Do the heads of a model have as many outputs as the data has classes?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config
+
+from mmlocal.engine.building import type_name
+from mmlocal.engine.data.report import Findings
+
+# Where the heads are whose `num_classes` is the number of classes of the data. Others count other
+# things: the RPN knows one class, the semantic branch of HTC those of another data set.
+_HEADS = {
+    "mmdet": ("bbox_head", "mask_head", "mask_iou_head", "point_head"),
+    "mmseg": ("decode_head", "auxiliary_head"),
+    "mmpretrain": ("head",),
+}
+# Heads with labels of their own making: STDC's finds the borders of the classes.
+_OTHER_LABELS = ("STDCHead",)
+# Models with one of these compare images with a text, and not with numbered classes.
+_TEXT = ("language_model", "text_encoder")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of the model.
+
+    Args:
+        key: of its part of the config.
+        num_classes: as configured.
+    """
+
+    key: str
+    num_classes: int
+
+    @property
+    def setting(self) -> str:
+        return f"{self.key}.num_classes"
+
+
+def heads_of(cfg: Config) -> list[Head]:
+    """Heads of a config that set ``num_classes``.
+
+    None for models that are compared with a text and not with classes, and for models of
+    mmpretrain that are no classifiers.
+    """
+    model, task = cfg.get("model"), cfg.default_scope
+    if not isinstance(model, dict) or any(part in model for part in _TEXT):
+        return []
+    if task == "mmpretrain" and type_name(model.get("type")) != "ImageClassifier":
+        return []
+    return list(_walk(model, "model", _HEADS[task]))
+
+
+def _walk(node: Any, key: str, names: tuple[str, ...]) -> Iterator[Head]:
+    for name, child in node.items():
+        parts = (
+            {f"{key}.{name}.{i}": part for i, part in enumerate(child)}
+            if isinstance(child, (list, tuple))
+            else {f"{key}.{name}": child}
+        )
+        for path, part in parts.items():
+            if not isinstance(part, dict):
+                continue
+            number = part.get("num_classes")
+            counts = type(number) is int and type_name(part.get("type")) not in _OTHER_LABELS
+            if name in names and counts and not part.get("class_agnostic"):
+                yield Head(path, number)
+            yield from _walk(part, path, names)
+
+
+def compare_heads(
+    heads: list[Head], number: int, names: str, trains: bool, findings: Findings
+) -> None:
+    """Compare the outputs of all heads with a number of classes.
+
+    Args:
+        heads: from :func:`heads_of`.
+        number: classes of a data set.
+        names: what has them, for the message.
+        trains: whether the labels reach the loss.
+        findings: where to say it. Too few outputs are an error in training, all else a warning.
+    """
+    for head in heads:
+        if head.num_classes == number:
+            continue
+        text = f"{head.setting} is {head.num_classes}, {names} {number} classes"
+        if head.num_classes < number and trains:
+            findings.error(f"{text}: there are labels without an output")
+        elif head.num_classes < number:
+            findings.warn(f"{text}: some classes are never predicted")
+        else:
+            findings.warn(f"{text}: there are outputs without a class")
+        findings.set(head.setting, number)

@@ -1,0 +1,83 @@
+"""Is the checkpoint that a run starts from one, and where is it?"""
+
+import os
+import os.path as osp
+import zipfile
+from pathlib import Path
+
+from mmlocal.checkpoints import load_file
+from mmlocal.engine.cli import UsageError, warn
+
+
+def check_checkpoint(path: str | None, what: str) -> None:
+    """Raise unless ``path`` is a readable checkpoint or has a scheme (``torchvision://``).
+
+    What MMEngine lets a checkpoint refer to is enough to run code, so one that is not plain data
+    is refused before MMEngine sees it.
+
+    Raises:
+        UsageError: no such file, or none that PyTorch wrote, or one with foreign objects. Only in
+            the last case does the message say how to load it all the same.
+    """
+    if not path or "://" in path:
+        return
+    if not osp.isfile(osp.expanduser(path)):
+        raise UsageError(f"{what} {path!r} is not a file")
+    if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1") != "0":
+        try:
+            load_file(path)
+        except ValueError as error:
+            advice = ""
+            if "it refers to " in str(error) and _is_of_torch(osp.expanduser(path)):
+                advice = ". If you trust it, set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 and repeat"
+            raise UsageError(f"{what}: {error}{advice}") from error
+
+
+def find_last_checkpoint(work_dir: str) -> str | None:
+    """The checkpoint to resume from, if it is not where ``last_checkpoint`` of a run says.
+
+    The file holds an absolute path. After the folder is moved or renamed, the checkpoint of the
+    same name beside it is the one.
+
+    Args:
+        work_dir: folder of the run.
+
+    Returns:
+        Path of the checkpoint; ``None`` if MMEngine finds it by itself, or to start anew.
+
+    Raises:
+        UsageError: ``last_checkpoint`` leads to nothing that can be read; the message names others.
+    """
+    pointer = Path(work_dir, "last_checkpoint")
+    if not pointer.is_file():
+        return None
+    last = pointer.read_text().strip()
+    beside = Path(work_dir, Path(last).name) if last else None
+    moved = beside is not None and not osp.isfile(osp.expanduser(last)) and beside.is_file()
+    try:
+        if not last:
+            raise UsageError("the file is empty")
+        check_checkpoint(str(beside) if moved else last, "checkpoint")
+    except UsageError as error:
+        others = [path for path in Path(work_dir).glob("*.pth") if path.name != Path(last).name]
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        offer = f"--resume {' or '.join(map(str, others))}" if others else "no other one is there"
+        raise UsageError(
+            f"{pointer} does not lead to a checkpoint to resume from: {error}. Instead: {offer}"
+        ) from error
+    if not moved:
+        return None
+    warn(f"{last} of {pointer} is gone; resuming from {beside}, which has the same name")
+    return str(beside)
+
+
+def _is_of_torch(path: str) -> bool:
+    """Whether ``torch.save`` wrote a file: a ZIP archive with a pickle, or one pickle in old ones.
+
+    A ZIP archive of anything else is none.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(osp.basename(name) == "data.pkl" for name in archive.namelist())
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x80\x02"

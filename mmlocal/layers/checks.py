@@ -1,0 +1,223 @@
+"""Checks of arguments and inputs: one error that names the argument, its value and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any, NoReturn
+
+from torch import Tensor
+from torch.fx import Proxy
+
+
+def is_int(value: Any) -> bool:
+    """Whether ``value`` is an integer, NumPy's included, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether ``value`` is a list, a tuple or the like, and no string."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def check_int(minimum: int = 1, **arguments: Any) -> None:
+    """Check that each argument is an integer of at least ``minimum``.
+
+    Raises:
+        TypeError: an argument is no integer.
+        ValueError: an argument is too small.
+    """
+    for name, value in arguments.items():
+        if not is_int(value):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_ints(minimum: int = 1, **arguments: Any) -> None:
+    """Check that each argument is a sequence of integers of at least ``minimum``.
+
+    Raises:
+        TypeError: an argument is no sequence, or has an entry that is no integer.
+        ValueError: an argument is empty, or has an entry that is too small.
+    """
+    for name, values in arguments.items():
+        if not is_sequence(values) or not all(is_int(value) for value in values):
+            raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
+        if not values:
+            raise ValueError(f"{name} must have at least one entry, got {values}")
+        if min(values) < minimum:
+            raise ValueError(f"{name} must be at least {minimum} in each entry, got {values}")
+
+
+def check_number(**arguments: Any) -> None:
+    """Check that each argument is a finite number.
+
+    Raises:
+        TypeError: an argument is no number.
+        ValueError: an argument is infinite or NaN.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_rate(**arguments: Any) -> None:
+    """Check that each argument is the probability of a dropout, in ``[0, 1]``.
+
+    Raises:
+        TypeError: an argument is no number.
+        ValueError: an argument is out of range.
+    """
+    check_number(**arguments)
+    for name, value in arguments.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def check_drop_path(**arguments: Any) -> None:
+    """Check that each argument is the probability of a stochastic depth, in ``[0, 1)``.
+
+    Raises:
+        TypeError: an argument is no number.
+        ValueError: an argument is out of range.
+    """
+    check_number(**arguments)
+    for name, value in arguments.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def check_flag(**arguments: Any) -> None:
+    """Check that each argument is ``True`` or ``False``.
+
+    Raises:
+        TypeError: an argument is anything else, which Python would take for one of them.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_choice(choices: Sequence[str], **arguments: Any) -> None:
+    """Check that each argument is one of ``choices``.
+
+    Raises:
+        ValueError: an argument is none of them.
+    """
+    for name, value in arguments.items():
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    pair = (value, value) if is_int(value) else value
+    if not is_sequence(pair) or len(pair) != 2 or not all(is_int(side) for side in pair):
+        raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
+    return pair[0], pair[1]
+
+
+def as_pair(name: str, value: Any) -> tuple[int, int]:
+    """Height and width out of one integer for both or a pair, each at least 1.
+
+    Raises:
+        TypeError: ``value`` is neither an integer nor a pair of them.
+        ValueError: a side is below 1.
+    """
+    pair = _pair(name, value)
+    if min(pair) < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return pair
+
+
+def as_side(name: str, value: Any, odd: bool = False) -> int:
+    """Side of a square out of one integer or a pair of equal ones, such as ``(7, 7)``.
+
+    Args:
+        name: what to call the argument.
+        value: the argument.
+        odd: whether the side has to be odd.
+
+    Raises:
+        TypeError: ``value`` is neither an integer nor a pair of them.
+        ValueError: different sides, a side below 1, or an even one where it has to be odd.
+    """
+    height, width = _pair(name, value)
+    if height != width:
+        raise ValueError(f"{name} must be one number or a pair of equal ones, got {value}")
+    if odd and (height < 1 or height % 2 == 0):
+        raise ValueError(f"{name} must be a positive odd number, got {value}")
+    check_int(**{name: height})
+    return height
+
+
+def check_tensor(x: Any) -> None:
+    """Check that ``x`` is a tensor.
+
+    Raises:
+        TypeError: anything else, such as what ``torch.fx`` traces with.
+    """
+    if isinstance(x, Proxy):
+        raise TypeError(
+            "x must be a tensor, got a proxy of torch.fx.symbolic_trace, which cannot follow code "
+            "that reads shapes; use torch.export.export or torch.compile"
+        )
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+
+
+def check_map(x: Tensor, embed_dims: int) -> None:
+    """Check that ``x`` is a map of tokens, ``(B, H, W, embed_dims)``.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: any other shape.
+    """
+    check_tensor(x)
+    if x.dim() != 4 or x.shape[3] != embed_dims:
+        raise ValueError(f"x must be (B, H, W, embed_dims={embed_dims}), got {tuple(x.shape)}")
+
+
+def check_image(x: Tensor, in_channels: int, patch_size: int) -> None:
+    """Check the input of a model.
+
+    Args:
+        x: should be ``(B, in_channels, H, W)``, floating point.
+        in_channels: channels of the image.
+        patch_size: smallest height and width.
+
+    Raises:
+        ValueError: not 4-D, other channels, or smaller than one patch.
+        TypeError: no tensor, or not floating point.
+    """
+    check_tensor(x)
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(
+            f"x must be an image batch (B, in_channels={in_channels}, H, W), got {tuple(x.shape)}"
+        )
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}")
+    height, width = x.shape[2:]
+    if height < patch_size or width < patch_size:
+        raise ValueError(
+            f"x must be at least one patch of {patch_size}x{patch_size} pixels, "
+            f"got {height}x{width}"
+        )
+
+
+class Unscripted:
+    """Base of modules that TorchScript cannot compile: says so in one sentence."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by ``torch.jit.script`` on each module before it compiles anything.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}; use torch.export.export "
+            "or torch.compile"
+        )

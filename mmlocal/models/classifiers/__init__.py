@@ -1,0 +1,5 @@
+"""Parts of classifiers: need mmpretrain. Configs name them by their full path."""
+
+from mmlocal.models.classifiers.batch_augments import MixAndErase
+
+__all__ = ["MixAndErase"]

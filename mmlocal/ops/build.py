@@ -1,0 +1,118 @@
+"""Compiles the C++ kernels, ``csrc``, to the shared library ``_C.so`` beside this file.
+
+The library knows neither PyTorch nor Python, so one build serves every version of both, and an
+upgrade of PyTorch does not lose it. ``setup.py`` builds it with the package; ``mmlocal build`` does
+so later, where there was no compiler then.
+
+This module imports the standard library alone: ``setup.py`` runs it by its path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent
+LIBRARY = HOME / "_C.so"
+SOURCES = HOME / "csrc"
+
+# No flag for threads: the library borrows those of PyTorch, see extension.py.
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fno-exceptions"]
+FLAGS += ["-fno-math-errno", "-fvisibility=hidden"]
+
+
+class BuildError(RuntimeError):
+    """The kernels cannot be compiled here; the message is one sentence."""
+
+
+def digest() -> str:
+    """A digest of the sources and flags that a library is built from."""
+    total = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted(SOURCES.iterdir()):
+        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def compiler() -> list[str]:
+    """The command of a C++ compiler: the one in ``CXX``, else the first that is found.
+
+    Raises:
+        BuildError: there is none.
+    """
+    if os.name == "nt":
+        raise BuildError("the kernels need GCC or Clang, which is not supported on Windows")
+    given = shlex.split(os.environ.get("CXX", ""))
+    names = [given[0]] if given else ["c++", "g++", "clang++"]
+    found = next(filter(shutil.which, names), None)
+    if found is None:
+        raise BuildError(f"there is no C++ compiler ({', '.join(names)})")
+    return given or [found]
+
+
+def build(library: Path = LIBRARY) -> Path:
+    """Compile the kernels, about half a minute on 2 cores.
+
+    The library appears at its place when it is whole; a failure leaves what was there.
+
+    Args:
+        library: the file to write.
+
+    Returns:
+        ``library``.
+
+    Raises:
+        BuildError: there is no compiler, it fails, its library does not load, or the place cannot
+            be written to.
+    """
+    command = compiler()
+    sources = sorted(SOURCES.glob("*.cpp"))
+    with tempfile.TemporaryDirectory() as folder:
+        objects = [Path(folder, path.stem + ".o") for path in sources]
+        flags = [*command, *FLAGS, f"-DMMLOCAL_DIGEST={digest()}"]
+
+        def compile_one(source: Path, target: Path) -> None:
+            _run([*flags, "-c", str(source), "-o", str(target)])
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_one, sources, objects))
+        draft = Path(folder, library.name)
+        _run([*flags, "-shared", *map(str, objects), "-o", str(draft)])
+        try:
+            ctypes.CDLL(str(draft))
+        except OSError as error:
+            raise BuildError(f"the compiled library does not load: {error}") from error
+        _move(draft, library)
+    return library
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise BuildError(f"the compiler {command[0]} does not run: {error}") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        line = next((line for line in lines if "error" in line), lines[0])
+        raise BuildError(f"the compiler {command[0]} failed: {line.strip()}")
+
+
+def _move(draft: Path, library: Path) -> None:
+    """Put a library into its place in one go: a process that runs the old one keeps it."""
+    beside = library.with_name(f"{library.name}.{os.getpid()}")
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(draft, beside)
+            beside.replace(library)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise BuildError(f"the library cannot be written: {error}") from error

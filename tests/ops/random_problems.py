@@ -1,0 +1,247 @@
+"""Random calls of the ops, and how a backend's results compare with the definition's."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmlocal.ops import elsa_attention, qna_attention
+from mmlocal.ops.backends import list_ops
+from mmlocal.ops.elsa import reference as elsa_reference
+from mmlocal.ops.layout import new_map
+from mmlocal.ops.qna import attention_maps
+from mmlocal.ops.qna import reference as qna_reference
+
+OPS = {"elsa": elsa_attention, "qna": qna_attention}
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+LAYOUTS = ["contiguous", "channels-last", "sliced", "transposed", "expanded"]
+
+
+@dataclass
+class Problem:
+    """One call: its tensors, its settings, and which gradients are asked for."""
+
+    op: str
+    seed: int
+    tensors: dict[str, Tensor]
+    settings: dict
+    live: list[str]
+    cotangent: Tensor
+    notes: dict = field(default_factory=dict)
+
+    def run(self, backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Output and gradients; in ``dtype`` if given."""
+        tensors = {n: x.detach() for n, x in self.tensors.items()}
+        if dtype is not None:  # of the numbers that a backend has, which computes in float32
+            if self.tensors["value"].dtype != torch.float64:
+                tensors = {n: x.float() for n, x in tensors.items()}
+            tensors = {n: x.to(dtype) for n, x in tensors.items()}
+        tensors = {n: x.requires_grad_(n in self.live) for n, x in tensors.items()}
+        out = OPS[self.op](**tensors, **self.settings, backend=backend)
+        results = {"out": out.detach()}
+        if self.live:
+            leaves = [tensors[name] for name in self.live]
+            grads = torch.autograd.grad(out, leaves, self.cotangent.to(out.dtype))
+            results |= {f"grad of {n}": g for n, g in zip(self.live, grads, strict=True)}
+        return results
+
+    def tolerance(self, backend: str, result: Tensor) -> float:
+        """Of the dtype of the computation or of the result, whichever is coarser."""
+        chosen = next(b for b in list_ops()[self.op] if b.name == backend)
+        position = _largest(self.tensors["rel_pos"]) if "rel_pos" in self.tensors else 0.0
+        dtypes = {self.tensors["value"].dtype, result.dtype}
+        return max(chosen.tolerance(dtype, position) for dtype in dtypes)
+
+    def magnitudes(self) -> dict[str, float]:
+        """For the gradients that pass through the softmax: the largest sum of the magnitudes of
+        their terms. The gradients themselves are differences that may be far smaller."""
+        through = {"attn"} if self.op == "elsa" and self.settings["softmax"] else set()
+        through |= {"scores", "rel_pos"} if self.op == "qna" else set()
+        if not through & set(self.live) or not self.cotangent.numel():
+            return {}
+        tensors = {n: x.detach().double() for n, x in self.tensors.items()}
+        value, cotangent = tensors["value"].abs(), self.cotangent.double().abs()
+        if self.op == "elsa":
+            lam, k = self.settings["lam"], self.settings["kernel_size"]
+            weights = tensors["attn"].unflatten(1, (-1, k * k)).softmax(dim=2).requires_grad_()
+            mul = tensors["ghost_mul"].abs() ** lam if lam else None
+            dilation = min(self.settings["dilation"], 1000)
+            out = elsa_reference.forward(
+                value, weights.flatten(1, 2), mul, None, k, dilation, False
+            )
+            (slopes,) = torch.autograd.grad(out, weights, cotangent)
+            slopes = weights.detach() * slopes
+            terms = slopes + weights.detach() * slopes.sum(dim=2, keepdim=True)
+            return {"grad of attn": _largest(terms)}
+        queries, k, stride, padding = (
+            self.settings[n] for n in ("num_queries", "kernel_size", "stride", "padding")
+        )
+        stride = min(stride, 1000)
+        attn = attention_maps(
+            tensors["scores"], tensors.get("rel_pos"), queries, k, stride, padding
+        )
+        windows = qna_reference._windows(value, 0.0, k, stride, padding)
+        windows = windows.reshape(len(value), 1, attn.shape[2], -1, k * k, *attn.shape[4:])
+        size = (len(value), -1 if self.settings["sum_queries"] is False else 1)
+        cotangent = cotangent.reshape(*size, attn.shape[2], windows.shape[3], 1, *attn.shape[4:])
+        slopes = (windows * cotangent).sum(dim=3)
+        if "tap_weight" in tensors:
+            slopes = slopes * tensors["tap_weight"].abs().reshape(1, *attn.shape[1:4], 1, 1)
+        slopes = attn * slopes
+        terms = slopes + attn * slopes.sum(dim=3, keepdim=True)
+        scores = tensors["scores"].requires_grad_()
+        own = qna_reference._windows(scores, 0.0, k, stride, padding)
+        (folded,) = torch.autograd.grad(own, scores, terms.reshape(own.shape))
+        return {
+            "grad of scores": _largest(folded),
+            "grad of rel_pos": _largest(terms.sum((0, 4, 5))),
+        }
+
+    def __str__(self) -> str:
+        shapes = {n: (*x.shape, str(x.dtype)[6:]) for n, x in self.tensors.items()}
+        return f"{self.op} {self.seed}: {shapes} {self.settings} {self.live} {self.notes}"
+
+
+def _largest(x: Tensor) -> float:
+    """Of the finite numbers; 0 if there are none."""
+    finite = x[x.isfinite()]
+    return finite.abs().max().item() if finite.numel() else 0.0
+
+
+def _arrange(x: Tensor, layout: str) -> Tensor:
+    if layout == "channels-last" and x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        return torch.cat((x, x), dim=1)[:, x.shape[1] :]
+    if layout == "transposed":
+        return x.mT.contiguous().mT
+    if layout == "expanded" and len(x):
+        return x[:1].expand(x.shape)
+    return x
+
+
+class _Source:
+    """Random numbers, choices and tensors from one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.choose = random.Random(seed)
+        self.numbers = torch.Generator().manual_seed(seed)
+
+    def randn(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.numbers, dtype=torch.float64)
+
+    def put(self, x: Tensor, numbers: list[float]) -> Tensor:
+        """``x`` with some of ``numbers`` in one to three random places."""
+        x = x.clone()
+        for _ in range(self.choose.randint(1, 3)):
+            x.view(-1)[self.choose.randrange(x.numel())] = self.choose.choice(numbers)
+        return x
+
+
+def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
+    """The problem of a seed; ``limit`` bounds kernel, map and channels."""
+    source = _Source(seed)
+    pick = source.choose
+    k = pick.choice([n for n in (1, 2, 3, 3, 3, 4, 5, 7, 9, 13) if n <= limit])
+    if op == "elsa" and k % 2 == 0:
+        k += 1
+    heads, per_head = (
+        pick.choice([n for n in choices if n <= 3 * limit])
+        for choices in ([1, 1, 2, 3, 5], [1, 2, 3, 4, 8, 9, 17, 33])
+    )
+    batch = pick.choice([0, 1, 1, 2, 3])
+    height, width = pick.randint(1, limit), pick.randint(1, limit + limit // 2)
+    channels = heads * per_head
+    if op == "elsa":
+        lam, gamma = pick.choice([(0, 0), (0, 1), (1, 0), (1, 1), (1, 1), (0.5, 2.0), (2, -0.5)])
+        settings = dict(
+            kernel_size=k,
+            dilation=pick.choice([1, 1, 1, 2, 3, 40, 2**62]),
+            lam=lam,
+            gamma=gamma,
+            softmax=pick.random() < 0.75,
+        )
+        shapes = {"value": (batch, channels, height, width)}
+        shapes["attn"] = (batch, heads * k * k, height, width)
+        shapes |= {"ghost_mul": (channels, k, k)} if lam else {}
+        shapes |= {"ghost_add": (channels, k, k)} if gamma else {}
+    else:
+        queries, padding = pick.choice([1, 2, 2, 3]), pick.randrange(k)
+        height = max(height, k - 2 * padding)
+        width = max(width, k - 2 * padding)
+        settings = dict(
+            num_queries=queries,
+            kernel_size=k,
+            stride=pick.choice([1, 1, 1, 2, 3, 5, 2**62]),
+            padding=padding,
+            sum_queries=pick.random() < 0.7,
+        )
+        shapes = {"value": (batch, channels, height, width)}
+        shapes["scores"] = (batch, queries * heads, height, width)
+        shapes |= {"rel_pos": (queries * heads, k, k)} if pick.random() < 0.6 else {}
+        shapes |= {"tap_weight": (queries * heads, k, k)} if pick.random() < 0.6 else {}
+
+    dtype = pick.choice(FLOATS)
+    mixed = pick.random() < 0.2
+    layout = pick.choice(LAYOUTS)
+    tensors = {}
+    for name, shape in shapes.items():
+        factor = pick.choice([1, 1, 1, 1, 0.01, 10, 100, 1e4])
+        x = source.randn(*shape) * factor
+        if name == "ghost_mul" and settings["lam"] == 0.5:
+            x = x.abs() + 0.01
+        x = x.to(pick.choice(FLOATS) if mixed else dtype)
+        tensors[name] = _arrange(x, layout if x.dim() == 4 or layout != "channels-last" else "")
+    with torch.no_grad():
+        out = OPS[op](**{n: x.to("meta") for n, x in tensors.items()}, **settings)
+    cotangent = source.randn(*out.shape).to(out.dtype)
+    notes = {"layout": layout}
+    if batch and pick.random() < 0.35:
+        name = pick.choice([*tensors, "cotangent"])
+        notes["not finite"] = name
+        numbers = [math.nan, math.inf, -math.inf]
+        if name == "cotangent":
+            cotangent = source.put(cotangent, numbers)
+        else:
+            tensors[name] = source.put(tensors[name].contiguous(), numbers)
+    live = [name for name in tensors if pick.random() < 0.8]
+    return Problem(op, seed, tensors, settings, live, cotangent, notes)
+
+
+def differences(problem: Problem, backend: str, exact: dict[str, Tensor]) -> list[str]:
+    """In words, where a result is not what the definition says; empty if it is.
+
+    Numbers that the dtype of the result cannot hold may be infinite or not.
+    """
+    found, magnitudes = [], problem.magnitudes()
+    for name, x in problem.run(backend).items():
+        expected = exact[name]
+        if x.shape != expected.shape:
+            found.append(f"{name}: shape {tuple(x.shape)}, not {tuple(expected.shape)}")
+            continue
+        own = name.removeprefix("grad of ")
+        like = problem.tensors["value" if name == "out" else own]
+        if backend != "reference" and like.dim() == 4 and x.numel():
+            promised = new_map(like, x.shape).stride()
+            if x.stride() != promised:
+                found.append(f"{name}: strides {x.stride()}, fake ones {promised}")
+        finite = expected.isfinite()
+        fits = ~finite | (expected.abs() < torch.finfo(x.dtype).max / 2)
+        hidden = (~finite & x.isfinite()).sum().item()
+        spread = (finite & fits & ~x.isfinite()).sum().item()
+        if hidden or spread:
+            found.append(f"{name}: {hidden} finite, {spread} not finite, that should not be so")
+        infinite = expected.isinf() & x.isinf()
+        if (x.double() * expected < 0)[infinite].any():
+            found.append(f"{name}: infinities of the wrong sign")
+        both = finite & fits & x.isfinite()
+        if both.any():
+            error = (x.double() - expected)[both].abs().max().item()
+            largest = max(_largest(expected), magnitudes.get(name, 0.0))
+            if error > problem.tolerance(backend, x) * (largest if largest > 1e-12 else 1.0):
+                found.append(f"{name}: error {error:.1e}, largest {largest:.1e}")
+    return found

@@ -1,0 +1,215 @@
+"""How the ops meet the rest of PyTorch: torch.func, meta and fake tensors, compilers, bad calls."""
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import grad, jacrev, jvp, vjp, vmap
+
+from mmlocal.layers import ELSA, QnA
+from mmlocal.ops import elsa_attention, qna_attention
+from mmlocal.ops.backends import list_ops
+
+CASES = [
+    (op, backend.name)
+    for op, backends in list_ops().items()
+    for backend in backends
+    if backend.name != "triton" and not backend.unavailable_reason()
+]
+cases = pytest.mark.parametrize(("op", "backend"), CASES, ids=["-".join(c) for c in CASES])
+
+
+def make(op: str, backend: str, samples: int = 3):
+    """A function of four tensors, and tensors: maps of single samples, and tables."""
+    g = torch.Generator().manual_seed(0)
+    randn = functools.partial(torch.randn, generator=g, dtype=torch.float64)
+    maps = (randn(samples, 1, 4, 4, 3), randn(samples, 1, 18 if op == "elsa" else 4, 4, 3))
+    tables = (randn(4, 3, 3), randn(4, 3, 3))
+    if op == "elsa":
+        settings = dict(kernel_size=3, backend=backend)
+        return functools.partial(elsa_attention, **settings), (*maps, *tables)
+    settings = dict(num_queries=2, kernel_size=3, padding=1, backend=backend)
+    return functools.partial(qna_attention, **settings), (*maps, *tables)
+
+
+def by_autograd(f, args, cotangent=None):
+    leaves = [x.clone().requires_grad_() for x in args]
+    out = f(*leaves)
+    return torch.autograd.grad(
+        out, leaves, torch.ones_like(out) if cotangent is None else cotangent
+    )
+
+
+@cases
+def test_grad_vjp_and_jacrev(op, backend):
+    f, (value, attn, *tables) = make(op, backend)
+    args = (value[0], attn[0], *tables)
+    for ours, expected in zip(
+        grad(lambda *x: f(*x).sum(), argnums=(0, 1, 2, 3))(*args), by_autograd(f, args), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+    out, back = vjp(f, *args)
+    cotangent = torch.randn_like(out)
+    for ours, expected in zip(back(cotangent), by_autograd(f, args, cotangent), strict=True):
+        torch.testing.assert_close(ours, expected)
+    jacobians = jacrev(f, argnums=(0, 1, 2, 3))(*args)
+    for jacobian, expected in zip(jacobians, by_autograd(f, args, cotangent), strict=True):
+        product = torch.tensordot(cotangent, jacobian, dims=out.dim())
+        torch.testing.assert_close(product, expected)
+
+
+@cases
+def test_vmap_and_gradients_per_sample(op, backend):
+    f, args = make(op, backend)
+    over_maps = (0, 0, None, None)
+    one_by_one = [(v, a, *args[2:]) for v, a in zip(*args[:2], strict=True)]
+    out = vmap(f, in_dims=over_maps)(*args)
+    torch.testing.assert_close(out, torch.stack([f(*one) for one in one_by_one]))
+    out = vmap(f, in_dims=(1, None, None, None), out_dims=1)(
+        args[0].movedim(0, 1), *one_by_one[0][1:]
+    )
+    expected = [f(v, *one_by_one[0][1:]) for v in args[0]]
+    torch.testing.assert_close(out, torch.stack(expected, dim=1))
+    tables = torch.stack([args[2], args[2] + 1])  # one for each member of an ensemble
+    out = vmap(f, in_dims=(None, None, 0, None))(*one_by_one[0][:2], tables, args[3])
+    expected = [f(*one_by_one[0][:2], table, args[3]) for table in tables]
+    torch.testing.assert_close(out, torch.stack(expected))
+    for argnums in ((0, 1), (0, 1, 2, 3)):
+        ours = vmap(grad(lambda *x: f(*x).sum(), argnums=argnums), in_dims=over_maps)(*args)
+        expected = [by_autograd(f, one) for one in one_by_one]
+        for i, x in zip(argnums, ours, strict=True):
+            torch.testing.assert_close(x, torch.stack([grads[i] for grads in expected]))
+
+
+@cases
+def test_derivatives_that_only_the_definition_has(op, backend):
+    f, (value, attn, *tables) = make(op, backend)
+    args = (value[0], attn[0], *tables)
+    leaves = [x.clone().requires_grad_() for x in args]
+
+    def forward_mode():
+        return jvp(f, args, tuple(map(torch.ones_like, args)))
+
+    def second_order():
+        grads = torch.autograd.grad(f(*leaves).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.sum() for g in grads), leaves)
+
+    for call, what in ((forward_mode, "forward-mode derivatives"), (second_order, "second deriv")):
+        if backend == "reference":
+            call()
+            continue
+        message = f"{op}_attention: backend='{backend}' has no {what}.* backend='reference', which"
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+@cases
+def test_shapes_without_numbers(op, backend, monkeypatch):
+    """Meta tensors, and the fake ones of an exporter, with a backend named by the environment."""
+    monkeypatch.setenv("MMLOCAL_BACKEND", backend)
+    f, (value, attn, *tables) = make(op, None)
+    args = (value[0], attn[0], *tables)
+    expected = f(*args)
+    meta = f(*(x.to("meta").requires_grad_() for x in args))
+    assert meta.is_meta
+    assert meta.shape == expected.shape
+    meta.sum().backward()
+
+    class Op(nn.Module):
+        def forward(self, *tensors):
+            return f(*tensors)
+
+    (node,) = [n for n in torch.export.export(Op(), args).graph.nodes if n.op == "output"]
+    assert node.args[0][0].meta["val"].stride() == expected.stride()
+
+
+# Batch, height and width. PyTorch itself compiles again for a batch of 1, and where the first map
+# was square.
+SIZES = [(2, 9, 7), (3, 14, 14), (2, 7, 56), (2, 28, 20), (4, 5, 6), (2, 13, 13), (3, 8, 9)]
+
+
+def times_compiled(function, inputs) -> int:
+    torch.compiler.reset()
+    graphs = []
+
+    @functools.partial(torch.compile, fullgraph=True, dynamic=True, backend=lambda graph, _: (
+        graphs.append(graph) or graph))  # fmt: skip
+    def compiled(*tensors):
+        return function(*tensors)
+
+    for size in SIZES:
+        compiled(*inputs(*size))
+    return len(graphs)
+
+
+def test_seven_sizes_compile_once():
+    zeros = torch.zeros
+    elsa = functools.partial(elsa_attention, ghost_add=zeros(4, 3, 3), kernel_size=3, dilation=2)
+    qna = functools.partial(qna_attention, num_queries=2, kernel_size=3, stride=2, padding=1)
+    conv = nn.Conv2d(4, 4, 3)
+    assert times_compiled(conv, lambda b, h, w: [zeros(b, 4, h, w)]) == 1, "the measure"
+    assert times_compiled(elsa, lambda b, h, w: [zeros(b, 4, h, w), zeros(b, 18, h, w)]) == 1
+    assert times_compiled(qna, lambda b, h, w: [zeros(b, 4, h, w), zeros(b, 4, h, w)]) == 1
+
+
+@pytest.mark.parametrize("layer", [ELSA, QnA])
+def test_seven_sizes_compile_a_layer_once(layer):
+    module = layer(16, 4, kernel_size=3)
+    assert times_compiled(module, lambda b, h, w: [torch.zeros(b, h, w, 16)]) == 1
+
+
+def calls():
+    """Good calls of both ops, as keywords."""
+    x = torch.randn(2, 4, 5, 6)
+    yield elsa_attention, dict(value=x, attn=torch.randn(2, 18, 5, 6), kernel_size=3)
+    yield qna_attention, dict(value=x, scores=torch.randn(2, 4, 5, 6), num_queries=2, kernel_size=3)
+
+
+@pytest.mark.parametrize("backend", [None, *dict.fromkeys(name for _, name in CASES)])
+def test_absurd_steps_mean_only_the_own_pixel(backend):
+    """A ``dilation`` or ``stride`` beyond the map cannot overflow, nor ask for memory."""
+    for op, call in calls():
+        name = "dilation" if op is elsa_attention else "stride"
+        results = []
+        for step in (50, 10**6, 2**62, 2**70):
+            tensors = {n: x.clone().requires_grad_() for n, x in call.items() if n[-4:] != "size"
+                       and isinstance(x, torch.Tensor)}  # fmt: skip
+            out = op(**call | tensors, **{name: step}, backend=backend)
+            results.append([out, *torch.autograd.grad(out.sum(), list(tensors.values()))])
+        for other in results[1:]:
+            assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def test_calls_that_no_backend_sees():
+    for op, call in calls():
+        second = "attn" if op is elsa_attention else "scores"
+        on_meta = call | {second: call[second].to("meta")}
+        for changes, error, message in [
+            (on_meta, ValueError, rf"{second} must be on the device of value \(cpu\), got meta"),
+            (call | {"kernel_size": 3.0}, TypeError, r"kernel_size must be an int, got 3.0 \(flo"),
+            (call | {"kernel_size": True}, TypeError, r"kernel_size must be an int, got True"),
+            (call | {"value": [1.0]}, TypeError, "value must be a tensor, got list"),
+        ]:
+            with pytest.raises(error, match=message):
+                op(**changes)
+    op, call = next(calls())
+    for name, number in (("lam", math.nan), ("gamma", math.inf), ("lam", -math.inf)):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number, got {number}"):
+            op(**call, **{name: number})
+
+
+def test_symbolic_trace_says_what_to_use():
+    class Op(nn.Module):
+        def __init__(self, op, **settings):
+            super().__init__()
+            self.op, self.settings = op, settings
+
+        def forward(self, first, second):
+            return self.op(first, second, **self.settings)
+
+    for op, call in calls():
+        settings = {n: x for n, x in call.items() if not isinstance(x, torch.Tensor)}
+        with pytest.raises(TypeError, match=r"symbolic_trace .*; use torch.export.export"):
+            torch.fx.symbolic_trace(Op(op, **settings))
