@@ -41,6 +41,8 @@ class Support:
     def verdict(self, version: str) -> str:
         """``"tested"``, ``"expected"`` or ``"no"``."""
         numbers = _numbers(version)
+        if not numbers:
+            return EXPECTED
         if any(numbers[: len(_numbers(t))] == _numbers(t) for t in self.tested):
             return TESTED
         too_new = self.below is not None and numbers >= _numbers(self.below)
@@ -203,6 +205,14 @@ def import_quietly(name: str) -> None:
                 print(line)
 
 
+@functools.cache
+def distributions() -> dict[str, list[str]]:
+    """The installed distributions by the top-level modules that they hold."""
+    # What pip leaves behind when it is interrupted has no name.
+    found = metadata.packages_distributions().items()
+    return {module: sorted({name for name in names if name}) for module, names in found}
+
+
 def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
@@ -302,10 +312,10 @@ def _absent(error: Exception) -> str | None:
 
 def _distribution(name: str) -> str:
     """The distribution that a module comes from here, or should come from."""
-    installed = _distributions()
+    installed = distributions()
     if name not in _FORKS:
         return _OTHERS.get(name, name)
-    if name in installed:
+    if installed.get(name):
         return installed[name][0]
     original = any(
         _ORIGINALS[other] in installed.get(other, ()) for other in _FORKS if other != name
@@ -313,16 +323,11 @@ def _distribution(name: str) -> str:
     return (_ORIGINALS if original else _FORKS)[name]
 
 
-@functools.cache
-def _distributions() -> dict[str, list[str]]:
-    return {name: sorted(set(found)) for name, found in metadata.packages_distributions().items()}
-
-
 def _version(name: str) -> str | None:
     """The version of an installed module, without an import if that is possible."""
     if name in sys.modules and sys.modules[name] is None:
         return None
-    for distribution in [*_distributions().get(name, ()), name]:
+    for distribution in [*distributions().get(name, ()), name]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
     return None

@@ -15,7 +15,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
 from mmlocal import compatibility
 from mmlocal.cli import program
@@ -40,8 +39,8 @@ def library_line(name: str) -> str:
         version = str(sys.modules[name].__version__)
     except Exception as error:  # whatever a broken installation raises belongs in the report
         return f"does not import: {type(error).__name__}: {error}"
-    distributions = sorted(set(metadata.packages_distributions().get(name, [])) - {name})
-    origin = f" ({', '.join(distributions)})" if distributions else ""
+    others = [d for d in compatibility.distributions().get(name, ()) if d != name]
+    origin = f" ({', '.join(others)})" if others else ""
     return f"{version}{origin}: {_verdict(name, version)}"
 
 
