@@ -317,7 +317,7 @@ def test_qna(case):
 
 
 # Seeds of calls that are small, most of them with infinity or NaN in one of the tensors.
-RANDOM = {"elsa": [1, 23, 101, 294], "qna": [23, 63, 124, 219]}
+RANDOM = {"elsa": [1, 23, 101, 294], "qna": [826, 1998, 2233, 2286]}
 
 
 @kernels
