@@ -24,6 +24,9 @@ from mmlocal.ops.backends import choose_backend, list_ops
 from mmlocal.ops.layout import new_map
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TOO_OLD = next(b for b in list_ops()["elsa"] if b.name == "triton").requires() or ""
+if TOO_OLD.startswith("needs triton"):
+    pytest.skip(TOO_OLD, allow_module_level=True)
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 kernels = pytest.mark.skipif(
     not INTERPRETED and DEVICE == "cpu", reason="test_in_the_interpreter runs it"
@@ -317,7 +320,7 @@ def test_qna(case):
 
 
 # Seeds of calls that are small, most of them with infinity or NaN in one of the tensors.
-RANDOM = {"elsa": [1, 23, 101, 294], "qna": [23, 63, 124, 219]}
+RANDOM = {"elsa": [1, 23, 101, 294], "qna": [826, 1998, 2233, 2286]}
 
 
 @kernels

@@ -5,8 +5,7 @@ converted to float32 and back. Beside inputs and outputs, the forward pass holds
 tile per thread, the backward pass two maps of ``queries * heads`` numbers per window.
 
 The exponentials are relative to the largest score of a map, and the tile adds up windows with
-convolutions. Infinity or NaN would reach windows that do not hold it, so ``eager`` takes such
-calls.
+convolutions. Infinity or NaN would reach windows that do not hold it: ``eager`` takes such calls.
 """
 
 from __future__ import annotations
@@ -66,15 +65,16 @@ class _Call:
         peak = pixels.new_full((pixels.shape[0], _PARTS, self.padded), -math.inf)
         extension.qna_peak(pixels, peak)
         peak = peak.amax(dim=1)
-        weight = None if tap_weight is None else tap_weight.abs()
-        self.is_finite = all(_below_infinity(x) for x in (peak, rel_pos, weight) if x is not None)
+        self.rel_pos = self._table(rel_pos)
+        self.weight = self._table(tap_weight)
+        weight = None if self.weight is None else self.weight.abs()
+        numbers = (peak, self.rel_pos, weight)
+        self.is_finite = all(_below_infinity(x) for x in numbers if x is not None)
         peak = peak.masked_fill(peak == -math.inf, 0.0)
         large = peak.abs() > _LARGE
         shift = peak.masked_fill(~large, 0.0)
         power = (peak * math.log2(math.e)).round().masked_fill(large, 0.0)
 
-        self.rel_pos = self._table(rel_pos)
-        self.weight = self._table(tap_weight)
         if rel_pos is None:
             self.rel = pixels.new_ones(self.tables, self.taps)
         else:
