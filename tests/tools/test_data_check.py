@@ -37,7 +37,7 @@ def test_coco_message():
     assert "data/coco/annotations/instances_train2017.json" in message
     assert "data/coco/train2017/" in message
     assert "Lay out COCO 2017 like this" in message
-    assert "make demo" in message
+    assert "mmlocal demo" in message
 
 
 def test_types_that_are_classes():

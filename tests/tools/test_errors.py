@@ -36,7 +36,7 @@ def test_missing_data(tmp_path):
     config = write_config("mmdet", tmp_path / "nowhere", tmp_path / "c.py")
     message = fails(TOOLS / "train.py", config, cwd=tmp_path)
     assert f"{tmp_path}/nowhere/det/train.json" in message
-    assert "make demo" in message
+    assert "mmlocal demo" in message
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_coco_absent(tmp_path):
     message = fails(TOOLS / "train.py", config, cwd=tmp_path)
     assert "data/coco/annotations/instances_train2017.json" in message
     assert "Lay out COCO 2017" in message
-    assert "make demo" in message
+    assert "mmlocal demo" in message
 
 
 @pytest.mark.slow

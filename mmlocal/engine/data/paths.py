@@ -75,7 +75,7 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
     if not all(osp.isabs(path) for path in missing):
         lines.append(f"Relative paths start at the working directory, {osp.abspath('.')}.")
     lines += layouts or ["Put it there, or set data_root of the data sets with --cfg-options."]
-    lines.append("To see training without any download, run `make demo` in a clone of mmlocal.")
+    lines.append("To see training without any download, run `mmlocal demo`.")
     raise UsageError("\n".join(lines))
 
 
