@@ -1,4 +1,4 @@
-"""What mmlocal runs with, as data, and whether the three libraries can run here.
+"""Versions that mmlocal runs with, as data, and whether the three libraries can run here.
 
 ``mmlocal info``, ``docs/compatibility.md`` and the errors of the commands all read this. Nothing
 but the standard library is imported before a library is examined, so that this works in an
@@ -117,7 +117,7 @@ class Missing(NamedTuple):
 
 
 def missing(library: str) -> list[Missing]:
-    """What keeps configs of a library from running here; an empty list if they can.
+    """List the reasons why configs of a library cannot run here; empty if they can.
 
     Imports the library if everything is installed. The order is that in which to mend.
 

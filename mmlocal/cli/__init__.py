@@ -82,7 +82,7 @@ def load(command: str) -> ModuleType:
 
 
 def program(command: str = "") -> str:
-    """What the user typed to start ``command``, for its usage line."""
+    """The words that the user typed to start ``command``, for its usage line."""
     script = Path(sys.argv[0])
     if script.name == "__main__.py":
         return f"python -m mmlocal {command}".rstrip()

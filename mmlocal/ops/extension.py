@@ -217,7 +217,7 @@ class Extension:
         out_height: int,
         out_width: int,
     ) -> _QnaInputs:
-        """What the forward and the backward pass of a call share; see ``csrc/kernels.h``."""
+        """Shared arguments of the forward and backward pass of a call; see ``csrc/kernels.h``."""
         lanes = self.lanes(value.dtype == torch.float64)
         batch, height, width, channels = value.shape
         taps, tables, dtype = kernel * kernel, scores.shape[3], value.dtype

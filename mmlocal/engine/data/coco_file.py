@@ -21,7 +21,7 @@ class AnnotationError(Exception):
 
 @dataclass
 class CocoFile:
-    """What the checks need of an annotation file.
+    """Parts of an annotation file that the checks need.
 
     Args:
         categories: id -> name, in the order of the file.

@@ -1,4 +1,4 @@
-"""What the checks find, gathered into one message."""
+"""Findings of the checks, gathered into one message."""
 
 import re
 import shlex
