@@ -206,7 +206,8 @@ def _check(
             f"got {tuple(scores.shape)}"
         )
     height, width = value.shape[2:]
-    if min(height, width) + 2 * padding < kernel_size:
+    # Not of their minimum: torch 2.6 would compile anew wherever the other side is the smaller one.
+    if height + 2 * padding < kernel_size or width + 2 * padding < kernel_size:
         raise ValueError(
             f"value must be at least one window of kernel_size={kernel_size} with "
             f"padding={padding}, got a map of {height}x{width}"
