@@ -37,8 +37,9 @@ demo-seg: setup
 demo-cls: setup-without-ops
 	$(RUN) tools/demo.py cls
 
+# One process per core, each with one thread; the tests of a file share what they made.
 test: setup
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 # Tests that need more than is there skip themselves. OLDEST=python3.10 names the Python.
 OLDEST ?= python3.10
