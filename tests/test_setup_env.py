@@ -441,6 +441,7 @@ def test_progress_tells_what_pip_is_at(output, text):
 
 def test_every_install_is_held_to_all_pins():
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "requirements").glob("*.txt")}
+    files.remove("requirements/oldest.txt")  # of another environment
     assert set(setup_env.PINS) - {"-c"} == files
     for step in setup_env.STEPS:
         for command in step.pip:

@@ -29,6 +29,12 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Args and returns: as in ``nn.LayerNorm``."""
         if self.training and torch.is_grad_enabled() and self.elementwise_affine:
+            if torch.compiler.is_compiling():
+                # The same as a graph that compilers fuse; eager, it would copy the map.
+                fixed = input.detach()
+                wide = fixed.to(torch.promote_types(fixed.dtype, torch.float32))
+                constant = wide.var(dim=-1, correction=0, keepdim=True) < self.eps
+                return super().forward(torch.where(constant, fixed, input))
             return _LayerNorm.apply(input, self.weight, self.bias, self.eps)[0]
         return super().forward(input)
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -35,7 +36,8 @@ def test_heads_of_mmseg(name):
     pytest.importorskip("mmcv._ext", reason="mmseg needs the compiled ops of mmcv")
     decode_heads = pytest.importorskip("mmseg.models.decode_heads")
     settings, refused = HEADS[name]
-    head = getattr(decode_heads, name.partition(" ")[0])(**settings).train()
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        head = getattr(decode_heads, name.partition(" ")[0])(**settings).train()
     assert bool(list(find_pooled_batch_norms(head))) == refused
     maps = [torch.rand(1, 8, 16 // 2**i, 16 // 2**i) for i in range(4)]
     if settings["in_channels"] == 8 and "c1_channels" not in settings:

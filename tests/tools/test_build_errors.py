@@ -96,8 +96,9 @@ def messages(data, tmp_path_factory) -> dict[str, str]:
         task: write_config(task, data, folder / f"tiny_{task}.py")
         for task in ("mmdet", "mmpretrain")
     }
+    # MMEngine keeps what has the name of an experiment, which is the time in seconds by itself.
     cases = {
-        name: [str(configs[task]), "--cfg-options", *options]
+        name: [str(configs[task]), "--cfg-options", f"experiment_name={name}", *options]
         for name, (task, options, _) in CASES.items()
     }
     cases["bug"] = [str(configs["mmpretrain"]), "--cfg-options", "model.head.in_channels=63"]
