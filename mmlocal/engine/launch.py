@@ -58,7 +58,10 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: it can fail in any way
-        raise UsageError(f"config {config!r} cannot be read: {_where_and_why(error)}") from error
+        reason = _where_and_why(error)
+        if "does not support to load mmlocal" in reason:  # MMEngine has a table of libraries
+            reason += '; write _base_ = __import__("mmlocal").config_path("NAME") instead'
+        raise UsageError(f"config {config!r} cannot be read: {reason}") from error
     try:
         cfg.merge_from_dict(cfg_options or {})
     except (KeyError, TypeError, AttributeError, AssertionError) as error:

@@ -463,6 +463,7 @@ def test_config_that_cannot_be_used(tmp_path):
         ("_base_ = 'a.py'\nrate = 2 * _base_.rate", r"line 2: .*Error: .*rate"),
         ("_base_ = 'a.py'\nmodel = dict(lr={{_base_.rate}})", "Error: .*rate"),
         ("_base_ = 'no.py'", "FileNotFoundError.*no.py"),
+        ("_base_ = 'mmlocal::mmdet/a.py'", r"write _base_ = __import__\(.mmlocal.\).config_path"),
         ("custom_imports = dict(imports='no_such_module')", "No module named 'no_such_module'"),
     ],
 )
