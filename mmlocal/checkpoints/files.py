@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import io
 import os
-import pickle
 import re
 import warnings
 from pathlib import Path
@@ -81,9 +80,9 @@ def _reason(error: Exception) -> str:
     text = str(error).strip()
     if match := re.search(r"GLOBAL (\S+)", text):
         return f"it refers to {match[1]}, which is neither a tensor nor plain data"
-    if isinstance(error, pickle.UnpicklingError) or not text:
-        return "it is damaged, or was not written by PyTorch"
-    return text.splitlines()[0]
+    if isinstance(error, PermissionError) or "TorchScript" in text:
+        return text.splitlines()[0]
+    return "it is damaged, or was not written by PyTorch"
 
 
 def save_file(checkpoint: dict, folder: str | Path, stem: str) -> Path:

@@ -27,7 +27,7 @@ from mmlocal import config_path
 from mmlocal.compatibility import LIBRARIES, why_not
 from mmlocal.engine.batches import ONE_VALUE, CheckBatchHook
 from mmlocal.engine.building import build_errors, type_name
-from mmlocal.engine.cli import UsageError
+from mmlocal.engine.cli import UsageError, warn
 from mmlocal.engine.data import check_annotations, check_data
 from mmlocal.engine.resume import check_checkpoint, find_last_checkpoint
 from mmlocal.engine.settings import accept_pretrained, check_settings, infer_scope
@@ -102,7 +102,8 @@ def config_for_training(args: argparse.Namespace) -> Config:
     cfg = _common_config(args)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    phases = ["train", "val"] if cfg.get("val_cfg") else ["train"]
+    # An empty dict asks for the usual validation.
+    phases = ["train", "val"] if cfg.get("val_cfg") is not None else ["train"]
     check_settings(cfg, phases)
     if args.amp:
         _train_with_amp(cfg)
@@ -236,9 +237,16 @@ def _common_config(args: argparse.Namespace) -> Config:
 
 
 def _check_data(cfg: Config, args: argparse.Namespace, phases: list[str]) -> None:
-    check_data(cfg, phases)
-    if not args.no_data_check:
+    if args.no_data_check:
+        check_data(cfg, phases)
+        return
+    try:
+        check_data(cfg, phases)
         check_annotations(cfg, phases)
+    except UsageError:
+        raise
+    except Exception as error:  # settings of a type that nobody expects: building names them
+        warn(f"the data was not checked: {type(error).__name__}: {error}")
 
 
 def _loaders(cfg: Config, phases: tuple[str, ...]) -> list[ConfigDict]:

@@ -28,6 +28,10 @@ def check_settings(cfg: Config, phases: list[str]) -> None:
     for key in ["model", *(key for phase in phases for key in _NEEDED[phase])]:
         if cfg.get(key) is None:
             raise UsageError(f"the config {cfg.filename} has no {key}")
+        if not key.endswith("_evaluator") and not isinstance(cfg[key], dict):
+            raise UsageError(f"{key} must be a dict, got {cfg[key]!r}")
+    if not isinstance(cfg.get("load_from"), (str, type(None))):
+        raise UsageError(f"load_from must be the path of a checkpoint, got {cfg.load_from!r}")
     if "train" in phases:
         for name in _OPTIONAL_LENGTHS:
             _check_number(cfg.train_cfg, "train_cfg", name, at_least=1)
@@ -81,7 +85,8 @@ def accept_pretrained(cfg: Config) -> None:
 
 def infer_scope(cfg: Config, tasks: tuple[str, ...]) -> None:
     """Set ``default_scope`` of a config that names classes instead of strings and has none."""
-    kind = (cfg.get("model") or {}).get("type")
+    model = cfg.get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
     task = str(getattr(kind, "__module__", "")).partition(".")[0]
     if cfg.get("default_scope") is None and task in tasks:
         cfg.default_scope = task

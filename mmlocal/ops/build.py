@@ -36,7 +36,10 @@ class BuildError(RuntimeError):
 def digest() -> str:
     """A digest of the sources and flags that a library is built from."""
     total = hashlib.sha256(" ".join(FLAGS).encode())
-    for path in sorted(SOURCES.iterdir()):
+    # By name: editors and file managers leave files of their own.
+    for path in sorted(
+        path for pattern in ("*.cpp", "*.h", "*.inc") for path in SOURCES.glob(pattern)
+    ):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()[:16]
 
@@ -49,11 +52,15 @@ def compiler() -> list[str]:
     """
     if os.name == "nt":
         raise BuildError("the kernels need GCC or Clang, which is not supported on Windows")
-    given = shlex.split(os.environ.get("CXX", ""))
+    try:
+        given = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(f"CXX={os.environ['CXX']} is no command: {error}") from error
     names = [given[0]] if given else ["c++", "g++", "clang++"]
     found = next(filter(shutil.which, names), None)
     if found is None:
-        raise BuildError(f"there is no C++ compiler ({', '.join(names)})")
+        quotes = "; a path with blanks needs quotes" if len(given) > 1 else ""
+        raise BuildError(f"there is no C++ compiler ({', '.join(names)}){quotes}")
     return given or [found]
 
 

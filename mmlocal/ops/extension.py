@@ -338,9 +338,10 @@ def _load(path: Path = build.LIBRARY) -> tuple[Extension | None, str | None]:
         sizes = library.mmlocal_size_of_elsa(), library.mmlocal_size_of_qna()
         for name in ("lanes_float", "lanes_double", "threads"):
             getattr(library, f"mmlocal_{name}").restype = c_int64
+        sources = build.digest()
     except (OSError, AttributeError) as error:
         return None, f"the C++ kernels do not load ({error}): {MEND}"
-    if built_from != build.digest() or sizes != (ctypes.sizeof(_Elsa), ctypes.sizeof(_Qna)):
+    if built_from != sources or sizes != (ctypes.sizeof(_Elsa), ctypes.sizeof(_Qna)):
         return None, f"the C++ kernels are of another version of mmlocal: {MEND}"
     # ATEN_CPU_CAPABILITY changes the instruction set of PyTorch's kernels and of ours.
     capability = _CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), 0)

@@ -343,6 +343,8 @@ def long_run(out: Path, *flags: str) -> Iterator[subprocess.Popen]:
         [*command, "--num-train", "1000000", "--image-size", "64"],
         env={**os.environ, "PYTHONPATH": str(REPO)},
         stderr=subprocess.DEVNULL,
+        # A shell may have started the tests with interrupts ignored, which is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60

@@ -9,6 +9,7 @@ import functools
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -311,6 +312,40 @@ def test_the_library_is_never_called_with_memory_that_does_not_fit(argument):
     }[argument]
     with pytest.raises(RuntimeError, match="out "):
         extension.extension.elsa_forward(value, attn, None, None, 3, 1, True, out)
+
+
+def test_files_of_an_editor_are_no_sources(tmp_path, monkeypatch):
+    digest = build.digest()
+    monkeypatch.setattr(build, "SOURCES", Path(shutil.copytree(build.SOURCES, tmp_path / "csrc")))
+    (tmp_path / "csrc/.ipynb_checkpoints").mkdir()
+    (tmp_path / "csrc/kernels.h~").write_text("older")
+    assert build.digest() == digest
+    (tmp_path / "csrc/more.h").write_text("// more")
+    assert build.digest() != digest
+
+
+@built
+def test_sources_that_are_gone_are_a_reason(monkeypatch):
+    def gone():
+        raise FileNotFoundError("csrc")
+
+    monkeypatch.setattr(build, "digest", gone)
+    assert "do not load (csrc)" in extension._load()[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ('"c++', "is no command: No closing quotation"),
+        ("/my compilers/c++", r"no C\+\+ compiler \(/my\); a path with blanks needs quotes"),
+        ("true", "does not load"),
+    ],
+)
+def test_a_strange_compiler_is_one_sentence(given, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", given)
+    with pytest.raises(build.BuildError, match=message):
+        build.build(tmp_path / "_C.so")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_extension_is_a_reason_of_the_backend(monkeypatch):

@@ -409,6 +409,13 @@ def test_label_maps_of_validation(warned, refused, own):
     assert "val_dataloader.dataset" in refused("mmseg")
 
 
+def test_label_map_of_another_size(warned, own):
+    path = own / "seg/labels/train/0.png"
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(path), labels[: len(labels) // 2])
+    assert re.search(r"0\.png has \d+x\d+ pixels, its image \d+x\d+", warned("mmseg"))
+
+
 def test_damaged_label_map(refused, own):
     (own / "seg/labels/train/0.png").write_bytes(b"no picture")
     assert "0.png cannot be read as a label map" in refused("mmseg")
@@ -502,3 +509,52 @@ def test_list_of_several_labels(content, message, refused, own):
 def test_accuracy_of_more_classes_than_there_are(refused):
     message = refused("mmpretrain", "val_evaluator.topk=[1,5]")
     assert "val_evaluator.topk is (1, 5), model.head.num_classes is 2" in message
+
+
+# ------------------------------------------------------------------- settings of any type
+
+
+def test_an_empty_val_cfg_means_to_validate(refused, train):
+    """As all configs of mmpretrain have it."""
+    options = ["val_cfg._delete_=True", "val_evaluator._delete_=True"]
+    options += ["val_evaluator.type=Accuracy", "val_evaluator.topk=[1,50]"]
+    assert "val_evaluator.topk" in refused("mmpretrain", *options, mends=False)
+    with pytest.raises(UsageError, match="is not here"):
+        train("mmpretrain", "val_cfg._delete_=True", "val_dataloader.dataset.data_root=nope")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model=3", "model must be a dict, got 3"),
+        ("train_cfg=3", "train_cfg must be a dict, got 3"),
+        ("train_dataloader=3", "train_dataloader must be a dict, got 3"),
+        ("load_from=3", "load_from must be the path of a checkpoint, got 3"),
+        (f"{CLASSES}=3", "metainfo.classes must be a sequence of names, got 3"),
+        (f"{CLASSES}=[]", r"metainfo.classes must be a sequence of names, got \[\]"),
+    ],
+)
+def test_settings_of_another_type(option, message, train):
+    with pytest.raises(UsageError, match=message):
+        train("mmdet", option)
+
+
+@pytest.mark.parametrize(
+    ("task", "setting"),
+    [
+        ("mmdet", "metainfo=[arrow]"),
+        ("mmdet", "pipeline=3"),
+        ("mmdet", "ann_file=3"),
+        ("mmdet", "backend_args=local"),
+        ("mmseg", "metainfo.palette=3"),
+        ("mmseg", "data_prefix=3"),
+        ("mmpretrain", "data_prefix=3"),
+    ],
+)
+def test_the_check_leaves_strange_settings_to_the_libraries(task, setting, train, capsys):
+    """Which name them when they build; the check itself does not fail."""
+    try:
+        train(task, f"train_dataloader.dataset.{setting}")
+    except UsageError:
+        return
+    assert "the data was not checked" in capsys.readouterr().err

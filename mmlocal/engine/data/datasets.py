@@ -115,6 +115,9 @@ def read_classes(dataset: DataSet, findings: Findings) -> tuple[str, ...] | None
         )
         findings.set_names(dataset.classes_key, [names])
         return None
-    if not isinstance(names, (list, tuple)):
+    if names is None:
+        return None
+    if not isinstance(names, (list, tuple)) or not names:
+        findings.error(f"{dataset.classes_key} must be a sequence of names, got {names!r}")
         return None
     return tuple(names)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
+from PIL import Image
 
 from mmlocal.engine.building import type_name
 from mmlocal.engine.data.datasets import DataSet, is_local
@@ -112,6 +113,7 @@ def _count_labels(dataset: DataSet, items: list[dict], findings: Findings) -> np
     if step is None or any(item.get("seg_map_path") is None for item in items):
         return None
     counts = np.zeros(256, dtype=np.int64)
+    other_sizes = False
     for item in items:
         try:
             loaded = TRANSFORMS.build(step)(dict(item, seg_fields=[]))
@@ -127,8 +129,26 @@ def _count_labels(dataset: DataSet, items: list[dict], findings: Findings) -> np
             return None
         if labels.dtype != np.uint8:  # not read by mmseg's own step
             return None
+        size = _image_size(item["img_path"])
+        # An orientation in the file's tags may exchange the sides.
+        if size is not None and sorted(size) != sorted(labels.shape) and not other_sizes:
+            other_sizes = True
+            findings.warn(
+                f"{item['seg_map_path']} has {labels.shape[0]}x{labels.shape[1]} pixels, its image "
+                f"{size[0]}x{size[1]}"
+            )
         counts += np.bincount(labels.ravel(), minlength=256)
     return counts
+
+
+def _image_size(path: str) -> tuple[int, int] | None:
+    """Height and width out of the head of a file; ``None`` if it is no usual image."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (OSError, ValueError):
+        return None
+    return height, width
 
 
 def _check_labels(
