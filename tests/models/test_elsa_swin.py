@@ -497,14 +497,22 @@ def results(model: nn.Module, backbone: ELSASwin, image: torch.Tensor) -> dict[s
     return named | {f"out {i}": out.detach() for i, out in enumerate(outs)}
 
 
+OLD_COMPILER = pytest.mark.xfail(
+    torch.__version__ < (2, 7),
+    reason="torch 2.6 compiles once more for other sizes, and Inductor has no gradient of the "
+    "position tables on a CPU",
+    strict=True,
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("compiler", "dynamic", "sizes"),
     [
         ("aot_eager", False, [(40, 56)]),
-        ("aot_eager", True, [(40, 56), (48, 72), (36, 100)]),
+        pytest.param("aot_eager", True, [(40, 56), (48, 72), (36, 100)], marks=OLD_COMPILER),
         # Inductor's code relies on the strides that the op promises.
-        ("inductor", False, [(24, 32)]),
+        pytest.param("inductor", False, [(24, 32)], marks=OLD_COMPILER),
     ],
     ids=["aot", "aot-dynamic", "inductor"],
 )
