@@ -213,3 +213,9 @@ def test_symbolic_trace_says_what_to_use():
         settings = {n: x for n, x in call.items() if not isinstance(x, torch.Tensor)}
         with pytest.raises(TypeError, match=r"symbolic_trace .*; use torch.export.export"):
             torch.fx.symbolic_trace(Op(op, **settings))
+
+
+@pytest.mark.parametrize("name", ["lam", "gamma"])
+def test_factors_that_are_no_numbers(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
+        elsa_attention(torch.ones(1, 1, 2, 2), torch.ones(1, 9, 2, 2), kernel_size=3, **{name: "1"})

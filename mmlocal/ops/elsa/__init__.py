@@ -7,6 +7,7 @@ and list it in ``BACKENDS``, fastest first.
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 import torch.nn.functional as F
@@ -124,8 +125,8 @@ def elsa_attention(
         ``(B, C, H, W)``, dtype of ``value``; channels-last in memory if ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point, ``kernel_size`` or ``dilation`` is no int;
-            ``triton`` is to fold a convolution of several
+        TypeError: a tensor is not floating point, ``kernel_size`` or ``dilation`` is no int,
+            ``lam`` or ``gamma`` is no number; ``triton`` is to fold a convolution of several
             dtypes. (Others leave that error to PyTorch's convolution.)
         ValueError: even ``kernel_size``, ``dilation`` below 1, shapes that do not fit each other,
             a map without pixels or channels, tensors on several devices, ``lam`` or ``gamma`` that
@@ -139,10 +140,11 @@ def elsa_attention(
         the softmax and add nothing to the sum, not even where a ghost head is infinite or NaN
         there. Infinity and NaN go where the equation takes them, in every backend: into the outputs
         and gradients of the windows that hold them, and into no others. An infinite result may be
-        NaN where a weight is too small for the dtype of the computation (infinity times 0). A
-        folded convolution does not round its logits to
-        half precision, keeps ``attn`` for the backward pass in their place, and needs ``softmax``
-        (else it is not folded). Under autocast it is computed in the lower precision, as any.
+        NaN where a weight is too small for the dtype of the computation (infinity times 0).
+
+        A folded convolution does not round its logits to half precision, keeps ``attn`` for the
+        backward pass in their place, and needs ``softmax`` (else it is not folded). Under autocast
+        it is computed in the lower precision, as any.
 
         ``torch.compile`` and ``torch.export`` see one node. ``torch.fx.symbolic_trace`` cannot
         follow the checks: use ``torch.export.export``. ``torch.jit.script`` cannot read the
@@ -155,6 +157,8 @@ def elsa_attention(
     """
     _check(value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
     for name, factor in (("lam", lam), ("gamma", gamma)):
+        if not isinstance(factor, (numbers.Real, torch.SymFloat)):
+            raise TypeError(f"{name} must be a number, got {factor!r}")
         if not -math.inf < factor < math.inf:
             raise ValueError(f"{name} must be a finite number, got {factor}")
     dilation = min(dilation, _INT32)  # no map is larger; backends compute with it in int64
