@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mmlocal.analysis.benchmark_models import MODELS, benchmark_models, format_models
-from mmlocal.engine import run_tool
+from mmlocal.cli.tool import run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

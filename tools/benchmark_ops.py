@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmlocal.analysis.benchmark import DTYPES, WrongResultError, benchmark_ops
 from mmlocal.analysis.peers import PEERS, SHAPES
-from mmlocal.engine import run_tool
+from mmlocal.cli.tool import run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

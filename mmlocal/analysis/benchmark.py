@@ -35,7 +35,7 @@ from mmlocal.analysis.peers import (
     op_tensors,
 )
 from mmlocal.checkpoints.files import write_whole
-from mmlocal.engine.cli import UsageError
+from mmlocal.errors import UsageError
 from mmlocal.ops.backends import Backend, list_ops
 from mmlocal.version import __version__
 

@@ -24,7 +24,7 @@ from mmlocal.analysis.benchmark import (
 from mmlocal.analysis.flops import count_macs
 from mmlocal.analysis.time_by_kind import KINDS, time_by_kind
 from mmlocal.compatibility import why_not
-from mmlocal.engine.cli import UsageError
+from mmlocal.errors import UsageError
 from mmlocal.models.backbones import ELSASwin, QnAViT
 from mmlocal.ops.backends import choose_backend, list_ops
 

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdp
 
 import mmlocal.ops  # noqa: F401  (defines the operators below)
 from mmlocal import config_path, list_configs
-from mmlocal.engine.building import build_errors
+from mmlocal.cli.building import build_errors
 from mmlocal.paths import TASKS
 
 # Height and width for which the papers state FLOPs of detectors and segmentors.

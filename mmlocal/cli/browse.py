@@ -8,7 +8,9 @@ import argparse
 from collections.abc import Sequence
 
 from mmlocal.cli import program
-from mmlocal.engine import add_config_arguments, browse, run_tool
+from mmlocal.cli.arguments import add_config_arguments
+from mmlocal.cli.tool import run_tool
+from mmlocal.engine.browse import browse
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from mmlocal.cli import program
-from mmlocal.engine import run_tool
+from mmlocal.cli.tool import run_tool
 from mmlocal.engine.autoencoders import CONFIGS, compare_autoencoders, format_comparison
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from mmlocal.checkpoints.convert import SYSTEMS, convert_file
 from mmlocal.cli import program
-from mmlocal.engine import UsageError, run_tool
+from mmlocal.cli.tool import run_tool
+from mmlocal.errors import UsageError
 from mmlocal.registry import MODELS
 
 

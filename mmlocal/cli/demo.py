@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmlocal.cli import program
-from mmlocal.engine import run_tool
+from mmlocal.cli.tool import run_tool
 from mmlocal.engine.demo import DEMOS, format_summary, run_demo
 
 

@@ -7,8 +7,10 @@ from mmengine.logging import MMLogger
 
 from mmlocal.analysis import model_complexity, published_table
 from mmlocal.cli import program
-from mmlocal.engine import UsageError, add_config_arguments, load_config, run_tool
-from mmlocal.engine.launch import require_library
+from mmlocal.cli.arguments import add_config_arguments
+from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.tool import run_tool
+from mmlocal.errors import UsageError
 
 
 class _PrintTable(argparse.Action):

@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from mmlocal.cli import program
-from mmlocal.engine import add_config_arguments, print_config, run_tool
+from mmlocal.cli.arguments import add_config_arguments
+from mmlocal.cli.launch import print_config
+from mmlocal.cli.tool import run_tool
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from mmlocal.cli import program
-from mmlocal.engine import UsageError, run_tool
+from mmlocal.cli.tool import run_tool
 from mmlocal.engine.publish import publish_checkpoint
+from mmlocal.errors import UsageError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

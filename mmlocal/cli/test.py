@@ -4,13 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from mmlocal.cli import program
-from mmlocal.engine import (
-    add_config_arguments,
-    add_launcher_arguments,
-    add_loader_arguments,
-    run_testing,
-    run_tool,
-)
+from mmlocal.cli.arguments import add_config_arguments, add_launcher_arguments, add_loader_arguments
+from mmlocal.cli.launch import run_testing
+from mmlocal.cli.tool import run_tool
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

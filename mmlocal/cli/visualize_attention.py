@@ -7,7 +7,8 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 
 from mmlocal.cli import program
-from mmlocal.engine import add_config_arguments, run_tool
+from mmlocal.cli.arguments import add_config_arguments
+from mmlocal.cli.tool import run_tool
 from mmlocal.engine.attention import draw_attention
 
 

@@ -18,9 +18,9 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
-from mmlocal.engine.building import build_errors, type_name
-from mmlocal.engine.cli import UsageError
-from mmlocal.engine.launch import load_config, require_library
+from mmlocal.cli.building import build_errors, type_name
+from mmlocal.cli.launch import load_config, require_library
+from mmlocal.errors import UsageError
 from mmlocal.layers import ELSA
 from mmlocal.visualization.attention import (
     LayerAttention,

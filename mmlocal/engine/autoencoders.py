@@ -14,11 +14,11 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from mmlocal.checkpoints.files import write_whole
-from mmlocal.engine.building import build_errors
-from mmlocal.engine.cli import UsageError
-from mmlocal.engine.data import check_data
-from mmlocal.engine.launch import load_config, require_library
-from mmlocal.engine.settings import check_settings
+from mmlocal.cli.building import build_errors
+from mmlocal.cli.data import check_data
+from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.settings import check_settings
+from mmlocal.errors import UsageError
 from mmlocal.visualization import contact_sheet, plot_curves
 
 CONFIGS = (

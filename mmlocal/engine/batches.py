@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
-from mmlocal.engine.cli import UsageError
+from mmlocal.errors import UsageError
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # The start of PyTorch's error when BatchNorm meets one value per channel.

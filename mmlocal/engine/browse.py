@@ -9,10 +9,10 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.utils import track_iter_progress
 from mmengine.visualization import Visualizer
 
-from mmlocal.engine.building import build_errors, type_name
-from mmlocal.engine.cli import UsageError
-from mmlocal.engine.data import check_data
-from mmlocal.engine.launch import load_config, require_library
+from mmlocal.cli.building import build_errors, type_name
+from mmlocal.cli.data import check_data
+from mmlocal.cli.launch import load_config, require_library
+from mmlocal.errors import UsageError
 
 
 def browse(args: argparse.Namespace) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlocal.checkpoints.files import write_whole
+from mmlocal.cli.launch import load_config, require_library
 from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
-from mmlocal.engine.cli import UsageError
-from mmlocal.engine.launch import load_config, require_library
+from mmlocal.errors import UsageError
 from mmlocal.visualization import contact_sheet, plot_curves
 
 DATA_ROOT = Path("data/shapes")

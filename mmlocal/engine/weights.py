@@ -9,7 +9,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from mmlocal.checkpoints import match_state_dict
-from mmlocal.engine.cli import UsageError
+from mmlocal.errors import UsageError
 
 
 class CheckWeightsHook(Hook):

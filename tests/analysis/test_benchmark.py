@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from mmlocal.analysis import benchmark, benchmark_models, peers
 from mmlocal.analysis.peers import PEERS, SHAPES, Case, make_tensors
 from mmlocal.analysis.time_by_kind import KINDS, kind_of
-from mmlocal.engine import UsageError
+from mmlocal.errors import UsageError
 from mmlocal.layers import ELSA, QnA
 from mmlocal.models.backbones import ELSASwin, QnAViT
 from mmlocal.ops import elsa, qna

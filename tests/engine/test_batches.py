@@ -9,8 +9,8 @@ from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmlocal.engine import UsageError
 from mmlocal.engine.batches import ONE_VALUE, CheckBatchHook, find_pooled_batch_norms
+from mmlocal.errors import UsageError
 
 BN = dict(type="BN")
 HEAD = dict(in_channels=8, channels=8, num_classes=3, norm_cfg=BN)

@@ -7,8 +7,8 @@ import torch
 from mmengine.model import BaseModel, BaseTTAModel, MMDistributedDataParallel
 from torch import nn
 
-from mmlocal.engine import UsageError
 from mmlocal.engine.weights import CheckWeightsHook
+from mmlocal.errors import UsageError
 from mmlocal.models.backbones import ELSASwin
 
 

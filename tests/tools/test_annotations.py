@@ -13,11 +13,12 @@ import torch
 from mmengine.registry import DefaultScope
 
 from mmlocal import list_configs
+from mmlocal.cli.data.datasets import datasets_of, read_classes
+from mmlocal.cli.data.heads import heads_of
+from mmlocal.cli.data.report import Findings
+from mmlocal.cli.launch import config_for_testing, config_for_training, load_config
 from mmlocal.datasets.shapes import generate_shapes
-from mmlocal.engine import UsageError, config_for_testing, config_for_training, load_config
-from mmlocal.engine.data.datasets import datasets_of, read_classes
-from mmlocal.engine.data.heads import heads_of
-from mmlocal.engine.data.report import Findings
+from mmlocal.errors import UsageError
 
 from .conftest import TASKS, load_tool, write_config
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from mmengine.registry import DATASETS, DefaultScope
 
-from mmlocal.engine import UsageError, config_for_testing, config_for_training, launch, load_config
+from mmlocal.cli import launch
+from mmlocal.cli.launch import config_for_testing, config_for_training, load_config
+from mmlocal.errors import UsageError
 
 from .conftest import TASKS, TOOLS, load_tool, start, write_config
 

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from mmlocal.engine import UsageError, config_for_training, run_tool
-from mmlocal.engine.launch import load_config, print_config
+from mmlocal.cli.launch import config_for_training, load_config, print_config
+from mmlocal.cli.tool import run_tool
+from mmlocal.errors import UsageError
 
 from .conftest import TOOLS, load_tool, start, write_config
 
@@ -73,7 +74,8 @@ CASES = {
 # All in one process of its own: a runner leaves loggers and scopes behind.
 _SCRIPT = """
 import json, sys
-from mmlocal.engine import UsageError, run_training
+from mmlocal.errors import UsageError
+from mmlocal.cli.launch import run_training
 sys.path.insert(0, {folder!r})
 from conftest import load_tool
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlocal.engine import run_tool
+from mmlocal.cli.tool import run_tool
 from mmlocal.registry import MODELS
 
 from .conftest import TOOLS, load_tool, start

@@ -3,7 +3,8 @@
 import pytest
 from mmengine.config import Config
 
-from mmlocal.engine import UsageError, check_data
+from mmlocal.cli.data import check_data
+from mmlocal.errors import UsageError
 
 
 def cfg_of(dataset: dict, **more) -> Config:

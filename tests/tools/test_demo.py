@@ -20,8 +20,8 @@ from mmlocal.datasets.shapes import (
     generate_shapes,
     read_manifest,
 )
-from mmlocal.engine.cli import UsageError
 from mmlocal.engine.demo import DEMOS, _prepare_data, format_summary, run_demo
+from mmlocal.errors import UsageError
 
 from .conftest import TOOLS, environment, start
 

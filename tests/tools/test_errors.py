@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmlocal.engine import cli
+from mmlocal.cli import tool
+from mmlocal.errors import UsageError
 
 from .conftest import TOOLS, start, write_config
 
@@ -56,18 +57,18 @@ def test_malformed_option(data, tmp_path):
 @pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"])
 def test_one_process_of_a_machine_speaks(variable, monkeypatch, capsys):
     naps = []
-    monkeypatch.setattr(cli.time, "sleep", naps.append)
+    monkeypatch.setattr(tool.time, "sleep", naps.append)
 
     def main():
-        raise cli.UsageError("no data")
+        raise UsageError("no data")
 
     with pytest.raises(SystemExit, match="2"):
-        cli.run_tool(main)
+        tool.run_tool(main)
     assert capsys.readouterr().err == "error: no data\n"
     assert not naps
     monkeypatch.setenv(variable, "1")
     with pytest.raises(SystemExit, match="2"):
-        cli.run_tool(main)
+        tool.run_tool(main)
     assert capsys.readouterr().err == ""
     assert naps, "must not end before the process that speaks"
 
@@ -78,7 +79,8 @@ def test_process_of_a_job_ends_without_teardown(fails, tmp_path):
     script = tmp_path / "job.py"
     script.write_text(f"""
 import atexit, torch
-from mmlocal.engine import UsageError, run_tool
+from mmlocal.cli.tool import run_tool
+from mmlocal.errors import UsageError
 
 class Teardown:
     def __del__(self):

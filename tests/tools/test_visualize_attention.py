@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmlocal.engine import UsageError
+from mmlocal.errors import UsageError
 
 from .conftest import TOOLS, load_tool, start, write_config
 

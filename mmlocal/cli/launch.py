@@ -24,15 +24,16 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from mmlocal import config_path
+from mmlocal.cli.building import build_errors, type_name
+from mmlocal.cli.data import check_annotations, check_data
+from mmlocal.cli.resume import check_checkpoint, find_last_checkpoint
+from mmlocal.cli.settings import accept_pretrained, check_settings, infer_scope
+from mmlocal.cli.tool import warn
+from mmlocal.cli.tta import augment_test
 from mmlocal.compatibility import LIBRARIES, why_not
 from mmlocal.engine.batches import ONE_VALUE, CheckBatchHook
-from mmlocal.engine.building import build_errors, type_name
-from mmlocal.engine.cli import UsageError, warn
-from mmlocal.engine.data import check_annotations, check_data
-from mmlocal.engine.resume import check_checkpoint, find_last_checkpoint
-from mmlocal.engine.settings import accept_pretrained, check_settings, infer_scope
-from mmlocal.engine.tta import augment_test
 from mmlocal.engine.weights import CheckWeightsHook
+from mmlocal.errors import UsageError
 
 
 def load_config(config: str, cfg_options: dict | None = None) -> Config:

@@ -4,7 +4,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from mmlocal.engine.cli import UsageError
+from mmlocal.errors import UsageError
 
 # Keys that belong together: MMEngine wants all or none of them.
 _NEEDED = {

@@ -6,8 +6,8 @@ from copy import deepcopy
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from mmlocal.engine.building import type_name
-from mmlocal.engine.cli import UsageError
+from mmlocal.cli.building import type_name
+from mmlocal.errors import UsageError
 
 # Transforms that read labels, in the three libraries.
 _LABEL_LOADERS = ("LoadAnnotations", "LoadPanopticAnnotations")

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from mmlocal.engine.building import type_name
-from mmlocal.engine.cli import UsageError, is_first_of_machine, warn
-from mmlocal.engine.data.classification import check_classification
-from mmlocal.engine.data.coco import check_coco, check_evaluator
-from mmlocal.engine.data.datasets import DataSet, datasets_of, is_local, read_classes
-from mmlocal.engine.data.heads import compare_heads, heads_of
-from mmlocal.engine.data.report import Findings, shorten
-from mmlocal.engine.data.segmentation import check_segmentation
+from mmlocal.cli.building import type_name
+from mmlocal.cli.data.classification import check_classification
+from mmlocal.cli.data.coco import check_coco, check_evaluator
+from mmlocal.cli.data.datasets import DataSet, datasets_of, is_local, read_classes
+from mmlocal.cli.data.heads import compare_heads, heads_of
+from mmlocal.cli.data.report import Findings, shorten
+from mmlocal.cli.data.segmentation import check_segmentation
+from mmlocal.cli.tool import is_first_of_machine, warn
+from mmlocal.errors import UsageError
 
 
 def check_annotations(cfg: Config, phases: Sequence[str]) -> None:

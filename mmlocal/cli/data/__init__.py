@@ -4,7 +4,7 @@ Libraries find out late, after the model is built, at the first validation or ne
 its own traceback. Here the config and the annotations are read before anything is built.
 """
 
-from mmlocal.engine.data.annotations import check_annotations
-from mmlocal.engine.data.paths import check_data
+from mmlocal.cli.data.annotations import check_annotations
+from mmlocal.cli.data.paths import check_data
 
 __all__ = ["check_annotations", "check_data"]

@@ -6,7 +6,8 @@ import zipfile
 from pathlib import Path
 
 from mmlocal.checkpoints import load_file
-from mmlocal.engine.cli import UsageError, warn
+from mmlocal.cli.tool import warn
+from mmlocal.errors import UsageError
 
 
 def check_checkpoint(path: str | None, what: str) -> None:

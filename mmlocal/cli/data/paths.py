@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
 
-from mmlocal.engine.building import type_name
-from mmlocal.engine.cli import UsageError
-from mmlocal.engine.data.datasets import leaf_datasets
+from mmlocal.cli.building import type_name
+from mmlocal.cli.data.datasets import leaf_datasets
+from mmlocal.errors import UsageError
 
 # mmpretrain fetches these by itself unless told `download=False`.
 _SELF_DOWNLOADING = {"CIFAR10", "CIFAR100", "FashionMNIST", "MNIST"}

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry, build_from_cfg, build_scheduler_from_cfg
 from mmengine.runner import BaseLoop, Runner
 
-from mmlocal.engine.cli import UsageError
+from mmlocal.errors import UsageError
 
 # Methods of the runner that build a part -> the key of that part.
 _PARTS = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from mmlocal.engine.data.report import shorten
+from mmlocal.cli.data.report import shorten
 
 _SAMPLE = 200  # images of a file that are looked for on the disk
 

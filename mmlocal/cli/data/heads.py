@@ -6,8 +6,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmlocal.engine.building import type_name
-from mmlocal.engine.data.report import Findings
+from mmlocal.cli.building import type_name
+from mmlocal.cli.data.report import Findings
 
 # Where the heads are whose `num_classes` is the number of classes of the data. Others count other
 # things: the RPN knows one class, the semantic branch of HTC those of another data set.

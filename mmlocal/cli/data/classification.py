@@ -7,8 +7,8 @@ import os
 import os.path as osp
 from typing import Any
 
-from mmlocal.engine.data.datasets import DataSet, is_local
-from mmlocal.engine.data.report import Findings, shorten
+from mmlocal.cli.data.datasets import DataSet, is_local
+from mmlocal.cli.data.report import Findings, shorten
 
 _SAMPLE = 200  # images of an annotation file that are looked for on the disk
 

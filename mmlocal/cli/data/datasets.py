@@ -12,7 +12,7 @@ from mmengine.fileio import list_from_file
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 
-from mmlocal.engine.data.report import Findings
+from mmlocal.cli.data.report import Findings
 
 
 @dataclass
