@@ -23,8 +23,8 @@ from mmlocal.analysis.benchmark import (
 )
 from mmlocal.analysis.flops import count_macs
 from mmlocal.analysis.time_by_kind import KINDS, time_by_kind
-from mmlocal.compatibility import why_not
 from mmlocal.errors import UsageError
+from mmlocal.libraries import LIBRARIES
 from mmlocal.models.backbones import ELSASwin, QnAViT
 from mmlocal.ops.backends import choose_backend, list_ops
 
@@ -68,7 +68,7 @@ def _build_model(name: str) -> nn.Module:
         return MODELS[name]()
     except ImportError as error:
         raise UsageError(
-            f"--models: {name} is one of mmpretrain. {why_not('mmpretrain') or error}"
+            f"--models: {name} is one of mmpretrain. {LIBRARIES['mmpretrain'].why_not() or error}"
         ) from error
 
 

@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdp
 import mmlocal.ops  # noqa: F401  (defines the operators below)
 from mmlocal import config_path, list_configs
 from mmlocal.cli.building import build_errors
-from mmlocal.paths import TASKS
+from mmlocal.libraries import LIBRARIES
 
 # Height and width for which the papers state FLOPs of detectors and segmentors.
 _SHAPES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}
@@ -276,7 +276,7 @@ def published_table() -> str:
         "| config | image | parameters | GFLOPs | of which local attention |",
         "|---|---|---|---|---|",
     ]
-    for name in (name for task in TASKS for name in list_configs(task)):
+    for name in (name for library in LIBRARIES for name in list_configs(library)):
         if "shapes" in name.split("_"):
             continue
         found = model_complexity(Config.fromfile(config_path(name)))

@@ -30,10 +30,10 @@ from mmlocal.cli.resume import check_checkpoint, find_last_checkpoint
 from mmlocal.cli.settings import accept_pretrained, check_settings, infer_scope
 from mmlocal.cli.tool import warn
 from mmlocal.cli.tta import augment_test
-from mmlocal.compatibility import LIBRARIES, why_not
 from mmlocal.engine.batches import ONE_VALUE, CheckBatchHook
 from mmlocal.engine.weights import CheckWeightsHook
 from mmlocal.errors import UsageError
+from mmlocal.libraries import LIBRARIES
 
 
 def load_config(config: str, cfg_options: dict | None = None) -> Config:
@@ -67,7 +67,7 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
         cfg.merge_from_dict(cfg_options or {})
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise UsageError(f"--cfg-options does not fit the config: {error}") from error
-    infer_scope(cfg, LIBRARIES)
+    infer_scope(cfg, tuple(LIBRARIES))
     if cfg.get("default_scope") not in LIBRARIES:
         raise UsageError(
             f"config {config!r} has default_scope={cfg.get('default_scope')!r}; "
@@ -215,8 +215,7 @@ def print_config(args: argparse.Namespace) -> None:
 
 def require_library(task: str) -> None:
     """Raise ``UsageError`` unless configs of ``task`` can run here; it says what mends that."""
-    if reason := why_not(task):
-        raise UsageError(f"this is a config for {task}. {reason}")
+    LIBRARIES[task].require()
 
 
 def _common_config(args: argparse.Namespace) -> Config:
