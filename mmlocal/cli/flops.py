@@ -8,9 +8,10 @@ from mmengine.logging import MMLogger
 from mmlocal.analysis import model_complexity, published_table
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
-from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
+from mmlocal.libraries import LIBRARIES, library_of
 
 
 class _PrintTable(argparse.Action):
@@ -18,8 +19,8 @@ class _PrintTable(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *args, **kwargs) -> None:
         _silence()
-        for task in ("mmdet", "mmseg", "mmpretrain"):
-            require_library(task)
+        for library in LIBRARIES.values():
+            library.require()
         print(published_table())
         parser.exit()
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Count, and print the parts. Raises ``UsageError``."""
     cfg = load_config(args.config, args.cfg_options)
-    require_library(cfg.default_scope)
+    library_of(cfg).require()
     _silence()
     try:
         found = model_complexity(cfg, args.shape, args.device)

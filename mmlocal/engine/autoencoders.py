@@ -15,10 +15,11 @@ from mmengine.runner import Runner
 
 from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli.building import build_errors
+from mmlocal.cli.config import load_config
 from mmlocal.cli.data import check_data
-from mmlocal.cli.launch import load_config, require_library
 from mmlocal.cli.settings import check_settings
 from mmlocal.errors import UsageError
+from mmlocal.libraries import library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 
 CONFIGS = (
@@ -107,7 +108,7 @@ def format_comparison(summary: dict) -> str:
 
 def _run(config: str, options: dict, folder: Path) -> tuple[dict, Runner]:
     cfg = load_config(config, options)
-    require_library(cfg.default_scope)
+    library_of(cfg).require()
     check_settings(cfg, ["train", "val", "test"])
     check_data(cfg, ["train", "val", "test"])
     cfg.work_dir = str(folder)

@@ -10,9 +10,10 @@ from mmengine.utils import track_iter_progress
 from mmengine.visualization import Visualizer
 
 from mmlocal.cli.building import build_errors, type_name
+from mmlocal.cli.config import load_config
 from mmlocal.cli.data import check_data
-from mmlocal.cli.launch import load_config, require_library
 from mmlocal.errors import UsageError
+from mmlocal.libraries import library_of
 
 
 def browse(args: argparse.Namespace) -> None:
@@ -29,7 +30,7 @@ def browse(args: argparse.Namespace) -> None:
     if args.show_number is not None and args.show_number < 1:
         raise UsageError(f"--show-number must be at least 1, got {args.show_number}")
     cfg = load_config(args.config, args.cfg_options)
-    require_library(cfg.default_scope)
+    library_of(cfg).require()
     if args.rescale_factor is not None and cfg.default_scope != "mmpretrain":
         raise UsageError(
             f"--rescale-factor applies to mmpretrain configs, this one is for {cfg.default_scope}"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlocal.checkpoints.files import write_whole
-from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.config import load_config
 from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
 from mmlocal.errors import UsageError
+from mmlocal.libraries import library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 
 DATA_ROOT = Path("data/shapes")
@@ -99,7 +100,7 @@ def run_demo(work_dir: Path, task: str = "det", config: str | None = None) -> di
     """
     demo = DEMOS[task]
     config = config or demo.config
-    require_library(load_config(config).default_scope)  # before minutes go into the data
+    library_of(load_config(config)).require()  # before minutes go into the data
     work_dir = work_dir.resolve()
     (work_dir / "summary.json").unlink(missing_ok=True)
     seconds = {}

@@ -54,7 +54,7 @@ def test_options_change_the_model(run):
 
 
 @pytest.mark.parametrize("channels", [1, 5])
-def test_images_of_other_channels(run, config, task, channels):
+def test_images_of_other_channels(run, config, library, channels):
     """Counted as the backbone takes them."""
     options = ["--cfg-options", f"model.backbone.in_channels={channels}"]
     rgb, other = (run(config, "--shape", "64", *more) for more in ([], options))

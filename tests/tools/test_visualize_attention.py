@@ -1,4 +1,4 @@
-"""tools/visualize_attention.py: pictures of the three tasks, and what it says to a mistake."""
+"""tools/visualize_attention.py: pictures of the three libraries, and what it says to a mistake."""
 
 from pathlib import Path
 
