@@ -13,15 +13,15 @@ from typing import Literal
 import numpy as np
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.utils import track_iter_progress
-from mmengine.visualization import Visualizer
 
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
 from mmlocal.cli.building import build_errors, type_name
 from mmlocal.cli.data import check_data
-from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.launch import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
+from mmlocal.libraries import library_of
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -87,23 +87,21 @@ def browse(
         mode: ``"original"`` for images as on disk, ``"transformed"`` for the output of the
             pipeline.
         channel_order: order in which the pipeline hands on the channels.
-        rescale_factor: factor to enlarge the pictures by, for mmpretrain only.
+        rescale_factor: factor to enlarge the pictures by, where the library can (mmpretrain).
 
     Raises:
         UsageError: missing config, library or data; neither a window nor ``output_dir``; a
-            ``show_number`` below one; a ``rescale_factor`` that the library has no use for.
+            ``show_number`` below one; a ``rescale_factor`` for a library that has
+            none.
     """
     if not_show and not output_dir:
         raise UsageError("must be given if no window opens", argument="output_dir")
     if show_number is not None and show_number < 1:
         raise UsageError(f"must be at least 1, got {show_number}", argument="show_number")
     cfg = load_config(config, cfg_options)
-    require_library(cfg.default_scope)
-    if rescale_factor is not None and cfg.default_scope != "mmpretrain":
-        raise UsageError(
-            f"applies to mmpretrain configs, this one is for {cfg.default_scope}",
-            argument="rescale_factor",
-        )
+    library = library_of(cfg)
+    library.require()
+    library.refuse_foreign(rescale_factor=rescale_factor)
     check_data(cfg, [phase])
     init_default_scope(cfg.default_scope)
 
@@ -122,9 +120,8 @@ def browse(
             image = image[..., ::-1]
         sample = item["data_samples"]
         name = f"{index:06d}_{osp.basename(sample.get('img_path') or 'image.png')}"
-        _draw(
+        library.draw(
             visualizer,
-            cfg.default_scope,
             np.ascontiguousarray(image),
             sample,
             rescale_factor=rescale_factor,
@@ -133,32 +130,6 @@ def browse(
             wait_time=show_interval,
             out_file=osp.join(output_dir, name) if output_dir else None,
         )
-
-
-def _draw(
-    visualizer: Visualizer,
-    task: str,
-    image: np.ndarray,
-    sample,
-    rescale_factor: float | None,
-    **where,
-) -> None:
-    if task == "mmpretrain":
-        visualizer.visualize_cls(
-            image, sample, draw_pred=False, rescale_factor=rescale_factor, **where
-        )
-        return
-    sample = sample.numpy()
-    if task == "mmdet":
-        from mmdet.models.utils import mask2ndarray
-        from mmdet.structures.bbox import BaseBoxes
-
-        instances = sample.gt_instances  # the visualizer wants arrays, pipelines make structures
-        if isinstance(instances.get("bboxes"), BaseBoxes):
-            instances.bboxes = instances.bboxes.tensor
-        if "masks" in instances:
-            instances.masks = mask2ndarray(instances.masks).astype(bool)
-    visualizer.add_datasample(image=image, data_sample=sample, draw_pred=False, **where)
 
 
 def _without_augmentation(dataset: dict) -> dict:

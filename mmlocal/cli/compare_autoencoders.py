@@ -17,10 +17,11 @@ from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli import program
 from mmlocal.cli.building import build_errors
 from mmlocal.cli.data import check_data
-from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.launch import load_config
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
+from mmlocal.libraries import library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 
 CONFIGS = (
@@ -148,12 +149,13 @@ def format_comparison(summary: dict) -> str:
 
 def _run(config: str, options: dict, folder: Path) -> tuple[dict, Runner]:
     cfg = load_config(config, options)
-    require_library(cfg.default_scope)
+    library = library_of(cfg)
+    library.require()
     check_settings(cfg, PHASES)
     check_data(cfg, PHASES)
     cfg.work_dir = str(folder)
-    for phase in PHASES:  # as mmpretrain's tools
-        cfg[f"{phase}_dataloader"].setdefault("collate_fn", dict(type="default_collate"))
+    for phase in PHASES:
+        library.complete_loader(cfg[f"{phase}_dataloader"], training=True)
     init_default_scope(cfg.default_scope)
     with build_errors(cfg):
         runner = RUNNERS.build(cfg)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli import program
-from mmlocal.cli.demos import DEMOS
-from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.launch import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
 from mmlocal.errors import UsageError
+from mmlocal.libraries import LIBRARIES, library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 
+DEMOS = {library.demo.name: library.demo for library in LIBRARIES.values() if library.demo}
 DATA_ROOT = Path("data/shapes")
 NUM_PICTURES = 12
 
@@ -59,7 +60,7 @@ def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None
     tasks stays.
 
     Args:
-        task: a key of :data:`~mmlocal.cli.demos.DEMOS`.
+        task: a key of :data:`DEMOS`.
         work_dir: folder for the results; default: ``work_dirs/demo`` for ``"det"``,
             ``work_dirs/demo-<task>`` for the others.
         config: name or path of another config for the same data and task.
@@ -77,7 +78,7 @@ def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None
         raise ValueError(f"task must be one of {', '.join(DEMOS)}, got {task!r}")
     demo = DEMOS[task]
     config = config or demo.config
-    require_library(load_config(config).default_scope)  # before minutes go into the data
+    library_of(load_config(config)).require()  # before minutes go into the data
     work_dir = work_dir or Path("work_dirs") / ("demo" if task == "det" else f"demo-{task}")
     work_dir = work_dir.resolve()
     (work_dir / "summary.json").unlink(missing_ok=True)
