@@ -17,7 +17,7 @@ def run(capsys):
     """Output of the tool, run in this process."""
 
     def call(*argv) -> str:
-        tool = load_tool("get_flops").tool
+        tool = load_tool("get_flops")
         tool.run(tool.parse_args([*map(str, argv)]))
         return capsys.readouterr().out
 
