@@ -39,8 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    args = parse_args(argv)
-    run_tool(lambda: convert(**vars(args)))
+    run_tool(lambda: convert(**vars(parse_args(argv))))
 
 
 def convert(source: str, out: str, system: str, dry_run: bool = False, **options: object) -> None:

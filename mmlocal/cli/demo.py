@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli import program
-from mmlocal.cli.launch import load_config
+from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
 from mmlocal.errors import UsageError
@@ -43,8 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    args = parse_args(argv)
-    run_tool(lambda: print(format_summary(run_demo(args.task, args.work_dir, args.config))))
+    run_tool(lambda: print(format_summary(run_demo(**vars(parse_args(argv))))))
 
 
 def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None = None) -> dict:
