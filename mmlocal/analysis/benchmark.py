@@ -36,7 +36,8 @@ from mmlocal.analysis.peers import (
 )
 from mmlocal.checkpoints.files import write_whole
 from mmlocal.errors import UsageError
-from mmlocal.ops.backends import Backend, list_ops
+from mmlocal.ops import OPS
+from mmlocal.ops.backends import Backend
 from mmlocal.version import __version__
 
 MODES = ("forward", "training")
@@ -318,7 +319,7 @@ def choose_backends(
         UsageError: unknown name, or a named one does not run here.
     """
     like = torch.empty(0, dtype=dtype, device=device)
-    backends = list_ops()[op]
+    backends = OPS[op].backends
     if names is None:
         return [b for b in backends if not b.only_if_named and not b.not_supported_reasons(like)]
     known = {backend.name: backend for backend in backends}

@@ -26,7 +26,8 @@ from mmlocal.analysis.time_by_kind import KINDS, time_by_kind
 from mmlocal.compatibility import why_not
 from mmlocal.errors import UsageError
 from mmlocal.models.backbones import ELSASwin, QnAViT
-from mmlocal.ops.backends import choose_backend, list_ops
+from mmlocal.ops import OPS
+from mmlocal.ops.backends import choose_backend
 
 
 def _ours(kind: type[nn.Module], arch: str) -> Callable[[], nn.Module]:
@@ -190,7 +191,9 @@ def benchmark_models(
             row["images_per_second"] = 1e3 * batch_size / row["median_ms"]
         rows += figures.values()
     like = torch.empty(0, dtype=torch.bfloat16 if amp else torch.float32, device=target)
-    backends = {op: choose_backend(op, found, like, None).name for op, found in list_ops().items()}
+    backends = {
+        op.name: choose_backend(op.name, op.backends, like, None).name for op in OPS.values()
+    }
     result = environment(target) | dict(
         date=datetime.date.today().isoformat(),
         settings=dict(

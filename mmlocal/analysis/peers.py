@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from mmlocal.models.backbones import ELSASwin, QnAViT
-from mmlocal.ops import elsa_attention, qna_attention
-from mmlocal.ops.backends import list_ops
+from mmlocal.ops import OPS, elsa_attention, qna_attention
 
 NUM_QUERIES = 2  # of all published QnA-ViTs
 _HALO_BLOCK = 8
@@ -239,7 +238,7 @@ def list_backends(op: str) -> list[Contestant]:
     """All backends of an op as contestants, whether they run here or not, fastest first."""
     return [
         Contestant(backend.name, backend.description, (op,), partial(_backend, backend.name))
-        for backend in list_ops()[op]
+        for backend in OPS[op].backends
     ]
 
 
