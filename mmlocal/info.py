@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from mmlocal import compatibility
 from mmlocal.cli import program
+from mmlocal.libraries import LIBRARIES
 from mmlocal.version import __version__
 
 
@@ -145,11 +146,8 @@ def backends() -> list[dict[str, str]]:
 
 
 def libraries() -> list[str]:
-    """For each of the three libraries, whether its configs can run here, and what mends it."""
-    return [
-        compatibility.why_not(library) or f"{library} can train here"
-        for library in compatibility.LIBRARIES
-    ]
+    """For each library, whether its configs can run here, and what mends it."""
+    return [library.why_not() or f"{name} can train here" for name, library in LIBRARIES.items()]
 
 
 def markdown_table(rows: list[dict[str, str]]) -> str:

@@ -11,7 +11,7 @@ from mmlocal.analysis import Complexity, build_model, count_model
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
 from mmlocal.cli.building import build_errors
-from mmlocal.cli.launch import load_config
+from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.libraries import LIBRARIES, library_of

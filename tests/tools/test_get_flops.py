@@ -17,7 +17,7 @@ def run(capsys):
     """Output of the tool, run in this process."""
 
     def call(*argv) -> str:
-        tool = load_tool("get_flops").tool
+        tool = load_tool("get_flops")
         tool.run(tool.parse_args([*map(str, argv)]))
         return capsys.readouterr().out
 
@@ -54,7 +54,7 @@ def test_options_change_the_model(run):
 
 
 @pytest.mark.parametrize("channels", [1, 5])
-def test_images_of_other_channels(run, config, task, channels):
+def test_images_of_other_channels(run, config, library, channels):
     """Counted as the backbone takes them."""
     options = ["--cfg-options", f"model.backbone.in_channels={channels}"]
     rgb, other = (run(config, "--shape", "64", *more) for more in ([], options))
