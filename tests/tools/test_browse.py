@@ -68,9 +68,7 @@ def test_rescaling_is_for_one_library(config, library, tmp_path):
     if library == "mmpretrain":
         browse(str(config), **arguments)
         return
-    with pytest.raises(
-        UsageError, match=f"applies to mmpretrain .* is for {library}"
-    ):
+    with pytest.raises(UsageError, match=f"applies to mmpretrain .* is for {library}"):
         browse(str(config), **arguments)
 
 
