@@ -99,7 +99,9 @@ def compare_autoencoders(
     if num_pictures < 1:
         raise UsageError(f"must be at least 1, got {num_pictures}", argument="num_pictures")
     work_dir.mkdir(parents=True, exist_ok=True)
-    runs, best, scalars = [], {}, []
+    runs: list[dict] = []
+    best: dict[str, int] = {}  # config -> index in runs
+    scalars: list[Path] = []
     for config in configs:
         for lr in lrs or (None,):
             options = dict(cfg_options or {})

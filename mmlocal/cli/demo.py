@@ -192,7 +192,7 @@ def _run(step: str, work_dir: Path, *command: str | Path) -> None:
         ) as process,
     ):
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 file.write(line)
                 if " - Epoch(" in line or " - Iter(" in line:
                     print("  " + line.split(" - ", 3)[-1].rstrip()[:150], flush=True)
