@@ -123,14 +123,14 @@ def backends() -> list[dict[str, str]]:
     Raises:
         ImportError: torch is missing or broken.
     """
-    from mmlocal.ops.backends import list_ops
+    from mmlocal.ops import OPS
 
     def short(dtype: object) -> str:
         return str(dtype).removeprefix("torch.")
 
     return [
         {
-            "op": op,
+            "op": op.name,
             "backend": backend.name,
             "what": backend.description,
             "devices": ", ".join(backend.devices),
@@ -140,8 +140,8 @@ def backends() -> list[dict[str, str]]:
             "deterministic": "yes" if backend.deterministic else "no",
             "runs here": backend.unavailable_reason() or "yes",
         }
-        for op, candidates in list_ops().items()
-        for backend in candidates
+        for op in OPS.values()
+        for backend in op.backends
     ]
 
 

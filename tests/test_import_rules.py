@@ -146,11 +146,11 @@ def test_ops_and_layers_without_openmmlab():
     code = """
 import torch
 from mmlocal.layers import ELSA
-from mmlocal.ops.backends import list_ops
+from mmlocal.ops import OPS
 import mmlocal.checkpoints
 
 ELSA(12, 3, kernel_size=3)(torch.zeros(1, 4, 5, 12)).sum().backward()
-assert any(b.unavailable_reason() is None for b in list_ops()["elsa"])
+assert any(b.unavailable_reason() is None for b in OPS["elsa"].backends)
 """
     run_without(code, *OPENMM, "triton")
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from tools.conftest import LIBRARIES, TOOLS, load_tool
 
 from mmlocal.checkpoints.files import sha256_of
-from mmlocal.engine.publish import publish_checkpoint
+from mmlocal.cli.publish import publish
 
 from .conftest import start, succeeds
 
@@ -70,7 +70,7 @@ def test_log_is_plotted(library, trained, folder):
 @pytest.mark.slow
 def test_published_checkpoint_of_a_run(library, trained, folder):
     _, work_dir = trained
-    path = publish_checkpoint(str(weights_of(work_dir)), str(folder / f"models/{library}.pth"))
+    path = publish(str(weights_of(work_dir)), str(folder / f"models/{library}.pth"))
     assert re.fullmatch(rf"{library}-[0-9a-f]{{8}}\.pth", path.name)
     assert sha256_of(path).startswith(path.stem.rpartition("-")[2])
     published = torch.load(path, weights_only=True)
@@ -91,7 +91,7 @@ def test_only_plain_values_are_published(tmp_path):
     weights = {"w": torch.ones(2)}
     meta = dict(epoch=3, dataset_meta=dict(classes=("a", "b"), palette=np.zeros((2, 3))))
     torch.save(dict(state_dict=weights, meta=meta), tmp_path / "in.pth")
-    path = publish_checkpoint(str(tmp_path / "in.pth"), str(tmp_path / "out"))
+    path = publish(str(tmp_path / "in.pth"), str(tmp_path / "out"))
     assert path.parent == tmp_path / "out"
     assert path.name.startswith("in-")
     meta = torch.load(path, weights_only=True)["meta"]
@@ -108,9 +108,9 @@ def test_publishing_refuses(tmp_path, capfd):
         (tmp_path / "none.pth", "does not exist"),
     ):
         with pytest.raises((OSError, ValueError), match=message):
-            publish_checkpoint(str(source), str(tmp_path / "out"))
+            publish(str(source), str(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"must be a folder or end in \.pth, got .*out/x\.pt"):
-        publish_checkpoint(str(other), str(tmp_path / "out/x.pt"))
+        publish(str(other), str(tmp_path / "out/x.pt"))
     assert "executed" not in capfd.readouterr().out
     assert not (tmp_path / "out").exists()
 

@@ -20,11 +20,11 @@ LIBRARIES = ["mmdet", "mmseg", "mmpretrain"]
 
 
 def load_tool(name: str) -> ModuleType:
-    """A tool as a module, for its ``parse_args``."""
+    """The module with the ``parse_args`` and ``main`` of a tool."""
     spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return getattr(module, "tool", module)  # the module of the subcommand
 
 
 def environment(**env: str) -> dict[str, str]:

@@ -65,7 +65,7 @@ def run(monkeypatch, capsys, tmp_path):
 
     def call(*argv) -> list[str]:
         monkeypatch.chdir(tmp_path)
-        tool = load_tool("visualize_attention").tool
+        tool = load_tool("visualize_attention")
         tool.run(tool.parse_args([*map(str, argv)]))
         return capsys.readouterr().out.splitlines()
 
