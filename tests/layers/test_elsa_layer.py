@@ -135,7 +135,7 @@ def test_the_op_gets_the_projection(groups, monkeypatch):
         return elsa_attention(value, attn if proj_weight is None else layer.attn_proj(attn),
                               *ghosts, **kwargs)  # fmt: skip
 
-    monkeypatch.setattr("mmlocal.layers.elsa.elsa_attention", op)
+    monkeypatch.setattr("mmlocal.layers.projected_attention.elsa_attention", op)
     assert torch.equal(layer(x), out)
     layer.train()(x)
     assert calls == [layer.attn_proj.weight if groups == 1 else None, None]
