@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +16,11 @@ from mmlocal.layers.checks import (
     check_number,
     check_rate,
 )
+from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.projected_attention import ProjectedAttention
 
 
+@register_mixer("elsa")
 class ELSA(Unscripted, nn.Module):
     """Local self-attention whose maps come from the Hadamard product of queries and keys.
 
@@ -110,6 +114,8 @@ class ELSA(Unscripted, nn.Module):
         self.qk_dims = qk_dims
         self.v_dims = v_dims
         self.kernel_size = kernel_size
+        self.stride = 1
+        self.padding = kernel_size // 2 * dilation
         self.dilation = dilation
         self.qk_scale = (v_dims // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.lam = lam
@@ -121,7 +127,7 @@ class ELSA(Unscripted, nn.Module):
             qk_dims,
             qk_dims,
             kernel_size,
-            padding=kernel_size // 2 * dilation,
+            padding=self.padding,
             dilation=dilation,
             groups=qk_dims // group_width,
         )
@@ -174,6 +180,32 @@ class ELSA(Unscripted, nn.Module):
         """
         logits = self.attn_proj(self._project(x)[1])
         return logits.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)
+
+    def ghost_filters(self, attn: Tensor, channels: Sequence[int]) -> Tensor:
+        """Compute the filters that the ghost head makes of attention maps, to look at.
+
+        ``ghost_mul[c]**lam * attn[head of c] + gamma * ghost_add[c]``. The layer weights the values
+        of channel ``c`` by them and adds them up.
+
+        Args:
+            attn: ``(..., heads, kernel_size**2, H, W)``, float: :meth:`attention_maps`, or the maps
+                of its first heads.
+            channels: channels of the values, of these heads.
+
+        Returns:
+            ``(..., len(channels), kernel_size**2, H, W)``, dtype of ``attn``.
+        """
+
+        def taps(ghost: Tensor) -> Tensor:
+            return ghost.detach()[list(channels)].flatten(1)[..., None, None].to(attn)
+
+        width = self.v_dims // self.num_heads
+        filters = attn[..., [channel // width for channel in channels], :, :, :]
+        if self.ghost_mul is not None:
+            filters = filters * taps(self.ghost_mul) ** self.lam
+        if self.ghost_add is not None:
+            filters = filters + self.gamma * taps(self.ghost_add)
+        return filters
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, v_dims, H, W)`` values, ``(B, qk_dims, H, W)`` features for ``attn_proj``."""

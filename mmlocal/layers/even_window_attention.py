@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, as_side, check_map
+from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.window_attention import WindowAttention, window_partition, window_reverse
 
 
+@register_mixer("even_window")
 class EvenWindowAttention(Unscripted, nn.Module):
     """Window attention on a map of any size, cut into windows as equal as possible.
 
@@ -28,7 +30,7 @@ class EvenWindowAttention(Unscripted, nn.Module):
     """
 
     def __init__(
-        self, embed_dims: int, num_heads: int, window_size: int | tuple[int, int], **kwargs
+        self, embed_dims: int, num_heads: int, window_size: int | tuple[int, int] = 7, **kwargs
     ) -> None:
         super().__init__()
         self.window_size = window_size = as_side("window_size", window_size)

@@ -15,8 +15,10 @@ from mmlocal.layers.checks import (
     check_number,
     check_rate,
 )
+from mmlocal.layers.mixers import register_mixer
 
 
+@register_mixer("ghost")
 class GhostAttention(Unscripted, nn.Module):
     """Global self-attention in which each head's map is turned into several by static matrices.
 

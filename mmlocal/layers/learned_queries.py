@@ -105,6 +105,7 @@ class LearnedQueries(Unscripted, nn.Module):
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
+        self.dilation = 1
         self.normalize_query = normalize_query
         self.detach_query_norm = detach_query_norm
         self.scale_pos_embed = scale_pos_embed

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from mmlocal.layers.checks import as_side
 from mmlocal.layers.learned_queries import LearnedQueries
+from mmlocal.layers.mixers import register_mixer
 
 
+@register_mixer("qna")
 class QnA(LearnedQueries):
     """Local attention by learned queries, shared by all windows.
 

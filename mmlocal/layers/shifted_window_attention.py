@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_map
+from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.window_attention import WindowAttention, window_partition, window_reverse
 
 
@@ -34,6 +35,7 @@ def shift_mask(
     return -100.0 * (region[:, :, None] != region[:, None, :]).float()
 
 
+@register_mixer("shifted_window")
 class ShiftedWindowAttention(Unscripted, nn.Module):
     """Window attention on a map of any size, the windows optionally shifted by half a window.
 
@@ -58,7 +60,7 @@ class ShiftedWindowAttention(Unscripted, nn.Module):
         self,
         embed_dims: int,
         num_heads: int,
-        window_size: int | tuple[int, int],
+        window_size: int | tuple[int, int] = 7,
         shift: bool = False,
         fit_window: bool = False,
         **kwargs,
