@@ -46,7 +46,7 @@ class ELSA(Unscripted, nn.Module):
         gamma: factor of the additive ghost head; 0 for none. All published models have 1.
         attn_drop_rate: dropout on the attention maps, before the ghost head.
         proj_drop_rate: dropout on the output.
-        backend: of :func:`mmlocal.ops.elsa_attention`, which gets the ``1 x 1`` convolution too.
+        backend: backend of :func:`mmlocal.ops.elsa_attention`; ``None`` for the fastest.
 
     Raises:
         ValueError: even ``kernel_size``; ``num_heads`` or ``groups`` that do not divide what they
@@ -54,12 +54,12 @@ class ELSA(Unscripted, nn.Module):
         TypeError: an argument of another type.
 
     Note:
-        This is the final variant of the paper, which its code and all published models have. It is
-        not Hadamard attention as eq. 7 states it: the convolution lets products of neighbouring
-        pixels mix before the logits are made.
+        This is the final variant of the paper. The official code and all published models have it.
+        Eq. 7 states another Hadamard attention. Here the convolution lets the products of
+        neighbouring pixels mix before the logits are made.
 
-        The multiplicative ghost head starts as N(0, 1), as in the official code, and as |N(0, 1)|
-        where ``lam`` is no integer: a negative base has no real power there.
+        The multiplicative ghost head starts as N(0, 1), as in the official code. If ``lam`` is no
+        integer, it starts as |N(0, 1)|: a negative base has no real power there.
 
     Source:
         ELSA, Zhou et al. 2021, section 5, eq. 7 and 8.
@@ -166,26 +166,27 @@ class ELSA(Unscripted, nn.Module):
         return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
 
     def attention_maps(self, x: Tensor) -> Tensor:
-        """How each pixel attends to its neighbours, before dropout and ghost head; to look at.
+        """Compute how each pixel attends to its neighbours. For pictures.
 
         Args:
-            x: as in ``forward``.
+            x: ``(B, H, W, embed_dims)``.
 
         Returns:
-            ``(B, num_heads, kernel_size**2, H, W)``. Sums to 1 over the taps, those outside the
-            map included.
+            ``(B, num_heads, kernel_size**2, H, W)``, before dropout and ghost head. The taps of a
+            pixel sum to 1, together with its taps outside the map.
 
         Raises:
-            ValueError: as in ``forward``.
+            ValueError: ``x`` has any other shape.
         """
         logits = self.attn_proj(self._project(x)[1])
         return logits.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)
 
     def ghost_filters(self, attn: Tensor, channels: Sequence[int]) -> Tensor:
-        """Compute the filters that the ghost head makes of attention maps, to look at.
+        """Compute the filters that the ghost head makes of attention maps. For pictures.
 
+        The filter of channel ``c`` is
         ``ghost_mul[c]**lam * attn[head of c] + gamma * ghost_add[c]``. The layer weights the values
-        of channel ``c`` by them and adds them up.
+        of the channel by it and adds them up.
 
         Args:
             attn: ``(..., heads, kernel_size**2, H, W)``, float: :meth:`attention_maps`, or the maps

@@ -14,18 +14,19 @@ from mmlocal.layers.window_attention import WindowAttention, window_partition, w
 class EvenWindowAttention(Unscripted, nn.Module):
     """Window attention on a map of any size, cut into windows as equal as possible.
 
-    Along each side there are as few windows as their largest size allows, all of the same size: a
-    map of 20 tokens has two windows of 10 where ``window_size`` is 14, and a smaller map is one
-    window. The last windows are padded at the bottom and right, and no token attends to padding.
+    Along each side there are as few windows as their largest size allows, all of the same size. If
+    ``window_size`` is 14, a side of 20 tokens has two windows of 10, and a side of 12 is one
+    window. The last windows are padded at the bottom and right. No token attends to padding.
 
     Args:
         embed_dims: channels.
         num_heads: must divide ``embed_dims``.
         window_size: largest width of a window, in tokens; also as a pair of equal numbers.
-        **kwargs: to :class:`WindowAttention`.
+        **kwargs: other arguments of :class:`~mmlocal.layers.WindowAttention`.
 
     Raises:
-        ValueError: a window that is no square, and as :class:`WindowAttention`.
+        ValueError: a window that is no square, or bad arguments of
+            :class:`~mmlocal.layers.WindowAttention`.
         TypeError: an argument of another type.
     """
 

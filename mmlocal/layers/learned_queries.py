@@ -54,7 +54,10 @@ class QueryScores(nn.Module):
 
 
 class LearnedQueries(Unscripted, nn.Module):
-    """Scores, values and tables of :class:`QnA` and :class:`UpsampleQnA`, made from tokens."""
+    """Base of :class:`~mmlocal.layers.QnA` and :class:`~mmlocal.layers.UpsampleQnA`.
+
+    It makes scores, values and tables from tokens. A subclass arranges the output of the queries.
+    """
 
     def __init__(
         self,
@@ -198,7 +201,7 @@ class LearnedQueries(Unscripted, nn.Module):
         )
 
     def attention_maps(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """How each window attends to its tokens, before ``attn_scale``; to look at.
+        """Compute how each window attends to its tokens, before ``attn_scale``. For pictures.
 
         Args:
             x: ``(B, H, W, embed_dims)``.

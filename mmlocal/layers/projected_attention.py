@@ -9,11 +9,11 @@ from mmlocal.ops import elsa_attention
 
 
 class ProjectedAttention(nn.Module):
-    """ELSA's last projection, ``1 x 1`` from features to logits, and the attention by them.
+    """ELSA's last ``1 x 1`` projection, from features to logits, and the attention by the logits.
 
-    Both are one module, as the op can fold the projection into its kernels: then the logits, by far
-    the largest map of the layer, are never written. So this is no ``nn.Conv2d``, though its weight
-    and bias have the shapes and the initialisation of one.
+    The op can fold the projection into its kernels. It then never writes the logits, by far the
+    largest map of the layer. So both are one module. It is no ``nn.Conv2d``, but its weight and
+    bias have the same shapes and the same initialisation.
 
     Args:
         qk_dims: channels of the features.
@@ -42,8 +42,9 @@ class ProjectedAttention(nn.Module):
         Args:
             features: ``(B, qk_dims, H, W)``.
             value: ``(B, v_dims, H, W)``; ``None`` for the logits.
-            ghost_mul: of :func:`mmlocal.ops.elsa_attention`, as is ``ghost_add``.
-            **settings: the other arguments of that function.
+            ghost_mul: ``(v_dims, kernel_size, kernel_size)``, factors of the ghost head.
+            ghost_add: ``(v_dims, kernel_size, kernel_size)``, terms of the ghost head.
+            **settings: the other arguments of :func:`mmlocal.ops.elsa_attention`.
 
         Returns:
             ``(B, v_dims, H, W)``, or the logits ``(B, attn_dims, H, W)``.

@@ -39,7 +39,7 @@ class QnA(LearnedQueries):
             ``'normal_elementwise'``: the same for all taps. ``'ones'``: as ``'normal'``, starting
             at 1. ``'posneg'``: +1 for the first half of the columns of a table, -1 for the second.
             ``'avg'``: the mean. ``'none'``: the sum.
-        backend: of :func:`mmlocal.ops.qna_attention`.
+        backend: backend of :func:`mmlocal.ops.qna_attention`; ``None`` for the fastest.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``attn_dims``, a count below 1, ``padding`` out of

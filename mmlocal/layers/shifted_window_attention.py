@@ -1,4 +1,4 @@
-"""Attention in windows that every other layer shifts by half a window."""
+"""Attention in windows of one size, which a layer may shift by half a window."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def shift_mask(
     shift: tuple[int, int],
     device: torch.device | None = None,
 ) -> Tensor:
-    """Logit offsets that separate what the cyclic shift brought together.
+    """Compute the logit offsets that keep the regions of a window apart.
+
+    A region is a part of the map. The cyclic shift brings up to four of them into one window.
 
     Returns:
         ``(windows, Wh * Ww, Wh * Ww)``, float32: 0 inside a region, -100 between regions.
@@ -47,12 +49,13 @@ class ShiftedWindowAttention(Unscripted, nn.Module):
         num_heads: must divide ``embed_dims``.
         window_size: width of a window, in tokens; also as a pair of equal numbers.
         shift: whether to shift the windows by ``window_size // 2``.
-        fit_window: where the shorter side of the map is at most ``window_size``, use a window of
-            that side, unshifted, instead of padding.
-        **kwargs: to :class:`WindowAttention`.
+        fit_window: whether a map whose shorter side is at most ``window_size`` gets unshifted
+            windows of that side, instead of padding.
+        **kwargs: other arguments of :class:`~mmlocal.layers.WindowAttention`.
 
     Raises:
-        ValueError: a window that is no square, and as :class:`WindowAttention`.
+        ValueError: a window that is no square, or bad arguments of
+            :class:`~mmlocal.layers.WindowAttention`.
         TypeError: an argument of another type.
     """
 

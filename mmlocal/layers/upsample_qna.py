@@ -25,11 +25,13 @@ class UpsampleQnA(LearnedQueries):
         qkv_bias: whether values and output have a bias (on keys it would have no effect).
         normalize_query: whether each head's query has unit length.
         detach_query_norm: whether gradients ignore the division by the length of the query.
-        scale_pos_embed: as in :class:`QnA`.
-        backend: of :func:`mmlocal.ops.qna_attention`.
+        scale_pos_embed: whether the position bias, a learned number per tap, query and head, is
+            divided by ``sqrt(head_dims)`` before it is added to the scores.
+        backend: backend of :func:`mmlocal.ops.qna_attention`; ``None`` for the fastest.
 
     Raises:
-        ValueError: even ``kernel_size``, and as :class:`QnA`.
+        ValueError: even ``kernel_size``, ``num_heads`` that does not divide ``attn_dims``, a count
+            below 1.
         TypeError: an argument of another type.
 
     Source:

@@ -18,7 +18,7 @@ from mmlocal.layers.checks import (
 
 
 def relative_position_index(window_size: tuple[int, int]) -> Tensor:
-    """Rows of the bias table for each pair of positions in a window.
+    """Compute the row of the bias table for each pair of positions in a window.
 
     Returns:
         ``(Wh, Ww, Wh, Ww)``, int64: query row and column, key row and column.
@@ -117,8 +117,8 @@ class WindowAttention(Unscripted, nn.Module):
 
         Args:
             x: ``(B * windows, N, embed_dims)``, N = Wh * Ww tokens in row-major order.
-            window_size: Wh and Ww of these windows, at most as large as in the constructor
-                (default).
+            window_size: Wh and Ww of these windows, at most those of the constructor, which
+                are the default.
             mask: ``(windows, N, N)`` or ``(windows, 1, N)``, added to the logits.
 
         Returns:
