@@ -38,6 +38,18 @@ RULES = {
         "mmlocal",
     },
     "mmlocal/models/*.py": {"mmlocal.models"},
+    "mmlocal/engine/**/*.py": {
+        "numpy",
+        "torch",
+        "mmengine",
+        "mmlocal.checkpoints",
+        "mmlocal.errors",
+        "mmlocal.registry",
+    },
+    "mmlocal/libraries/mmdet.py": {"numpy", "torch", "mmengine", "mmdet", "mmlocal"},
+    "mmlocal/libraries/mmseg.py": {"numpy", "torch", "mmengine", "mmseg", "mmlocal"},
+    "mmlocal/libraries/mmpretrain.py": {"numpy", "torch", "mmengine", "mmpretrain", "mmlocal"},
+    "mmlocal/libraries/*.py": {"numpy", "torch", "cv2", "mmengine", "mmlocal"},
     "mmlocal/checkpoints/**/*.py": {"torch", "msgpack", "mmlocal.checkpoints", "mmlocal.version"},
     "mmlocal/__init__.py": {"mmlocal.paths", "mmlocal.version"},
     "mmlocal/__main__.py": {"mmlocal.cli"},
@@ -88,6 +100,11 @@ def test_imports(module):
     assert violations(ROOT / module, ruled_modules()[module]) == set()
 
 
+@pytest.mark.parametrize("module", [m for m in ruled_modules() if m.startswith("mmlocal/engine/")])
+def test_engine_knows_no_command_line(module):
+    assert "argparse" not in imports(ROOT / module)
+
+
 def test_the_rules_find_something():
     modules = set(ruled_modules())
     assert {
@@ -95,6 +112,8 @@ def test_the_rules_find_something():
         "mmlocal/layers/elsa.py",
         "mmlocal/models/backbones/elsa_swin.py",
         "mmlocal/checkpoints/elsa.py",
+        "mmlocal/engine/weights.py",
+        "mmlocal/libraries/mmdet.py",
         "tools/train.py",
     } <= modules
     backbone = PACKAGE / "models" / "backbones" / "elsa_swin.py"
@@ -135,6 +154,17 @@ def test_the_block_blocks():
 def test_package_alone():
     """Also without torch: an error here would come out as a missing registry entry."""
     run_without("import mmlocal; mmlocal.list_configs()", *OPENMM, "torch", "numpy", "triton")
+
+
+def test_libraries_without_any_of_them():
+    """``mmlocal info`` says what is missing, whatever is missing."""
+    code = """
+from mmlocal.libraries import LIBRARIES
+
+for library in LIBRARIES.values():
+    assert "torch is not installed" in library.why_not()
+"""
+    run_without(code, *OPENMM, "torch", "numpy", "triton")
 
 
 def test_registry_without_torch():

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from mmlocal.layers import PatchEmbed, UpsampleQnA
-from mmlocal.layers.elsa import ProjectedAttention
-from mmlocal.layers.qna import QueryScores
+from mmlocal.layers.learned_queries import QueryScores
+from mmlocal.layers.projected_attention import ProjectedAttention
 from mmlocal.models.autoencoders import AutoEncoder
 from mmlocal.models.backbones import ELSASwin, GhostDeiT, QnAViT
 
@@ -45,7 +45,7 @@ def deit() -> nn.Module:
 
 
 def upsample() -> nn.Module:
-    layer = UpsampleQnA(12, 3, pos_embed="contextual", qkv_bias=True)
+    layer = UpsampleQnA(12, 3, qkv_bias=True)
     return nn.Sequential(PatchEmbed(3, 12), layer)
 
 
