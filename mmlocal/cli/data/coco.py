@@ -150,10 +150,10 @@ def _check_boxes(
     masks = any(
         step.get("with_mask") for step in dataset.cfg.get("pipeline") or [] if hasattr(step, "get")
     )
-    if masks and (which := found.faults.get("have no segmentation")):
+    if masks and (bare := found.faults.get("have no segmentation")):
         findings.error(
-            f"{path}: {len(which)} of {found.annotations} annotations have no segmentation (such "
-            f"as id {which[0]}), but {dataset.key}.pipeline loads masks (with_mask=True)"
+            f"{path}: {len(bare)} of {found.annotations} annotations have no segmentation (such "
+            f"as id {bare[0]}), but {dataset.key}.pipeline loads masks (with_mask=True)"
         )
 
 
