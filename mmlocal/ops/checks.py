@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -22,12 +23,13 @@ def check_positive(**counts: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {count}")
 
 
-def check_tensors(op: str, **tensors: Tensor | None) -> None:
+def check_tensors(op: str, optional: Mapping[str, Tensor | None], **tensors: Tensor) -> None:
     """Raise unless all are tensors of floats on one device.
 
     Args:
         op: public function, for error messages.
-        **tensors: arguments of that function by name.
+        optional: arguments of that function that may be ``None``, by name.
+        **tensors: arguments of that function that may not, by name.
 
     Raises:
         TypeError: an argument is no tensor of floats. The message names ``torch.export`` to those
@@ -35,9 +37,8 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
         ValueError: the tensors are on several devices.
     """
     first = None
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
+    there = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    for name, tensor in {**tensors, **there}.items():
         if isinstance(tensor, torch.fx.Proxy):
             raise TypeError(
                 f"{op}: torch.fx.symbolic_trace cannot follow its checks; use torch.export.export"

@@ -112,13 +112,13 @@ def elsa_attention(
         https://arxiv.org/abs/2112.12786, section 5, eq. 7 and 8. All published models have
         ``lam=0`` and ``gamma=1``.
     """
-    tensors = dict(value=value, attn=attn, ghost_mul=ghost_mul, ghost_add=ghost_add)
-    check_tensors("elsa_attention", **tensors)
+    ghosts = dict(ghost_mul=ghost_mul, ghost_add=ghost_add)
+    check_tensors("elsa_attention", ghosts, value=value, attn=attn)
     _check_settings(kernel_size, dilation, lam, gamma)
     check_maps(value, attn=attn)
-    _check_heads(value, "attn", attn.shape[1], kernel_size, ghost_mul, ghost_add)
-    ghosts = _ghost_head(value, ghost_mul, ghost_add, lam, gamma)
-    return _operator(value, attn, *ghosts, kernel_size, dilation, softmax, backend=backend)
+    _check_heads(value, "attn", attn.shape[1], kernel_size, **ghosts)
+    tables = _ghost_head(value, **ghosts, lam=lam, gamma=gamma)
+    return _operator(value, attn, *tables, kernel_size, dilation, softmax, backend=backend)
 
 
 def elsa_attention_projected(
@@ -171,8 +171,8 @@ def elsa_attention_projected(
         in place of the logits.
     """
     ghosts = dict(ghost_mul=ghost_mul, ghost_add=ghost_add)
-    tensors = dict(value=value, features=features, proj_weight=proj_weight, proj_bias=proj_bias)
-    check_tensors("elsa_attention_projected", **tensors, **ghosts)
+    tensors = dict(value=value, features=features, proj_weight=proj_weight)
+    check_tensors("elsa_attention_projected", {"proj_bias": proj_bias, **ghosts}, **tensors)
     _check_settings(kernel_size, dilation, lam, gamma)
     check_maps(value, features=features)
     _check_convolution(features, proj_weight, proj_bias)

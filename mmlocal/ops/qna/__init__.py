@@ -135,7 +135,7 @@ def _check(
     padding: int,
 ) -> None:
     tables = dict(rel_pos=rel_pos, tap_weight=tap_weight)
-    check_tensors("qna_attention", value=value, scores=scores, **tables)
+    check_tensors("qna_attention", tables, value=value, scores=scores)
     counts = dict(num_queries=num_queries, kernel_size=kernel_size, stride=stride)
     check_counts(**counts, padding=padding)
     check_positive(**counts)
