@@ -48,7 +48,9 @@ struct Number {
 
 MMLOCAL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 MMLOCAL_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-MMLOCAL_INLINE int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
+MMLOCAL_INLINE int64_t ceil_div(int64_t a, int64_t b) {
+  return a >= 0 ? (a + b - 1) / b : -(-a / b);
+}
 MMLOCAL_INLINE int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 template <class T>
