@@ -32,10 +32,11 @@ class _Map(Structure):
 
     @classmethod
     def of(cls, x: Tensor, name: str) -> _Map:
-        """A map ``(B, H, W, C)``."""
-        if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel():
+        """A map ``(B, H, W, C)``, or ``(B, queries, H, W, C)`` without its queries."""
+        b, *_, y, pixel, channel = x.stride()
+        if channel != 1 and x.shape[-1] > 1 and x.numel():
             raise RuntimeError(f"{name} must be channels-last, got strides {x.stride()}")
-        return cls(x.data_ptr(), x.stride(0), x.stride(-3), x.stride(-2))
+        return cls(x.data_ptr(), b, y, pixel)
 
 
 class _QueryMap(_Map):

@@ -21,14 +21,13 @@ static void elsa_grad_value(const Elsa<T>& a, T* memory, int64_t begin, int64_t 
     // Mirrored: a low tap reaches this row from the rows below.
     elsa_clip(a.height - 1 - y, a.height, a.kernel, a.dilation, &s.window.i0, &s.window.i1);
 
-    const auto sum_at = [&](int64_t x, int) {
+    const auto begin_at = [&](int64_t x, int) {
       s.value = a.grad.at(b, y, x) - half * (s.value_steps.row + s.value_steps.col);
       s.weight = a.weights.at(b, y, x) + half * a.dilation * (a.weights.y + a.weights.x);
       s.out = a.grad_value.at(b, y, x);
-      return s;
     };
-    elsa_sum_row(a, scratch.heads, sum_at, [&](int64_t x, Window* window) {
-      elsa_clip(a.width - 1 - x, a.width, a.kernel, a.dilation, &window->j0, &window->j1);
+    elsa_sum_row(a, scratch.heads, s, begin_at, [&](int64_t x) {
+      elsa_clip(a.width - 1 - x, a.width, a.kernel, a.dilation, &s.window.j0, &s.window.j1);
     });
   }
 }
@@ -43,18 +42,22 @@ struct ElsaProducts {
   Vec<T>* products;
 };
 
-// U vectors of a head, or those lanes of a shared vector that are `mine`. MORE: adds to products.
+// From a vector on: U vectors of one head, or the lanes of a head in the one vector that it shares.
+// MORE: adds to products.
 template <class T, int U, bool SHARED, bool MUL, bool MORE>
-static inline void elsa_products(const ElsaProducts<T>& all, int64_t channel,
-                                 const IntVec<T>& mine) {
+static inline void elsa_products(const ElsaProducts<T>& all, const Heads<T>& heads, int64_t vector,
+                                 int64_t head) {
   constexpr int n = kLanes<T>;
   const ElsaProducts<T> s = all;  // a copy, whose members the compiler keeps in registers
+  const T* value = s.value + vector * n;
+  const auto own_lane = static_cast<typename Types<T>::Int>(head - heads.first[vector]);
+  const IntVec<T> mine = heads.lane[vector] == own_lane;
   Vec<T> g[U];
-  for (int u = 0; u < U; ++u) g[u] = load(s.grad + channel + u * n);
+  for (int u = 0; u < U; ++u) g[u] = load(s.grad + (vector + u) * n);
   for (int64_t i = s.window.i0; i < s.window.i1; ++i) {
     for (int64_t j = s.window.j0; j < s.window.j1; ++j) {
-      const T* v = s.value + channel + i * s.value_row + j * s.value_col;
-      const int64_t table = channel + i * s.table_row + j * s.table_col;
+      const T* v = value + i * s.value_row + j * s.value_col;
+      const int64_t table = vector * n + i * s.table_row + j * s.table_col;
       Vec<T>* out = s.products + i * s.kernel + j;
       Vec<T> product = MORE ? *out : Vec<T>{};
 #pragma GCC unroll 2
@@ -69,13 +72,13 @@ static inline void elsa_products(const ElsaProducts<T>& all, int64_t channel,
 }
 
 template <class T, int U, bool SHARED>
-static inline void elsa_products_of_kind(const ElsaProducts<T>& s, int64_t channel,
-                                         const IntVec<T>& mine, bool more) {
+static inline void elsa_products_of_kind(const ElsaProducts<T>& s, const Heads<T>& heads,
+                                         int64_t vector, int64_t head, bool more) {
   const auto kind = s.mul ? (more ? elsa_products<T, U, SHARED, true, true>
                                   : elsa_products<T, U, SHARED, true, false>)
                           : (more ? elsa_products<T, U, SHARED, false, true>
                                   : elsa_products<T, U, SHARED, false, false>);
-  kind(s, channel, mine);
+  kind(s, heads, vector, head);
 }
 
 // All channels of a head.
@@ -88,8 +91,7 @@ static inline void elsa_head_products(const Elsa<T>& a, const Heads<T>& heads, i
     const auto part = pair                 ? elsa_products_of_kind<T, 2, false>
                       : heads.is_shared(v) ? elsa_products_of_kind<T, 1, true>
                                            : elsa_products_of_kind<T, 1, false>;
-    const auto own = static_cast<typename Types<T>::Int>(head - heads.first[v]);
-    part(s, v * kLanes<T>, heads.lane[v] == own, v > first);
+    part(s, heads, v, head, v > first);
     v += pair ? 2 : 1;
   }
 }
@@ -171,17 +173,17 @@ struct ElsaTableSum {
   int64_t out_col;
 };
 
-// The pixels [x0, x1) and J taps.
+// The pixels [x0, x1), and J taps from `tap` on.
 template <class T, int J, bool MUL>
-static inline void elsa_table_sum(const ElsaTableSum<T>& sum, int64_t x0, int64_t x1) {
-  const ElsaTableSum<T> s = sum;  // a copy, whose members the compiler keeps in registers
+static inline void elsa_table_sum(const ElsaTableSum<T>& s, int64_t tap, int64_t x0, int64_t x1) {
   Vec<T> total[J] = {};
   for (int64_t x = x0; x < x1; ++x) {
     const Vec<T> g = load(s.grad + x * s.grad_pixel);
-    const T* weight = MUL ? s.weight + x * s.weight_pixel : nullptr;
+    const T* value = s.value + x * s.value_pixel + tap * s.value_col;
+    const T* weight = MUL ? s.weight + x * s.weight_pixel + tap : nullptr;
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) {
-      Vec<T> product = g * load(s.value + x * s.value_pixel + j * s.value_col);
+      Vec<T> product = g * load(value + j * s.value_col);
       if (MUL) {
         Vec<T> own = broadcast(weight[j]);
         for (int64_t h = 1; h < s.heads; ++h) {
@@ -194,36 +196,34 @@ static inline void elsa_table_sum(const ElsaTableSum<T>& sum, int64_t x0, int64_
     }
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < J; ++j) store(s.out + j * s.out_col, load(s.out + j * s.out_col) + total[j]);
+  for (int j = 0; j < J; ++j) {
+    T* out = s.out + (tap + j) * s.out_col;
+    store(out, load(out) + total[j]);
+  }
 }
 
-// Columns j of a row of taps whose first one is s; x0 and x1: the pixels for which a tap j lies in
-// the map.
+// All taps of a row whose first one is s.
 template <class T, bool MUL>
 static void elsa_table_row(const Elsa<T>& a, const ElsaTableSum<T>& s) {
   constexpr int J = 4;
   const int64_t half = a.kernel / 2;
-  const auto begin_of = [&](int64_t j) { return larger(0, (half - j) * a.dilation); };
-  const auto end_of = [&](int64_t j) {
-    return smaller(a.width, a.width + (half - j) * a.dilation);
-  };
-  const auto sums = [&](auto size, int64_t j, int64_t x0, int64_t x1) {
-    ElsaTableSum<T> part = s;
-    part.value += j * s.value_col;
-    part.weight += MUL ? j : 0;
-    part.out += j * s.out_col;
-    elsa_table_sum<T, decltype(size)::value, MUL>(part, x0, x1);
+  // The pixels [x0, x1) for which a tap lies in the map.
+  const auto begin_of = [&](int64_t tap) { return larger(0, (half - tap) * a.dilation); };
+  const auto end_of = [&](int64_t tap) {
+    return smaller(a.width, a.width + (half - tap) * a.dilation);
   };
   for (int64_t j = 0; j < a.kernel;) {
     const int64_t count = j + J <= a.kernel ? J : 1;
     const int64_t x0 = begin_of(j), x1 = end_of(j + count - 1);  // for all of these taps
     if (count == 1 || x0 >= x1) {
-      for (int64_t t = j; t < j + count; ++t) sums(Number<1>{}, t, begin_of(t), end_of(t));
-    } else {
-      sums(Number<J>{}, j, x0, x1);
       for (int64_t t = j; t < j + count; ++t) {
-        sums(Number<1>{}, t, begin_of(t), x0);
-        sums(Number<1>{}, t, x1, end_of(t));
+        elsa_table_sum<T, 1, MUL>(s, t, begin_of(t), end_of(t));
+      }
+    } else {
+      elsa_table_sum<T, J, MUL>(s, j, x0, x1);
+      for (int64_t t = j; t < j + count; ++t) {
+        elsa_table_sum<T, 1, MUL>(s, t, begin_of(t), x0);
+        elsa_table_sum<T, 1, MUL>(s, t, x1, end_of(t));
       }
     }
     j += count;

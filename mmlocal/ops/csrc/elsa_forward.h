@@ -19,11 +19,11 @@ static void elsa_forward(const Elsa<T>& a, T* memory, int64_t begin, int64_t end
     const int64_t b = row / a.height, y = row % a.height;
     elsa_clip(y, a.height, a.kernel, a.dilation, &s.window.i0, &s.window.i1);
 
-    const auto sum_at = [&](int64_t x, int pixels) {
+    const auto begin_at = [&](int64_t x, int pixels) {
       s.value = a.value.at(b, y, x) - half * (s.value_steps.row + s.value_steps.col);
       s.weight = a.attn.at(b, y, x);
       s.out = a.out.at(b, y, x);
-      if (!a.softmax) return s;
+      if (!a.softmax) return;
       for (int p = 0; p < pixels; ++p) {
         for (int64_t head = 0; head < a.heads; ++head) {
           elsa_softmax(s.weight + p * a.attn.x + head * taps,
@@ -31,10 +31,9 @@ static void elsa_forward(const Elsa<T>& a, T* memory, int64_t begin, int64_t end
         }
       }
       s.weight = scratch.weights;
-      return s;
     };
-    elsa_sum_row(a, scratch.heads, sum_at, [&](int64_t x, Window* window) {
-      elsa_clip(x, a.width, a.kernel, a.dilation, &window->j0, &window->j1);
+    elsa_sum_row(a, scratch.heads, s, begin_at, [&](int64_t x) {
+      elsa_clip(x, a.width, a.kernel, a.dilation, &s.window.j0, &s.window.j1);
     });
   }
 }

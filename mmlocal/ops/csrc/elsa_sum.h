@@ -14,17 +14,6 @@ struct ElsaSum {
   Window window;
   T* out;
   int64_t out_pixel;
-
-  // The same for the channels and heads from these on.
-  __attribute__((always_inline)) ElsaSum from(int64_t channel, int64_t head) const {
-    ElsaSum part = *this;
-    part.value += channel;
-    part.weight += head * head_step;
-    part.mul = mul ? mul + channel : nullptr;
-    part.add = add ? add + channel : nullptr;
-    part.out += channel;
-    return part;
-  }
 };
 
 // For each pixel of a block, the weight of each lane's own head.
@@ -43,24 +32,27 @@ MMLOCAL_INLINE void lane_weights(const ElsaSum<T>& s, const T* weight, int64_t h
   }
 }
 
-// U vectors of one head, or a vector that `heads` heads share.
+// From a vector on: U vectors of one head, or the one vector that several heads share.
 template <class T, int P, int U, bool SHARED, bool MUL, bool ADD>
-static inline void elsa_sum(const ElsaSum<T>& sum, int64_t heads, const IntVec<T>& lane) {
+static inline void elsa_sum(const ElsaSum<T>& sum, const Heads<T>& heads, int64_t vector) {
   constexpr int n = kLanes<T>;
   const ElsaSum<T> s = sum;  // a copy, whose members the compiler keeps in registers
+  const int64_t head = heads.first[vector], count = heads.last[vector] - head + 1;
+  const T* value = s.value + vector * n;
+  const T* weight = s.weight + head * s.head_step;
   Vec<T> total[P][U] = {};
   for (int64_t i = s.window.i0; i < s.window.i1; ++i) {
     for (int64_t j = s.window.j0; j < s.window.j1; ++j) {
-      const T* v = s.value + i * s.value_steps.row + j * s.value_steps.col;
-      const T* w = s.weight + i * s.weight_steps.row + j * s.weight_steps.col;
-      const int64_t table = i * s.table_row + j * s.table_col;
+      const T* v = value + i * s.value_steps.row + j * s.value_steps.col;
+      const T* w = weight + i * s.weight_steps.row + j * s.weight_steps.col;
+      const int64_t table = vector * n + i * s.table_row + j * s.table_col;
       Vec<T> m[U], a[U], shared[P];
 #pragma GCC unroll 2
       for (int u = 0; u < U; ++u) {
         if (MUL) m[u] = load(s.mul + table + u * n);
         if (ADD) a[u] = load(s.add + table + u * n);
       }
-      if (SHARED) lane_weights<T, P>(s, w, heads, lane, shared);
+      if (SHARED) lane_weights<T, P>(s, w, count, heads.lane[vector], shared);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
         const Vec<T> own = SHARED ? shared[p] : broadcast(w[p * s.weight_steps.pixel]);
@@ -78,49 +70,49 @@ static inline void elsa_sum(const ElsaSum<T>& sum, int64_t heads, const IntVec<T
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 2
-    for (int u = 0; u < U; ++u) store(s.out + p * s.out_pixel + u * n, total[p][u]);
+    for (int u = 0; u < U; ++u) store(s.out + vector * n + p * s.out_pixel + u * n, total[p][u]);
   }
 }
 
 template <class T, int P, int U, bool SHARED>
-static inline void elsa_sum_of_kind(const ElsaSum<T>& s, int64_t heads, const IntVec<T>& lane) {
+static inline void elsa_sum_of_kind(const ElsaSum<T>& s, const Heads<T>& heads, int64_t vector) {
   const auto kind =
       s.mul
           ? (s.add ? elsa_sum<T, P, U, SHARED, true, true> : elsa_sum<T, P, U, SHARED, true, false>)
           : (s.add ? elsa_sum<T, P, U, SHARED, false, true>
                    : elsa_sum<T, P, U, SHARED, false, false>);
-  kind(s, heads, lane);
+  kind(s, heads, vector);
 }
 
 // All channels.
 template <class T, int P>
 static inline void elsa_sums(const ElsaSum<T>& s, const Heads<T>& heads) {
   for (int64_t v = 0; v < heads.vectors;) {
-    const int64_t head = heads.first[v], count = heads.last[v] - head + 1;
     const bool pair = heads.is_pair(v);
     const auto part = pair                 ? elsa_sum_of_kind<T, P, 2, false>
                       : heads.is_shared(v) ? elsa_sum_of_kind<T, P, 1, true>
                                            : elsa_sum_of_kind<T, P, 1, false>;
-    part(s.from(v * kLanes<T>, head), count, heads.lane[v]);
+    part(s, heads, v);
     v += pair ? 2 : 1;
   }
 }
 
-// The sums of a row of pixels. sum_at(x, P) makes that of P pixels from x on, with the rows of its
-// window; clip(x, &window) sets its columns, which all lie in the map for a block of pixels.
-template <class T, class SumAt, class Clip>
-MMLOCAL_INLINE void elsa_sum_row(const Elsa<T>& a, const Heads<T>& heads, SumAt sum_at, Clip clip) {
+// The sums of a row of pixels, whose windows have the rows in s. begin(x, P) sets the rest of s for
+// P pixels from x on; clip(x) sets the columns of the window, which a block of pixels has all.
+template <class T, class Begin, class Clip>
+MMLOCAL_INLINE void elsa_sum_row(const Elsa<T>& a, const Heads<T>& heads, ElsaSum<T>& s,
+                                 const Begin& begin, const Clip& clip) {
   const int64_t reach = a.kernel / 2 * a.dilation;
   for (int64_t x = 0; x < a.width;) {
     if (x >= reach && x + kPixels - 1 + reach < a.width) {
-      ElsaSum<T> s = sum_at(x, kPixels);
+      begin(x, kPixels);
       s.window.j0 = 0;
       s.window.j1 = a.kernel;
       elsa_sums<T, kPixels>(s, heads);
       x += kPixels;
     } else {
-      ElsaSum<T> s = sum_at(x, 1);
-      clip(x, &s.window);
+      begin(x, 1);
+      clip(x);
       elsa_sums<T, 1>(s, heads);
       x += 1;
     }

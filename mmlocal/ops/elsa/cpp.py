@@ -56,7 +56,8 @@ class _Call:
         if ghost is None:
             return None
         table = ghost.to(self.dtype).reshape(-1, self.taps).t()
-        return F.pad(table, (0, -table.shape[1] % self.lanes)).contiguous()
+        pad = -table.shape[1] % self.lanes
+        return (F.pad(table, (0, pad)) if pad else table).contiguous()
 
     def run(self, function: str, **more: Tensor | None) -> None:
         extension.run(function, self.dtype, **self.inputs, **more)
