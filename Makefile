@@ -50,8 +50,7 @@ test-oldest:
 	PYTHONPATH=. .venv-oldest/bin/python -m pytest $(OLDEST_TESTS)
 
 lint: setup
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
+	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
 
 # .venv took long to build, mmlocal/.mim belongs to the installation in it, and nobody wants
 # to lose a data set or a training run.
