@@ -17,8 +17,8 @@ from mmengine.utils import track_iter_progress
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
 from mmlocal.cli.building import build_errors, type_name
+from mmlocal.cli.config import load_config
 from mmlocal.cli.data import check_data
-from mmlocal.cli.launch import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
@@ -54,9 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    args = vars(parse_args(argv))
-    del args["traceback"]  # run_tool looks for it
-    run_tool(lambda: browse(**args))
+    run_tool(lambda: browse(**vars(parse_args(argv))))
 
 
 def browse(

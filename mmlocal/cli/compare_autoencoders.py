@@ -10,18 +10,15 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import DictAction
-from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
-from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli import program
-from mmlocal.cli.building import build_errors
 from mmlocal.cli.data import check_data
-from mmlocal.cli.launch import load_config
+from mmlocal.cli.runner import build_runner, complete_loaders, run_config, run_loop
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
-from mmlocal.libraries import library_of
+from mmlocal.files import write_whole
 from mmlocal.visualization import contact_sheet, plot_curves
 
 CONFIGS = (
@@ -63,8 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    args = parse_args(argv)
-    run_tool(lambda: print(format_comparison(compare_autoencoders(**vars(args)))))
+    run_tool(lambda: print(format_comparison(compare_autoencoders(**vars(parse_args(argv))))))
 
 
 def compare_autoencoders(
@@ -103,7 +99,9 @@ def compare_autoencoders(
     if num_pictures < 1:
         raise UsageError(f"must be at least 1, got {num_pictures}", argument="num_pictures")
     work_dir.mkdir(parents=True, exist_ok=True)
-    runs, best, scalars = [], {}, []
+    runs: list[dict] = []
+    best: dict[str, int] = {}  # config -> index in runs
+    scalars: list[Path] = []
     for config in configs:
         for lr in lrs or (None,):
             options = dict(cfg_options or {})
@@ -148,21 +146,15 @@ def format_comparison(summary: dict) -> str:
 
 
 def _run(config: str, options: dict, folder: Path) -> tuple[dict, Runner]:
-    cfg = load_config(config, options)
-    library = library_of(cfg)
-    library.require()
+    cfg = run_config(config, options, str(folder))
+    complete_loaders(cfg, training=True)
     check_settings(cfg, PHASES)
     check_data(cfg, PHASES)
-    cfg.work_dir = str(folder)
-    for phase in PHASES:
-        library.complete_loader(cfg[f"{phase}_dataloader"], training=True)
-    init_default_scope(cfg.default_scope)
-    with build_errors(cfg):
-        runner = RUNNERS.build(cfg)
-        start = time.perf_counter()
-        runner.train()
-        seconds = time.perf_counter() - start
-        results = runner.test()
+    runner = build_runner(cfg, whole=False)
+    start = time.perf_counter()
+    run_loop(runner.train, cfg)
+    seconds = time.perf_counter() - start
+    results = run_loop(runner.test, cfg)
     run = dict(
         config=config,
         lr=cfg.optim_wrapper.optimizer.lr,

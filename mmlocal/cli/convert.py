@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmlocal.checkpoints.convert import SYSTEMS, convert_file
+from mmlocal.checkpoints import SYSTEMS, convert_file
 from mmlocal.cli import program
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
@@ -39,8 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    args = parse_args(argv)
-    run_tool(lambda: convert(**vars(args)))
+    run_tool(lambda: convert(**vars(parse_args(argv))))
 
 
 def convert(source: str, out: str, system: str, dry_run: bool = False, **options: object) -> None:
@@ -49,7 +48,7 @@ def convert(source: str, out: str, system: str, dry_run: bool = False, **options
     Args:
         source: official checkpoint file; of QnA-ViT also a folder of them.
         out: folder, or file name in ``.pth``.
-        system: the code base, a key of :data:`mmlocal.checkpoints.convert.SYSTEMS`.
+        system: the code base, a key of :data:`mmlocal.checkpoints.SYSTEMS`.
         dry_run: report, but write nothing.
         options: arguments of the converter of this code base.
 

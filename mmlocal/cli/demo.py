@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli import program
-from mmlocal.cli.launch import load_config
+from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
 from mmlocal.errors import UsageError
+from mmlocal.files import write_whole
 from mmlocal.libraries import LIBRARIES, library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 
@@ -43,8 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    args = parse_args(argv)
-    run_tool(lambda: print(format_summary(run_demo(args.task, args.work_dir, args.config))))
+    run_tool(lambda: print(format_summary(run_demo(**vars(parse_args(argv))))))
 
 
 def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None = None) -> dict:
@@ -193,7 +192,7 @@ def _run(step: str, work_dir: Path, *command: str | Path) -> None:
         ) as process,
     ):
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 file.write(line)
                 if " - Epoch(" in line or " - Iter(" in line:
                     print("  " + line.split(" - ", 3)[-1].rstrip()[:150], flush=True)

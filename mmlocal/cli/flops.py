@@ -15,6 +15,7 @@ from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.libraries import LIBRARIES, library_of
+from mmlocal.paths import config_libraries
 
 
 class _PrintTable(argparse.Action):
@@ -53,6 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--table",
         action=_PrintTable,
         nargs=0,
+        default=argparse.SUPPRESS,
         help="instead: print the table of docs/models.md for all configs of mmlocal",
     )
     args = parser.parse_args(argv)
@@ -75,13 +77,8 @@ def _silence() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    args = parse_args(argv)
     _silence()
-    run_tool(
-        lambda: print(
-            format_complexity(flops(args.config, args.cfg_options, args.shape, args.device))
-        )
-    )
+    run_tool(lambda: print(format_complexity(flops(**vars(parse_args(argv))))))
 
 
 def flops(
@@ -143,7 +140,8 @@ def published_table() -> str:
         "| config | image | parameters | GFLOPs | of which local attention |",
         "|---|---|---|---|---|",
     ]
-    names = [name for library in LIBRARIES for name in list_configs(library)]
+    libraries = [library for library in LIBRARIES if library in config_libraries()]
+    names = [name for library in libraries for name in list_configs(library)]
     for name in names:
         if "shapes" in name.split("_"):
             continue

@@ -26,8 +26,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    args = parse_args(argv)
-    run_tool(lambda: run(args.source, args.out))
+    run_tool(lambda: run(**vars(parse_args(argv))))
 
 
 def run(source: str, out: str) -> None:

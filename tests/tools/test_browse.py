@@ -39,7 +39,7 @@ def grey_images():
     del DATASETS.module_dict["GreyImages"]
 
 
-def test_writes_pictures(config, task, tmp_path):
+def test_writes_pictures(config, library, tmp_path):
     out = tmp_path / "pictures"
     browse(str(config), output_dir=str(out), not_show=True, show_number=2)
     assert [path.name[:7] for path in sorted(out.iterdir())] == ["000000_", "000001_"]
@@ -63,12 +63,12 @@ def test_refuses(arguments, message):
         browse("elsa_swin_nano_shapes", **arguments)
 
 
-def test_rescaling_is_for_one_library(config, task, tmp_path):
+def test_rescaling_is_for_one_library(config, library, tmp_path):
     arguments = dict(output_dir=str(tmp_path / "out"), not_show=True, rescale_factor=2)
-    if task == "mmpretrain":
+    if library == "mmpretrain":
         browse(str(config), **arguments)
         return
-    with pytest.raises(UsageError, match=f"applies to mmpretrain configs, this one is for {task}"):
+    with pytest.raises(UsageError, match=f"applies to mmpretrain .* is for {library}"):
         browse(str(config), **arguments)
 
 
