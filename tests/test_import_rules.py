@@ -17,6 +17,7 @@ PACKAGE = ROOT / "mmlocal"
 # Modules by path, most specific first, and what they may import beside the standard library and
 # their own folder. The rest of the package (engine, ...) is free.
 RULES = {
+    "mmlocal/ops/registry.py": {"torch", "mmlocal.ops.backends"},
     "mmlocal/ops/**/triton*.py": {"torch", "triton", "mmlocal.ops"},
     "mmlocal/ops/**/*.py": {"torch", "mmlocal.ops"},
     "mmlocal/layers/**/*.py": {"torch", "mmlocal.ops", "mmlocal.layers"},
@@ -79,6 +80,19 @@ RULES = {
     "mmlocal/paths.py": set(),
     "mmlocal/version.py": set(),
     "mmlocal/registry.py": {"mmengine"},
+    "mmlocal/analysis/**/*.py": {
+        "torch",
+        "mmengine",
+        "mmlocal.analysis",
+        "mmlocal.libraries",
+        "mmlocal.ops",
+    },
+    # Peers of our ops and backbones may be missing.
+    "benchmarks/models.py": {"torch", "mmpretrain", "benchmarks", "mmlocal"},
+    "benchmarks/peers.py": {"torch", "natten", "benchmarks", "mmlocal"},
+    "benchmarks/plots.py": {"matplotlib", "benchmarks"},
+    "benchmarks/**/*.py": {"torch", "benchmarks", "mmlocal"},
+    "tools/benchmark_*.py": {"benchmarks", "mmlocal"},
     "tools/*.py": {"mmengine", "mmlocal"},
 }
 # setup.py runs this by its path, before anything is installed.
@@ -131,6 +145,8 @@ def test_the_rules_find_something():
         "mmlocal/layers/elsa.py",
         "mmlocal/models/backbones/elsa_swin.py",
         "mmlocal/checkpoints/elsa.py",
+        "mmlocal/analysis/flops.py",
+        "benchmarks/ops.py",
         "tools/train.py",
     } <= modules
     backbone = PACKAGE / "models" / "backbones" / "elsa_swin.py"

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mmlocal import compatibility, info
-from mmlocal.compatibility import LIBRARIES, SUPPORT
+from mmlocal.compatibility import SUPPORT
+from mmlocal.libraries import LIBRARIES
 from mmlocal.ops import OPS
 
 ROOT = Path(__file__).resolve().parent.parent

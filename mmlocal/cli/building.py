@@ -13,6 +13,7 @@ from mmengine.registry import Registry, build_from_cfg, build_scheduler_from_cfg
 from mmengine.runner import BaseLoop, Runner
 
 from mmlocal.errors import UsageError
+from mmlocal.libraries.base import type_name
 
 # Methods of the runner that build a part -> the key of that part.
 _PARTS = {
@@ -35,11 +36,6 @@ _PARTS = {
 _PARTS_OF_LOOPS = {"build_dataloader": "dataloader", "build_evaluator": "evaluator"}
 _BUILDERS = {build_from_cfg.__code__, build_scheduler_from_cfg.__code__}
 _LONGEST = 300  # characters of an error that are repeated
-
-
-def type_name(kind: object) -> str:
-    """Name without scope or module of a ``type`` in a config: a string or a class."""
-    return str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1]
 
 
 @contextmanager

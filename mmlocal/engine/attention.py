@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
 from mmlocal.cli.building import build_errors, type_name
-from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.config import load_config
 from mmlocal.errors import UsageError
 from mmlocal.layers import ELSA
+from mmlocal.libraries import library_of
 from mmlocal.visualization.attention import (
     LayerAttention,
     collect_attention,
@@ -50,7 +51,7 @@ def draw_attention(args: argparse.Namespace) -> None:
             device that is not there, a model without local attention, or a layer it has not.
     """
     cfg = load_config(args.config, args.cfg_options)
-    require_library(cfg.default_scope)
+    library_of(cfg).require()
     if not args.list_layers:
         _check_paths(args.image, args.out_dir)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope, Registry
 from mmengine.utils import get_object_from_string
 
 import mmlocal.registry
-from mmlocal.paths import TASKS
+from mmlocal.libraries import LIBRARIES
 
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in ROOT.rglob("*.py") if "_base_" not in path.parts)
@@ -38,7 +38,7 @@ def types(node: object) -> set[str]:
 def test_there_are_configs():
     assert FILES
     assert "ELSASwin" in OURS
-    assert {path.relative_to(ROOT).parts[0] for path in FILES + BASES} <= set(TASKS)
+    assert {path.relative_to(ROOT).parts[0] for path in FILES + BASES} <= set(LIBRARIES)
 
 
 def test_names_are_unique():

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmlocal.checkpoints.qna import convert_qna_layer, convert_qna_vit, convert_window_attention
+from mmlocal.checkpoints.qna import convert_qna_vit
+from mmlocal.checkpoints.qna_layers import convert_qna_layer, convert_window_attention
 from mmlocal.layers import QnA, UpsampleQnA, WindowAttention
 from mmlocal.models.backbones import QnAViT
 from mmlocal.models.necks import QnAPooling
@@ -24,12 +25,6 @@ DOUBLE_LIMIT = 1e-6
 # Triton has tests of its own.
 RUNNING = [b.name for b in BACKENDS if not b.not_supported_reasons(torch.empty(0))]
 DTYPES = [torch.float32, torch.float64]
-POS_EMBEDS = {
-    "relative_pos": "relative",
-    "absolute_pos": "absolute",
-    "contextual_pos": "contextual",
-    "none": "none",
-}
 
 
 class Golden:
@@ -92,6 +87,7 @@ def names(*prefixes: str) -> list[str]:
 
 
 def make_qna(config: dict, backend: str | None = None) -> nn.Module:
+    assert config["pos_embedding_type"] == "relative_pos"
     kwargs = dict(
         embed_dims=config["in_features"],
         num_heads=config["heads"],
@@ -101,7 +97,6 @@ def make_qna(config: dict, backend: str | None = None) -> nn.Module:
         qkv_bias=config["use_bias"],
         normalize_query=config["normalize_q"],
         detach_query_norm=config["qna_normalize_stop_grads"],
-        pos_embed=POS_EMBEDS[config["pos_embedding_type"]],
         scale_pos_embed=config["scale_rpe_bias"],
         backend=backend,
     )
@@ -226,26 +221,25 @@ def test_vit(name, dtype):
     model = Classifier(golden.config)
     state_dict = convert_qna_vit(official)
     if golden.config["stem_type"] == "resnet":
-        state_dict["stem.norm.num_batches_tracked"] = torch.tensor(0)
+        state_dict["patch_embed.norm.num_batches_tracked"] = torch.tensor(0)
     model.load_state_dict(state_dict, strict=True)
     model = model.to(dtype).eval()
     model.backbone.eval()
 
     features = {}
     backbone = model.backbone
-    backbone.stem.register_forward_hook(lambda *args: features.update(stem=args[-1]))
+    backbone.patch_embed.register_forward_hook(lambda *args: features.update(stem=args[-1]))
     for i, stage in enumerate(backbone.stages):
 
         def keep(module, inputs, output, i=i):
             features[f"stage{i + 1}_pre_down"] = output
 
-        stage.register_forward_hook(keep)
-    for i, block in enumerate(backbone.downsamples):
-
         def keep_out(module, inputs, output, i=i):
             features[f"stage{i + 1}_out"] = output
 
-        block.register_forward_hook(keep_out)
+        stage.blocks.register_forward_hook(keep)
+        if stage.downsample is not None:
+            stage.downsample.register_forward_hook(keep_out)
     last = getattr(backbone, f"norm{len(backbone.stages) - 1}")
     last.register_forward_hook(lambda *args: features.update(head_norm=args[-1]))
 
@@ -272,4 +266,4 @@ def test_vit(name, dtype):
 def test_every_file_is_used():
     used = names("qna_", "derived_", "mhsa_", "vit_", "resize_")
     assert used == [path.stem for path in FILES]
-    assert len(FILES) == 38
+    assert len(FILES) == 35

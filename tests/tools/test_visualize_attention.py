@@ -1,4 +1,4 @@
-"""tools/visualize_attention.py: pictures of the three tasks, and what it says to a mistake."""
+"""tools/visualize_attention.py: pictures of the three libraries, and what it says to a mistake."""
 
 from pathlib import Path
 
@@ -38,7 +38,11 @@ model = dict(
 pipeline = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
 test_dataloader = dict(dataset=dict(type="CustomDataset", pipeline=pipeline))
 """
-QNA_LAYERS = ["backbone.stages.0.0.attn", "backbone.stages.1.1.attn", "backbone.downsamples.0.attn"]
+QNA_LAYERS = [
+    "backbone.stages.0.blocks.0.attn",
+    "backbone.stages.0.downsample.attn",
+    "backbone.stages.1.blocks.1.attn",
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def run(monkeypatch, capsys, tmp_path):
 
     def call(*argv) -> list[str]:
         monkeypatch.chdir(tmp_path)
-        tool = load_tool("visualize_attention").tool
+        tool = load_tool("visualize_attention")
         tool.run(tool.parse_args([*map(str, argv)]))
         return capsys.readouterr().out.splitlines()
 
