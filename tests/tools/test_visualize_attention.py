@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from mmlocal.cli.visualize_attention import visualize_attention
 from mmlocal.errors import UsageError
 from mmlocal.layers import MIXERS
 
@@ -248,6 +249,11 @@ def test_mistakes(run, qna, image, tmp_path, arguments, message):
         run(qna, *arguments)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["qna.py"]
+
+
+def test_no_heads(qna, image, tmp_path):
+    with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
+        visualize_attention(str(qna), None, str(image), tmp_path / "out", heads=0)
 
 
 def test_checkpoint_of_another_model(run, qna, image, tmp_path):
