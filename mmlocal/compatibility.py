@@ -1,8 +1,7 @@
-"""Versions that mmlocal runs with, as data, and whether the three libraries can run here.
+"""Versions that mmlocal runs with, as data, and whether a library can run here.
 
-``mmlocal info``, ``docs/compatibility.md`` and the errors of the commands all read this. Nothing
-but the standard library is imported before a library is examined, so that this works in an
-environment in which nothing else does.
+``mmlocal info``, ``docs/compatibility.md`` and the errors of the commands all read this. It imports
+only the standard library until a library is examined, so it works where nothing else does.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import io
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import NamedTuple
@@ -86,11 +86,6 @@ SYSTEMS = {
     ("Windows", None): (EXPECTED, "Windows (without the C++ kernels)"),
 }
 
-LIBRARIES = ("mmdet", "mmseg", "mmpretrain")
-# Who calls mmcv's compiled ops, and who imports torchvision.
-_NEED_MMCV_OPS = ("mmdet", "mmseg")
-_NEED_TORCHVISION = ("mmpretrain",)
-
 # Distributions by import name: OneDL's maintained forks, and OpenMMLab's own.
 _FORKS = {
     "mmengine": "onedl-mmengine",
@@ -116,42 +111,31 @@ class Missing(NamedTuple):
     mend: str
 
 
-def missing(library: str) -> list[Missing]:
-    """List the reasons why configs of a library cannot run here; empty if they can.
+def missing(packages: Sequence[str], modules: Sequence[str] = ()) -> list[Missing]:
+    """List the reasons why something cannot run here; empty if it can.
 
-    Imports the library if everything is installed. The order is that in which to mend.
+    Imports everything if all is installed. The order is that in which to mend.
 
     Args:
-        library: ``"mmdet"``, ``"mmseg"`` or ``"mmpretrain"``.
-
-    Raises:
-        ValueError: any other ``library``.
+        packages: what must be installed, in a version that can work, and import.
+        modules: what must import after the packages that are not in this list.
     """
-    if library not in LIBRARIES:
-        raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, got {library!r}")
-    names = ["torch", "numpy", "torchvision", "mmengine", "mmcv", library]
+    names = list(packages)
     # One that is there but broken also breaks the libraries that do without it.
-    if library not in _NEED_TORCHVISION and not _is_installed("torchvision"):
-        names.remove("torchvision")
+    if "torchvision" not in names and _is_installed("torchvision"):
+        names.insert(names.index("torch") + 1, "torchvision")
     unfit = [m for m in map(_unfit, ["Python", *names]) if m]
     if unfit:
         return unfit
-    for name in names[:-1]:
-        if found := _broken(name):
-            return [found]
-    if library in _NEED_MMCV_OPS and (unbuilt := _missing_mmcv_ops()):
-        return unbuilt
-    for name in (library, f"{library}.models", f"{library}.datasets"):
-        if found := _broken(name):
-            return [found]
+    for name in [*(name for name in names if name not in modules), *modules]:
+        found = _missing_mmcv_ops() if name == "mmcv._ext" else _broken(name)
+        if found:
+            return found
     return []
 
 
-def why_not(library: str) -> str | None:
-    """Why configs of ``library`` cannot run here, and the commands that mend it; else ``None``."""
-    found = missing(library)
-    if not found:
-        return None
+def explain(library: str, found: Sequence[Missing]) -> str:
+    """Why a library cannot run here, and the commands that mend it."""
     reasons = "; ".join(one.what for one in found)
     commands = dict.fromkeys(f"    {one.mend}" for one in found)
     return "\n".join([f"{library} cannot run here: {reasons}. Mend it with", *commands])
@@ -222,23 +206,23 @@ def _is_installed(name: str) -> bool:
 
 def _unfit(name: str) -> Missing | None:
     """Whether something is not installed, or in a version that cannot work."""
-    support = SUPPORT[name]
-    version = platform.python_version() if name == "Python" else _version(name)
     if name != "Python" and not _is_installed(name):
         return Missing(f"{name} is not installed", _install(name))
-    if version is None or support.verdict(version) != NO:
+    support = SUPPORT.get(name)
+    version = platform.python_version() if name == "Python" else _version(name)
+    if support is None or version is None or support.verdict(version) != NO:
         return None
     side = "old" if _numbers(version) < _numbers(support.least) else "new"
     return Missing(f"{name} {version} is too {side}", _install(name))
 
 
-def _broken(name: str) -> Missing | None:
-    """Whether a module that is installed does not import."""
+def _broken(name: str) -> list[Missing]:
+    """Why a module that is installed does not import; empty if it does."""
     try:
         import_quietly(name)
     except Exception as error:  # a broken installation raises anything
-        return Missing(f"{name} does not import ({_reason(error)})", _repair(name, error))
-    return None
+        return [Missing(f"{name} does not import ({_reason(error)})", _repair(name, error))]
+    return []
 
 
 def _missing_mmcv_ops() -> list[Missing]:

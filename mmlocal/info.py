@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from mmlocal import compatibility
 from mmlocal.cli import program
+from mmlocal.libraries import LIBRARIES
 from mmlocal.version import __version__
 
 
@@ -122,14 +123,14 @@ def backends() -> list[dict[str, str]]:
     Raises:
         ImportError: torch is missing or broken.
     """
-    from mmlocal.ops.backends import list_ops
+    from mmlocal.ops import OPS
 
     def short(dtype: object) -> str:
         return str(dtype).removeprefix("torch.")
 
     return [
         {
-            "op": op,
+            "op": op.name,
             "backend": backend.name,
             "what": backend.description,
             "devices": ", ".join(backend.devices),
@@ -139,17 +140,14 @@ def backends() -> list[dict[str, str]]:
             "deterministic": "yes" if backend.deterministic else "no",
             "runs here": backend.unavailable_reason() or "yes",
         }
-        for op, candidates in list_ops().items()
-        for backend in candidates
+        for op in OPS.values()
+        for backend in op.backends
     ]
 
 
 def libraries() -> list[str]:
-    """For each of the three libraries, whether its configs can run here, and what mends it."""
-    return [
-        compatibility.why_not(library) or f"{library} can train here"
-        for library in compatibility.LIBRARIES
-    ]
+    """For each library, whether its configs can run here, and what mends it."""
+    return [library.why_not() or f"{name} can train here" for name, library in LIBRARIES.items()]
 
 
 def markdown_table(rows: list[dict[str, str]]) -> str:

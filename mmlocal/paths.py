@@ -3,38 +3,42 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-TASKS = ("mmdet", "mmseg", "mmpretrain")
-
 
 def _configs() -> dict[str, dict[str, Path]]:
-    """Config files by task and stem."""
+    """Config files by library, each a folder, and stem."""
     package = Path(__file__).resolve().parent
     root = package / ".mim" / "configs"
     if not root.is_dir():
         root = package.parent / "configs"
     return {
-        task: {
+        folder.name: {
             path.stem: path.resolve()
-            for path in sorted((root / task).rglob("*.py"))
+            for path in sorted(folder.rglob("*.py"))
             if "_base_" not in path.relative_to(root).parts
         }
-        for task in TASKS
+        for folder in sorted(root.iterdir())
+        if folder.is_dir()
     }
 
 
-def list_configs(task: str | None = None) -> list[str]:
+def config_libraries() -> list[str]:
+    """Names of the libraries for which configs come with mmlocal, sorted."""
+    return list(_configs())
+
+
+def list_configs(library: str | None = None) -> list[str]:
     """Names of the configs that come with mmlocal, sorted; each one is unique.
 
     Args:
-        task: ``"mmdet"``, ``"mmseg"`` or ``"mmpretrain"``; all three if ``None``.
+        library: name of a library, such as ``"mmdet"``; all if ``None``.
 
     Raises:
-        ValueError: any other ``task``.
+        ValueError: no config is for this ``library``.
     """
-    if task not in (None, *TASKS):
-        raise ValueError(f"task must be one of {', '.join(TASKS)} or None, got {task!r}")
     configs = _configs()
-    return sorted(name for t in (TASKS if task is None else (task,)) for name in configs[t])
+    if library not in (None, *configs):
+        raise ValueError(f"library must be one of {', '.join(configs)} or None, got {library!r}")
+    return sorted(name for key in configs if library in (None, key) for name in configs[key])
 
 
 def config_path(name: str) -> str:
@@ -44,12 +48,12 @@ def config_path(name: str) -> str:
         name: name of the config file, with or without ``.py``; no folder.
 
     Raises:
-        ValueError: no config has this name; names the closest ones.
+        ValueError: no config has this name. The message names the closest ones.
     """
     paths = {stem: path for configs in _configs().values() for stem, path in configs.items()}
     path = paths.get(name.removesuffix(".py"))
     if path is None:
         near = get_close_matches(name.removesuffix(".py"), paths, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see mmlocal.list_configs()"
-        raise ValueError(f"name must be that of a config of mmlocal, got {name!r}: {hint}")
+        raise ValueError(f"name must be the name of a config of mmlocal, got {name!r}: {hint}")
     return str(path)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmlocal import compatibility, info
-from mmlocal.compatibility import LIBRARIES, missing, version_verdict, why_not
+from mmlocal.compatibility import version_verdict
+from mmlocal.libraries import LIBRARIES
 from mmlocal.ops import OLDEST_TORCH
 from mmlocal.ops.backends import MIN_TRITON
 
@@ -49,27 +50,27 @@ def replace(site: Path, module: str, text: str, monkeypatch) -> None:
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_nothing_is_missing_in_the_tested_environment(library):
-    assert missing(library) == []
-    assert why_not(library) is None
+    assert LIBRARIES[library].missing() == []
+    assert LIBRARIES[library].why_not() is None
 
 
 def test_mmcv_without_compiled_ops(monkeypatch):
     """As pip builds it in isolation, where there is no torch."""
     monkeypatch.setitem(sys.modules, "mmcv._ext", None)
     for library in ("mmdet", "mmseg"):
-        (found,) = missing(library)
+        (found,) = LIBRARIES[library].missing()
         assert found.what.startswith("mmcv's compiled ops do not load (ModuleNotFoundError: ")
         assert found.mend == COMPILE + "onedl-mmcv"
-        assert why_not(library) == (
+        assert LIBRARIES[library].why_not() == (
             f"{library} cannot run here: {found.what}. Mend it with\n    {COMPILE}onedl-mmcv"
         )
-    assert missing("mmpretrain") == []
+    assert LIBRARIES["mmpretrain"].missing() == []
 
 
 def test_torch_with_which_mmcv_does_not_compile(site, monkeypatch):
     monkeypatch.setitem(sys.modules, "mmcv._ext", None)
     distribution(site, "torch", "2.14.0", "torch")
-    assert [found.mend for found in missing("mmdet")] == [
+    assert [found.mend for found in LIBRARIES["mmdet"].missing()] == [
         "pip install torch==2.11.0 torchvision==0.26.0",
         COMPILE + "onedl-mmcv",
     ]
@@ -86,15 +87,15 @@ def test_torch_with_which_mmcv_does_not_compile(site, monkeypatch):
 def test_missing_torchvision(torch, fitting, site, monkeypatch):
     distribution(site, "torch", torch, "torch")
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    (found,) = missing("mmpretrain")
+    (found,) = LIBRARIES["mmpretrain"].missing()
     assert found == ("torchvision is not installed", f"pip install --no-deps {fitting}")
-    assert missing("mmdet") == missing("mmseg") == []
+    assert LIBRARIES["mmdet"].missing() == LIBRARIES["mmseg"].missing() == []
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_torchvision_of_another_torch(library, site, monkeypatch):
     replace(site, "torchvision", "raise RuntimeError('no operator nms\\nat all')", monkeypatch)
-    (found,) = missing(library)
+    (found,) = LIBRARIES[library].missing()
     assert found.what == "torchvision does not import (RuntimeError: no operator nms)"
     assert found.mend == "pip install --no-deps torchvision==0.26.0"
 
@@ -113,19 +114,19 @@ def test_torchvision_of_another_torch(library, site, monkeypatch):
 )
 def test_versions_that_cannot_work(name, version, what, mend, site):
     distribution(site, name, version, what.partition(" ")[0])
-    assert missing("mmseg") == [(what, f"pip install {mend}")]
+    assert LIBRARIES["mmseg"].missing() == [(what, f"pip install {mend}")]
 
 
 def test_python_that_is_too_old(monkeypatch):
     monkeypatch.setattr(platform, "python_version", lambda: "3.9.20")
-    (found,) = missing("mmpretrain")
+    (found,) = LIBRARIES["mmpretrain"].missing()
     assert found == ("Python 3.9.20 is too old", "an environment of Python 3.10, 3.11 or 3.12")
 
 
 def test_library_that_is_not_installed(monkeypatch):
     for name in ("mmengine", "mmcv", "mmseg"):
         monkeypatch.setitem(sys.modules, name, None)
-    text = why_not("mmseg").splitlines()
+    text = LIBRARIES["mmseg"].why_not().splitlines()
     assert text[0] == (
         "mmseg cannot run here: mmengine is not installed; mmcv is not installed; "
         "mmseg is not installed. Mend it with"
@@ -164,7 +165,7 @@ def test_library_that_is_not_installed(monkeypatch):
 )
 def test_library_that_breaks_at_import(body, what, mend, site, monkeypatch):
     replace(site, "mmdet", body, monkeypatch)
-    assert missing("mmdet") == [(what, mend)]
+    assert LIBRARIES["mmdet"].missing() == [(what, mend)]
 
 
 def test_who_uses_the_original_distributions_is_not_sent_to_the_forks(site, monkeypatch):
@@ -173,7 +174,7 @@ def test_who_uses_the_original_distributions_is_not_sent_to_the_forks(site, monk
     monkeypatch.setattr(sys, "path", [str(site)])
     monkeypatch.setitem(sys.modules, "mmseg", None)
     monkeypatch.setitem(sys.modules, "mmcv", None)
-    commands = [found.mend for found in missing("mmseg")]
+    commands = [found.mend for found in LIBRARIES["mmseg"].missing()]
     assert commands[-2:] == [COMPILE + "mmcv", "pip install mmsegmentation"]
 
 
@@ -184,9 +185,10 @@ def test_remains_of_an_interrupted_pip_are_passed_over(site):
     assert info.library_line("mmdet").endswith("(onedl-mmdetection): tested")
 
 
-def test_unknown_library():
-    with pytest.raises(ValueError, match="one of mmdet, mmseg, mmpretrain, got 'mmpose'"):
-        missing("mmpose")
+def test_package_that_the_table_does_not_know():
+    found = compatibility.missing(["torch", "numpy", "no_such_package"])
+    assert found == [("no_such_package is not installed", "pip install no_such_package")]
+    assert compatibility.missing(["torch", "pytest"]) == []
 
 
 def test_only_the_line_about_onedl_is_kept_quiet(site, capsys):

@@ -38,6 +38,18 @@ RULES = {
         "mmlocal",
     },
     "mmlocal/models/*.py": {"mmlocal.models"},
+    "mmlocal/engine/**/*.py": {
+        "numpy",
+        "torch",
+        "mmengine",
+        "mmlocal.checkpoints",
+        "mmlocal.errors",
+        "mmlocal.registry",
+    },
+    "mmlocal/libraries/mmdet.py": {"numpy", "torch", "mmengine", "mmdet", "mmlocal"},
+    "mmlocal/libraries/mmseg.py": {"numpy", "torch", "mmengine", "mmseg", "mmlocal"},
+    "mmlocal/libraries/mmpretrain.py": {"numpy", "torch", "mmengine", "mmpretrain", "mmlocal"},
+    "mmlocal/libraries/*.py": {"numpy", "torch", "cv2", "mmengine", "mmlocal"},
     "mmlocal/checkpoints/**/*.py": {"torch", "msgpack", "mmlocal.checkpoints", "mmlocal.version"},
     "mmlocal/__init__.py": {"mmlocal.paths", "mmlocal.version"},
     "mmlocal/__main__.py": {"mmlocal.cli"},
@@ -88,6 +100,11 @@ def test_imports(module):
     assert violations(ROOT / module, ruled_modules()[module]) == set()
 
 
+@pytest.mark.parametrize("module", [m for m in ruled_modules() if m.startswith("mmlocal/engine/")])
+def test_engine_knows_no_command_line(module):
+    assert "argparse" not in imports(ROOT / module)
+
+
 def test_the_rules_find_something():
     modules = set(ruled_modules())
     assert {
@@ -95,6 +112,8 @@ def test_the_rules_find_something():
         "mmlocal/layers/elsa.py",
         "mmlocal/models/backbones/elsa_swin.py",
         "mmlocal/checkpoints/elsa.py",
+        "mmlocal/engine/weights.py",
+        "mmlocal/libraries/mmdet.py",
         "tools/train.py",
     } <= modules
     backbone = PACKAGE / "models" / "backbones" / "elsa_swin.py"
@@ -137,6 +156,17 @@ def test_package_alone():
     run_without("import mmlocal; mmlocal.list_configs()", *OPENMM, "torch", "numpy", "triton")
 
 
+def test_libraries_without_any_of_them():
+    """``mmlocal info`` says what is missing, whatever is missing."""
+    code = """
+from mmlocal.libraries import LIBRARIES
+
+for library in LIBRARIES.values():
+    assert "torch is not installed" in library.why_not()
+"""
+    run_without(code, *OPENMM, "torch", "numpy", "triton")
+
+
 def test_registry_without_torch():
     """It may only import MMEngine, whose own imports are its own affair."""
     run_without("import mmlocal.registry", *TASKS, "triton")
@@ -146,11 +176,11 @@ def test_ops_and_layers_without_openmmlab():
     code = """
 import torch
 from mmlocal.layers import ELSA
-from mmlocal.ops.backends import list_ops
+from mmlocal.ops import OPS
 import mmlocal.checkpoints
 
 ELSA(12, 3, kernel_size=3)(torch.zeros(1, 4, 5, 12)).sum().backward()
-assert any(b.unavailable_reason() is None for b in list_ops()["elsa"])
+assert any(b.unavailable_reason() is None for b in OPS["elsa"].backends)
 """
     run_without(code, *OPENMM, "triton")
 

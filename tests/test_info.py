@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from mmlocal import compatibility, info
-from mmlocal.compatibility import LIBRARIES, SUPPORT
-from mmlocal.ops.backends import list_ops
+from mmlocal.compatibility import SUPPORT
+from mmlocal.libraries import LIBRARIES
+from mmlocal.ops import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,9 +39,9 @@ def test_report_names_versions_and_every_backend():
     assert re.search(r"^mmcv\._ext +CPU", text, re.M)
     assert re.search(r"^mmlocal\._C +(\d+ thread|not there: )", text, re.M)
     assert re.search(r"^mmdet +\S+ \(onedl-mmdetection\)", text, re.M)
-    for op, backends in list_ops().items():
-        for backend in backends:
-            assert f"{op}, backend {backend.name} " in text
+    for op in OPS.values():
+        for backend in op.backends:
+            assert f"{op.name}, backend {backend.name} " in text
 
 
 @pytest.mark.parametrize("absent", ["triton", "mmcv", "mmdet", "mmengine", "torch"])
@@ -136,16 +137,16 @@ def test_table_is_markdown_with_a_row_per_backend():
     lines = run("--table").splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[0].startswith("| op | backend |")
-    assert len(lines) == 2 + sum(len(backends) for backends in list_ops().values())
-    error = list_ops()["elsa"][0].atol[torch.float32]
+    assert len(lines) == 2 + sum(len(op.backends) for op in OPS.values())
+    error = OPS["elsa"].backends[0].atol[torch.float32]
     assert any(f"float32 {error:.2g}" in line for line in lines)
 
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch, capsys):
     from dataclasses import replace
 
-    backend = replace(list_ops()["elsa"][0], name="other", requires=lambda: "no such compiler")
-    monkeypatch.setattr("mmlocal.ops.backends.list_ops", lambda: {"elsa": (backend,)})
+    backend = replace(OPS["elsa"].backends[0], name="other", requires=lambda: "no such compiler")
+    monkeypatch.setitem(OPS, "elsa", replace(OPS["elsa"], backends=(backend,)))
     info.main([])
     assert "elsa, backend other" in (text := capsys.readouterr().out)
     assert ": cannot run: no such compiler" in text

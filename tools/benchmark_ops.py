@@ -7,17 +7,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmlocal.analysis.benchmark import DTYPES, WrongResultError, benchmark_ops
-from mmlocal.analysis.peers import PEERS, SHAPES
 from mmlocal.cli.tool import run_tool
+from mmlocal.ops import OPS
+
+# In the clone alone. After the lines above, as the clone must not hide an installed mmlocal.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.check import WrongResultError
+from benchmarks.ops import DTYPES, benchmark_ops, case_sets
+from benchmarks.peers import PEERS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--op", nargs="+", choices=["elsa", "qna"], default=["elsa", "qna"])
+    parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS))
     parser.add_argument(
         "--shapes",
-        choices=list(SHAPES),
+        choices=case_sets(),
         default="stages",
         help="stages (default): of all published models, at 224x224 and 800x1280; figure2: windows "
         "of 3x3 to 13x13 on 256x256x64; resolution: maps of 32x32 to 512x512; smoke: tiny maps, to "

@@ -3,15 +3,19 @@
 from mmlocal.analysis.flops import (
     MMENGINE_HANDLES,
     Complexity,
+    build_model,
     count_macs,
+    count_model,
     model_complexity,
-    published_table,
+    register_formulas,
 )
 
 __all__ = [
     "MMENGINE_HANDLES",
     "Complexity",
+    "build_model",
     "count_macs",
+    "count_model",
     "model_complexity",
-    "published_table",
+    "register_formulas",
 ]

@@ -323,4 +323,14 @@ def _dataset_meta(meta: object) -> dict:
     return found
 
 
-ELSA = System("ELSA-Swin", rename_elsa, options=("ema", "lam", "gamma"))
+ELSA = System(
+    model="ELSA-Swin",
+    rename=rename_elsa,
+    options={
+        "ema": dict(action="store_true", help="take the averaged weights"),
+        "lam": dict(
+            type=float, help="exponent of the multiplicative ghost head (default: by shape)"
+        ),
+        "gamma": dict(type=float, help="factor of the additive ghost head (default: by shape)"),
+    },
+)

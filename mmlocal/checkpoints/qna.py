@@ -326,7 +326,18 @@ def _shape(params: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]
 QNA = System(
     "QnA-ViT",
     rename_qna,
-    options=("kernel_size", "window_sizes"),
+    options={  # to resize tables
+        "kernel_size": dict(
+            type=int, metavar="K", help="width of QnA's windows (default: as trained)"
+        ),
+        "window_sizes": dict(
+            type=int,
+            nargs="+",
+            metavar="W",
+            help="width of the attention windows of each stage, for images of 384 pixels: "
+            "7 7 24 12 (default: as trained)",
+        ),
+    },
     find=find_flax,
     load=load_flax,
     antialias=True,

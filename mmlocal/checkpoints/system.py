@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -49,7 +50,8 @@ class System:
         model: name of its models, for messages.
         rename: makes a :class:`Renamed` of what ``load`` returns, and of any of ``options``; raises
             ``ValueError`` if it cannot.
-        options: keyword arguments of ``rename``.
+        options: keyword arguments of ``rename``, each with the settings of its flag on the command
+            line, as ``argparse`` takes them.
         find: the file to read, given the path that the user named.
         load: reads that file; raises ``OSError`` or ``ValueError``.
         antialias: of :func:`~mmlocal.checkpoints.match_state_dict`, for ``Renamed.tables``.
@@ -57,7 +59,7 @@ class System:
 
     model: str
     rename: Callable[..., Renamed]
-    options: tuple[str, ...]
+    options: Mapping[str, dict[str, Any]]
     find: Callable[[Path], Path] = Path
     load: Callable[[Path], dict] = load_file
     antialias: bool = False

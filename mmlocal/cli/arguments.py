@@ -21,9 +21,18 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--traceback",
-        action="store_true",
+        action=_LeftToRunTool,
+        nargs=0,
+        default=argparse.SUPPRESS,
         help="show where an error was raised, and not only its message",
     )
+
+
+class _LeftToRunTool(argparse.Action):
+    """A flag that is no argument of the command: :func:`mmlocal.cli.tool.run_tool` looks for it."""
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        pass
 
 
 def _key_value(text: str) -> str:

@@ -1,14 +1,34 @@
 """Train auto-encoders with different layers alike, and compare their reconstructions."""
 
 import argparse
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
+import torch
 from mmengine.config import DictAction
+from mmengine.runner import Runner
 
+from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli import program
+from mmlocal.cli.data import check_data
+from mmlocal.cli.runner import build_runner, complete_loaders, run_config, run_loop
+from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
-from mmlocal.engine.autoencoders import CONFIGS, compare_autoencoders, format_comparison
+from mmlocal.errors import UsageError
+from mmlocal.visualization import contact_sheet, plot_curves
+
+CONFIGS = (
+    "qna_autoencoder_conv_bilinear_shapes",
+    "qna_autoencoder_conv_transposed_shapes",
+    "qna_autoencoder_qna_uqna_shapes",
+)
+METRICS = ("l1", "mse", "psnr", "ssim")
+PREFIX = "reconstruction/"
+PHASES = ["train", "val", "test"]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,12 +60,125 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: run(parse_args(argv)))
+    run_tool(lambda: print(format_comparison(compare_autoencoders(**vars(parse_args(argv))))))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train, compare and print the comparison. Raises ``UsageError``."""
-    summary = compare_autoencoders(
-        args.work_dir, args.configs, args.lrs, args.cfg_options, args.num_pictures
+def compare_autoencoders(
+    work_dir: Path,
+    configs: Sequence[str] = CONFIGS,
+    lrs: Sequence[float] = (),
+    cfg_options: dict | None = None,
+    num_pictures: int = 8,
+) -> dict:
+    """Train and test some auto-encoders on the same data, by the same schedule.
+
+    Writes to ``work_dir``:
+
+    - a folder for each run;
+    - ``reconstructions.png``: images of the test set in the first row, then a row for each config,
+      in order, with its best learning rate;
+    - ``curves.png``: a row for each of these runs;
+    - ``summary.json``.
+
+    Args:
+        work_dir: folder for the results.
+        configs: names or paths of configs.
+        lrs: learning rates to try for each config, as the paper does. If there are none, each
+            config keeps its own.
+        cfg_options: settings to merge into every config, with dotted keys.
+        num_pictures: images in a row.
+
+    Returns:
+        The contents of ``summary.json``. ``runs`` holds one dict for each run, with ``config``,
+        ``lr``, ``parameters``, ``seconds`` and the metrics. ``best`` holds for each config the
+        index in ``runs`` of the run with the least L1.
+
+    Raises:
+        UsageError: missing config, library or data, or ``num_pictures`` below 1.
+    """
+    if num_pictures < 1:
+        raise UsageError(f"must be at least 1, got {num_pictures}", argument="num_pictures")
+    work_dir.mkdir(parents=True, exist_ok=True)
+    runs: list[dict] = []
+    best: dict[str, int] = {}  # config -> index in runs
+    scalars: list[Path] = []
+    for config in configs:
+        for lr in lrs or (None,):
+            options = dict(cfg_options or {})
+            if lr is not None:
+                options["optim_wrapper.optimizer.lr"] = lr
+            folder = work_dir / f"{len(runs):02d}"
+            run, runner = _run(config, options, folder)
+            runs.append(run)
+            scalars.append(Path(runner.log_dir) / "vis_data" / "scalars.json")
+            _draw(runner, folder, num_pictures)
+            if config not in best or run["l1"] < runs[best[config]]["l1"]:
+                best[config] = len(runs) - 1
+
+    rows = [_tiles(work_dir / f"{next(iter(best.values())):02d}", "image", num_pictures)]
+    rows += [_tiles(work_dir / f"{index:02d}", "pred", num_pictures) for index in best.values()]
+    contact_sheet(
+        [tile for row in rows for tile in row], work_dir / "reconstructions.png", len(rows[0])
     )
-    print(format_comparison(summary))
+    curves = []
+    for config, index in best.items():
+        curves.append(work_dir / f"{index:02d}" / "curves.png")
+        metrics = (f"{PREFIX}ssim", f"{PREFIX}l1")
+        plot_curves(scalars[index], curves[-1], ("loss",), metrics, title=config)
+    contact_sheet(curves, work_dir / "curves.png", columns=1)
+    summary = dict(runs=runs, best=best)
+    write_whole(work_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def format_comparison(summary: dict) -> str:
+    """A table for the terminal; the best run of each config is marked."""
+    lines = [
+        f"{'config':<40} {'lr':>8} {'params':>9} {'L1':>7} {'MSE':>7} {'PSNR':>6} {'SSIM':>6} s"
+    ]
+    for index, run in enumerate(summary["runs"]):
+        name = run["config"] + ("*" if index in summary["best"].values() else "")
+        lines.append(
+            f"{name:<40} {run['lr']:8.1e} {run['parameters']:9,d} {run['l1']:7.4f} "
+            f"{run['mse']:7.4f} {run['psnr']:6.2f} {run['ssim']:6.3f} {run['seconds']:.0f}"
+        )
+    return "\n".join(lines)
+
+
+def _run(config: str, options: dict, folder: Path) -> tuple[dict, Runner]:
+    cfg = run_config(config, options, str(folder))
+    complete_loaders(cfg, training=True)
+    check_settings(cfg, PHASES)
+    check_data(cfg, PHASES)
+    runner = build_runner(cfg, whole=False)
+    start = time.perf_counter()
+    run_loop(runner.train, cfg)
+    seconds = time.perf_counter() - start
+    results = run_loop(runner.test, cfg)
+    run = dict(
+        config=config,
+        lr=cfg.optim_wrapper.optimizer.lr,
+        parameters=sum(parameter.numel() for parameter in runner.model.parameters()),
+        iterations=runner.iter,
+        seconds=round(seconds, 1),
+    )
+    return run | {name: results[PREFIX + name] for name in METRICS}, runner
+
+
+def _draw(runner: Runner, folder: Path, number: int) -> None:
+    """Write the first test images and their reconstructions."""
+    dataset = runner.test_loop.dataloader.dataset
+    items = [dataset[index] for index in range(min(number, len(dataset)))]
+    batch = {key: [item[key] for item in items] for key in items[0]}
+    with torch.no_grad():
+        samples = runner.model.test_step(batch)
+    for index, sample in enumerate(samples):
+        for name in ("image", "pred"):
+            image = sample.gt_image if name == "image" else sample.pred_image
+            pixels = image.permute(1, 2, 0).mul(255).round().byte().cpu().numpy()
+            path = folder / f"{name}_{index:02d}.png"
+            cv2.imwrite(str(path), np.ascontiguousarray(pixels[..., ::-1]))
+
+
+def _tiles(folder: Path, name: str, number: int) -> list[Path]:
+    return sorted(folder.glob(f"{name}_*.png"))[:number]

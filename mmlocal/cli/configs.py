@@ -5,13 +5,15 @@ import sys
 from collections.abc import Sequence
 
 from mmlocal.cli import program
-from mmlocal.paths import TASKS, config_path, list_configs
+from mmlocal.paths import config_libraries, config_path, list_configs
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program("configs"), description=__doc__)
     parser.add_argument("name", nargs="?", help="print the path of this config")
-    parser.add_argument("--task", choices=TASKS, help="list only the configs of one library")
+    parser.add_argument(
+        "--task", choices=config_libraries(), help="list only the configs of one library"
+    )
     return parser.parse_args(argv)
 
 

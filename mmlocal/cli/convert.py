@@ -11,7 +11,11 @@ from mmlocal.registry import MODELS
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=program("convert"), description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program("convert"),
+        description=__doc__,
+        conflict_handler="resolve",  # several code bases may have an option of the same name
+    )
     parser.add_argument(
         "source", metavar="IN", help="official checkpoint file; of qna also a folder of them"
     )
@@ -24,42 +28,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--from", dest="system", required=True, choices=SYSTEMS, help="whose checkpoint it is"
     )
     parser.add_argument("--dry-run", action="store_true", help="report, but write nothing")
-    # Only what is given is passed on: each code base has options of its own.
-    given = dict(default=argparse.SUPPRESS)
-    elsa = parser.add_argument_group("options of elsa")
-    elsa.add_argument("--ema", action="store_true", help="take the averaged weights", **given)
-    elsa.add_argument(
-        "--lam",
-        type=float,
-        help="exponent of the multiplicative ghost head (default: by shape)",
-        **given,
-    )
-    elsa.add_argument(
-        "--gamma", type=float, help="factor of the additive ghost head (default: by shape)", **given
-    )
-    qna = parser.add_argument_group("options of qna, to resize tables (default: as trained)")
-    qna.add_argument("--kernel-size", type=int, metavar="K", help="width of QnA's windows", **given)
-    qna.add_argument(
-        "--window-sizes",
-        type=int,
-        nargs="+",
-        metavar="W",
-        help="width of the attention windows of each stage, for images of 384 pixels: 7 7 24 12",
-        **given,
-    )
+    for name, system in SYSTEMS.items():
+        group = parser.add_argument_group(f"options of {name}")
+        for option, settings in system.options.items():
+            flag = f"--{option.replace('_', '-')}"
+            # Without a default, only the given options are passed on.
+            group.add_argument(flag, default=argparse.SUPPRESS, **settings)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: run(parse_args(argv)))
+    run_tool(lambda: convert(**vars(parse_args(argv))))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Convert, and print what became of each weight. Raises ``UsageError``."""
+def convert(source: str, out: str, system: str, dry_run: bool = False, **options: object) -> None:
+    """Convert a checkpoint file, and print what became of each weight.
+
+    Args:
+        source: official checkpoint file; of QnA-ViT also a folder of them.
+        out: folder, or file name in ``.pth``.
+        system: the code base, a key of :data:`mmlocal.checkpoints.convert.SYSTEMS`.
+        dry_run: report, but write nothing.
+        options: arguments of the converter of this code base.
+
+    Raises:
+        UsageError: ``source`` cannot be read or converted, ``out`` cannot be written, the code base
+            has no such option, or a library is missing.
+    """
     try:
-        conversion, path = convert_file(build=MODELS.build, **vars(args))
+        conversion, path = convert_file(source, out, MODELS.build, system, dry_run, **options)
     except (ImportError, OSError, ValueError) as error:
-        raise UsageError(error) from error
+        raise UsageError(str(error)) from error
     print(conversion)
     print(f"wrote {path}" if path else "dry run: nothing written")

@@ -1,12 +1,26 @@
 """Train, test and draw a small ELSA-Swin model on generated data, in minutes on a CPU."""
 
 import argparse
-from collections.abc import Sequence
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli import program
+from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
-from mmlocal.engine.demo import DEMOS, format_summary, run_demo
+from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
+from mmlocal.errors import UsageError
+from mmlocal.libraries import LIBRARIES, library_of
+from mmlocal.visualization import contact_sheet, plot_curves
+
+DEMOS = {library.demo.name: library.demo for library in LIBRARIES.values() if library.demo}
+DATA_ROOT = Path("data/shapes")
+NUM_PICTURES = 12
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,11 +43,174 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: run(parse_args(argv)))
+    run_tool(lambda: print(format_summary(run_demo(**vars(parse_args(argv))))))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run a demo and print its summary. Raises ``UsageError``."""
-    name = "demo" if args.task == "det" else f"demo-{args.task}"
-    work_dir = args.work_dir or Path("work_dirs") / name
-    print(format_summary(run_demo(work_dir, args.task, args.config)))
+def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None = None) -> dict:
+    """Train and test a narrow ELSA-Swin on generated shapes.
+
+    Writes to ``work_dir``:
+
+    - ``train/`` and ``test/``: logs and the checkpoint;
+    - ``pictures/``: the predictions for validation images;
+    - ``predictions.png``, ``curves.png`` and ``summary.json``.
+
+    Generates the data of the task in ``data/shapes``, unless it is there already. Data of other
+    tasks stays.
+
+    Args:
+        task: a key of :data:`DEMOS`.
+        work_dir: folder for the results; default: ``work_dirs/demo`` for ``"det"``,
+            ``work_dirs/demo-<task>`` for the others.
+        config: name or path of another config for the same data and task.
+
+    Returns:
+        The contents of ``summary.json``: metrics in [0, 1], seconds per step, and the arguments of
+        the generator that made the data.
+
+    Raises:
+        ValueError: unknown ``task``.
+        UsageError: no such config, its library cannot run here, ``data/shapes`` holds something
+            else, or a step failed.
+    """
+    if task not in DEMOS:
+        raise ValueError(f"task must be one of {', '.join(DEMOS)}, got {task!r}")
+    demo = DEMOS[task]
+    config = config or demo.config
+    library_of(load_config(config)).require()  # before minutes go into the data
+    work_dir = work_dir or Path("work_dirs") / ("demo" if task == "det" else f"demo-{task}")
+    work_dir = work_dir.resolve()
+    (work_dir / "summary.json").unlink(missing_ok=True)
+    train_dir, test_dir, pictures = (work_dir / name for name in ("train", "test", "pictures"))
+
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "data"):
+        data = _prepare_data(task)
+    with _timed(seconds, "train"):
+        _run("training", work_dir, "train", config, "--work-dir", train_dir)
+    with _timed(seconds, "test"):
+        checkpoint = Path((train_dir / "last_checkpoint").read_text().strip())
+        folders = ("--work-dir", test_dir, "--show-dir", pictures)
+        _run("testing", work_dir, "test", config, checkpoint, *folders)
+
+    results = json.loads(_newest(test_dir, "*/*.json").read_text())
+    if missing := [key for key in demo.metrics.values() if key not in results]:
+        raise UsageError(
+            f"testing gave no {missing[0]}: a model that finds nothing at all gets no metrics; see "
+            f"{_relative(work_dir / 'testing.log')}"
+        )
+    scalars = _newest(train_dir, "*/vis_data/scalars.json")
+    plot_curves(scalars, work_dir / "curves.png", demo.losses, demo.curves, demo.scale)
+    drawn = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg"))
+    contact_sheet(drawn[:NUM_PICTURES], work_dir / "predictions.png", demo.columns)
+    summary = {
+        "config": config,
+        "data": data,
+        "metrics": {
+            name: round(results[key] * demo.scale, 4) for name, key in demo.metrics.items()
+        },
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "checkpoint": _relative(checkpoint),
+        "pictures": [_relative(work_dir / "predictions.png"), _relative(pictures)],
+        "curves": _relative(work_dir / "curves.png"),
+    }
+    write_whole(work_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def format_summary(summary: dict) -> str:
+    """A few lines for the terminal."""
+    seconds, data = summary["seconds"], summary["data"]
+    rows: dict[str, list[str]] = {}
+    for name, value in summary["metrics"].items():
+        kind, _, short = name.rpartition("_")
+        rows.setdefault(kind, []).append(f"{short} {value:.3f}")
+    titles = {"bbox": "box", "segm": "mask"}
+    steps = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    lines = [""]
+    lines += [f"{titles.get(kind, 'result'):<9} {'  '.join(row)}" for kind, row in rows.items()]
+    sizes = f"{data['image_size']} pixels wide (cls: {data['cls_size']})"
+    lines += [
+        f"data      {data['num_train']} training and {data['num_val']} test images, {sizes}",
+        f"time      {sum(seconds.values()):.0f} s ({steps})",
+        f"pictures  {', '.join(summary['pictures'])}",
+        f"curves    {summary['curves']}",
+    ]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Write the duration of the block to ``seconds[step]``."""
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start
+
+
+def _prepare_data(task: str) -> dict:
+    """Generate the data of the task unless it is there.
+
+    Returns:
+        The arguments that the data was generated with.
+    """
+    manifest = read_manifest(DATA_ROOT)
+    if manifest is not None and manifest["version"] != VERSION:
+        raise UsageError(
+            f"{DATA_ROOT} was made by version {manifest['version']} of the generator, the demo "
+            f"needs version {VERSION}; make it anew with 'mmlocal make-shapes --overwrite'"
+        )
+    if manifest is not None and task in manifest["arguments"]["tasks"]:
+        print(f"data: {DATA_ROOT} is there already", flush=True)
+        return manifest["arguments"]
+    print(f"data: generating {DATA_ROOT} for the task {task}", flush=True)
+    try:
+        if manifest is not None:
+            return add_task(DATA_ROOT, task)["arguments"]
+        return generate_shapes(DATA_ROOT, tasks=[task])["arguments"]
+    except FileExistsError as error:
+        raise UsageError(
+            f"{DATA_ROOT} is no data set of 'mmlocal make-shapes'; move it, the demo needs the "
+            "place"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise UsageError(f"the data cannot be generated: {error}") from error
+
+
+def _run(step: str, work_dir: Path, *command: str | Path) -> None:
+    """Run ``mmlocal``: write its log to a file, and show the lines that tell progress."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    log = work_dir / f"{step}.log"
+    shown = " ".join(map(_relative, command[:2]))
+    print(f"{step}: mmlocal {shown} (log: {_relative(log)})", flush=True)
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            [sys.executable, "-m", "mmlocal", *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
+        try:
+            for line in process.stdout or ():
+                file.write(line)
+                if " - Epoch(" in line or " - Iter(" in line:
+                    print("  " + line.split(" - ", 3)[-1].rstrip()[:150], flush=True)
+            code = process.wait()
+        finally:
+            process.terminate()
+    if code:
+        tail = log.read_text().splitlines()[-15:]
+        raise UsageError("\n".join([f"{step} failed with exit code {code}, see {log}:", *tail]))
+
+
+def _newest(folder: Path, pattern: str) -> Path:
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+
+
+def _relative(path: str | Path) -> str:
+    """The path from the working directory, if the file lies in it, for people to read and copy."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

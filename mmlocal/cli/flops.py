@@ -2,15 +2,20 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Literal
 
 from mmengine.logging import MMLogger
 
-from mmlocal.analysis import model_complexity, published_table
+from mmlocal import list_configs
+from mmlocal.analysis import Complexity, build_model, count_model
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
-from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.building import build_errors
+from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
+from mmlocal.libraries import LIBRARIES, library_of
+from mmlocal.paths import config_libraries
 
 
 class _PrintTable(argparse.Action):
@@ -18,9 +23,7 @@ class _PrintTable(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *args, **kwargs) -> None:
         _silence()
-        for task in ("mmdet", "mmseg", "mmpretrain"):
-            require_library(task)
-        print(published_table())
+        run_tool(lambda: print(published_table()))
         parser.exit()
 
 
@@ -51,6 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--table",
         action=_PrintTable,
         nargs=0,
+        default=argparse.SUPPRESS,
         help="instead: print the table of docs/models.md for all configs of mmlocal",
     )
     args = parser.parse_args(argv)
@@ -73,26 +77,78 @@ def _silence() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: run(parse_args(argv)))
-
-
-def run(args: argparse.Namespace) -> None:
-    """Count, and print the parts. Raises ``UsageError``."""
-    cfg = load_config(args.config, args.cfg_options)
-    require_library(cfg.default_scope)
     _silence()
+    run_tool(lambda: print(format_complexity(flops(**vars(parse_args(argv))))))
+
+
+def flops(
+    config: str,
+    cfg_options: dict | None = None,
+    shape: tuple[int, int] | None = None,
+    device: Literal["meta", "cpu", "cuda"] = "meta",
+) -> Complexity:
+    """Count the parameters of the model of a config, and its multiply-accumulates for one image.
+
+    Args:
+        config: path of a config file, or the name of a config of mmlocal.
+        cfg_options: settings to merge into the config, with dotted keys.
+        shape: height and width of the image in pixels; default: the size of the published figures.
+        device: ``"meta"`` works out shapes only. ``"cpu"`` and ``"cuda"`` run the model, which is
+            necessary where shapes depend on values.
+
+    Raises:
+        UsageError: missing config or library, a model that cannot be built or takes no such image,
+            or a model that cannot be counted on ``"meta"``.
+    """
+    cfg = load_config(config, cfg_options)
+    library_of(cfg).require()
+    with build_errors(cfg):
+        model = build_model(cfg, device)
     try:
-        found = model_complexity(cfg, args.shape, args.device)
+        return count_model(model, cfg, shape)
     except ValueError as error:
-        raise UsageError(f"--shape: {error}") from error
+        raise UsageError(str(error), argument="shape") from error
     except RuntimeError as error:
-        if args.device != "meta":
+        if device != "meta":
             raise
         raise UsageError(
             f"this model cannot be counted without values ({error}); add --device cpu"
         ) from error
-    print(f"image       {found.shape[0]}x{found.shape[1]}")
-    print(f"parameters  {found.parameters / 1e6:.2f} M ({found.parameters:,})")
-    print(f"GFLOPs      {found.total_macs / 1e9:.2f}")
+
+
+def format_complexity(found: Complexity) -> str:
+    """A few lines for the terminal, with the operators from the most expensive on."""
+    lines = [
+        f"image       {found.shape[0]}x{found.shape[1]}",
+        f"parameters  {found.parameters / 1e6:.2f} M ({found.parameters:,})",
+        f"GFLOPs      {found.total_macs / 1e9:.2f}",
+    ]
     for operator, macs in sorted(found.macs.items(), key=lambda item: -item[1]):
-        print(f"  {macs / 1e9:10.3f}  {operator}")
+        lines.append(f"  {macs / 1e9:10.3f}  {operator}")
+    return "\n".join(lines)
+
+
+def published_table() -> str:
+    """All configs that come with mmlocal, except those on generated data, as a Markdown table.
+
+    Memory is needed for the shapes of one model at a time.
+
+    Raises:
+        UsageError: a library cannot run here.
+    """
+    rows = [
+        "| config | image | parameters | GFLOPs | of which local attention |",
+        "|---|---|---|---|---|",
+    ]
+    libraries = [library for library in LIBRARIES if library in config_libraries()]
+    names = [name for library in libraries for name in list_configs(library)]
+    for name in names:
+        if "shapes" in name.split("_"):
+            continue
+        found = flops(name)
+        height, width = found.shape
+        rows.append(
+            f"| {name} | {height}x{width} | {found.parameters:,} | {found.total_macs / 1e9:.2f} "
+            f"| {found.local_macs / 1e9:.2f} |"
+        )
+    return "\n".join(rows)

@@ -2,10 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
+
+from mmlocal.checkpoints import load_file, save_file
+from mmlocal.checkpoints.files import name_output
 from mmlocal.cli import program
 from mmlocal.cli.tool import run_tool
-from mmlocal.engine.publish import publish_checkpoint
 from mmlocal.errors import UsageError
 
 
@@ -22,13 +26,59 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: run(parse_args(argv)))
+    run_tool(lambda: run(**vars(parse_args(argv))))
 
 
-def run(args: argparse.Namespace) -> None:
+def run(source: str, out: str) -> None:
     """Write the checkpoint and print its path. Raises ``UsageError``."""
     try:
-        path = publish_checkpoint(args.source, args.out)
+        path = publish(source, out)
     except (OSError, ValueError) as error:
-        raise UsageError(error) from error
+        raise UsageError(str(error)) from error
     print(f"wrote {path}")
+
+
+def publish(source: str | Path, out: str | Path) -> Path:
+    """Write the weights of a checkpoint, and the plain values of its ``meta``, to a new file.
+
+    The new file holds tensors and plain values only, so it loads with ``weights_only=True``. It has
+    no optimizer, schedulers or logs. If the run used ``EMAHook``, the weights are the averaged
+    ones, because MMEngine saves these as ``state_dict``.
+
+    Args:
+        source: checkpoint that MMEngine wrote. Nothing in it is executed.
+        out: folder, to keep the name of ``source``, or a file name in ``.pth``.
+
+    Returns:
+        Path of the new file. Its name ends in the first 8 digits of the file's SHA-256.
+
+    Raises:
+        FileNotFoundError: no such ``source``.
+        ValueError: ``source`` is damaged, unsafe or has no ``state_dict``; ``out`` has another
+            suffix.
+        OSError: ``out`` cannot be written.
+    """
+    folder, stem = name_output(Path(source), Path(out).expanduser())
+    checkpoint = load_file(source)
+    weights = checkpoint.get("state_dict")
+    if not isinstance(weights, dict):
+        raise ValueError(f"checkpoint {source} has no state_dict")
+    content = {"meta": _plain_entries(checkpoint.get("meta", {})), "state_dict": dict(weights)}
+    return save_file(content, folder, stem)
+
+
+def _plain_entries(values: dict) -> dict:
+    """The entries of a dict, and of the dicts in it, that are tensors or plain values."""
+    kept = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            kept[key] = _plain_entries(value)
+        elif _is_plain(value):
+            kept[key] = value
+    return kept
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, bytes, int, float, torch.Tensor))

@@ -1,8 +1,6 @@
 """Settings of a run that MMEngine would take without a word, or refuse late."""
 
-from typing import Any
-
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
 from mmlocal.errors import UsageError
 
@@ -48,45 +46,3 @@ def _check_number(part: dict, key: str, name: str, at_least: int) -> None:
         raise UsageError(
             f"{key}.{name} must be a whole number of at least {at_least}, got {value!r}"
         )
-
-
-def accept_pretrained(cfg: Config) -> None:
-    """Take ``model.pretrained``, as older configs have it, for the weights of the backbone.
-
-    mmdet has no such argument any more, and mmseg hands it to backbones that may have none. In
-    mmpretrain it means the whole model, and stays.
-
-    Raises:
-        UsageError: the value is no path, or the backbone has an ``init_cfg`` already.
-    """
-    model: Any = cfg.get("model")
-    if cfg.get("default_scope") == "mmpretrain" or not isinstance(model, dict):
-        return
-    backbone = model.get("backbone")
-    if "pretrained" not in model or not isinstance(backbone, dict):
-        return
-    of_mmlocal = "mmlocal" in str(backbone.get("type"))
-    if cfg.default_scope == "mmseg" and not of_mmlocal:
-        return
-    checkpoint = model.pop("pretrained")
-    if not checkpoint:
-        return
-    if not isinstance(checkpoint, str):
-        raise UsageError(
-            f"model.pretrained must be the path or URL of a checkpoint, got {checkpoint!r}"
-        )
-    if backbone.get("init_cfg"):
-        raise UsageError(
-            f"model.pretrained={checkpoint} and model.backbone.init_cfg both say where the "
-            "weights of the backbone come from; keep one of them"
-        )
-    backbone.init_cfg = ConfigDict(type="Pretrained", checkpoint=checkpoint)
-
-
-def infer_scope(cfg: Config, tasks: tuple[str, ...]) -> None:
-    """Set ``default_scope`` of a config that names classes instead of strings and has none."""
-    model = cfg.get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
-    task = str(getattr(kind, "__module__", "")).partition(".")[0]
-    if cfg.get("default_scope") is None and task in tasks:
-        cfg.default_scope = task

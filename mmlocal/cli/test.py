@@ -1,11 +1,11 @@
-"""Test a checkpoint with a config of mmdet, mmseg or mmpretrain."""
+"""Test a checkpoint with a config of mmdet, mmseg, mmpretrain or plain MMEngine."""
 
 import argparse
 from collections.abc import Sequence
 
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, add_launcher_arguments, add_loader_arguments
-from mmlocal.cli.launch import run_testing
+from mmlocal.cli.testing import run_testing
 from mmlocal.cli.tool import run_tool
 
 
@@ -44,4 +44,4 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: run_testing(parse_args(argv)))
+    run_tool(lambda: run_testing(**vars(parse_args(argv))))

@@ -1,12 +1,12 @@
-"""Train a model from a config of mmdet, mmseg or mmpretrain."""
+"""Train a model from a config of mmdet, mmseg, mmpretrain or plain MMEngine."""
 
 import argparse
 from collections.abc import Sequence
 
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, add_launcher_arguments, add_loader_arguments
-from mmlocal.cli.launch import run_training
 from mmlocal.cli.tool import run_tool
+from mmlocal.cli.training import run_training
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,4 +43,4 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: that of this process."""
-    run_tool(lambda: run_training(parse_args(argv)))
+    run_tool(lambda: run_training(**vars(parse_args(argv))))

@@ -22,11 +22,13 @@ from torch import nn
 from mmlocal.checkpoints import load_file, match_state_dict
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
-from mmlocal.cli.building import build_errors, type_name
-from mmlocal.cli.launch import load_config, require_library
+from mmlocal.cli.building import build_errors
+from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.layers.checks import check_int
+from mmlocal.libraries import library_of
+from mmlocal.libraries.base import type_name
 from mmlocal.visualization.attention import LayerAttention, collect_attention, find_layers
 from mmlocal.visualization.attention_figures import draw_layer
 
@@ -105,7 +107,7 @@ def list_layers(config: str, cfg_options: dict | None = None) -> dict[str, str]:
         UsageError: missing config or library, or a model without local attention.
     """
     cfg = load_config(config, cfg_options)
-    require_library(cfg.default_scope)
+    library_of(cfg).require()
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         layers = _find_layers(_build(cfg), config)
     return {
@@ -146,7 +148,7 @@ def visualize_attention(
     """
     check_int(heads=heads)
     cfg = load_config(config, cfg_options)
-    require_library(cfg.default_scope)
+    library_of(cfg).require()
     _check_paths(image, out_dir)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = _build(cfg)

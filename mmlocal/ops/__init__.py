@@ -1,5 +1,10 @@
 """Attention ops: functions of tensors, one folder per op."""
 
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 OLDEST_TORCH = (2, 6)
 
 try:
@@ -11,7 +16,19 @@ except ModuleNotFoundError as error:
 if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
     raise ImportError(f"mmlocal needs PyTorch 2.6 or newer, and this is {torch.__version__}")
 
-from mmlocal.ops.elsa import elsa_attention  # noqa: E402
-from mmlocal.ops.qna import qna_attention  # noqa: E402
+from mmlocal.ops.registry import OPS, Op, register_op  # noqa: E402
 
-__all__ = ["elsa_attention", "qna_attention"]
+# Each folder here is an op, and registers itself.
+for _, name, is_folder in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
+    if is_folder:
+        importlib.import_module(name)
+
+_FUNCTIONS = {op.function.__name__: op.function for op in OPS.values()}
+globals().update(_FUNCTIONS)
+
+__all__ = ["OPS", "Op", "register_op", *_FUNCTIONS]
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Callable[..., torch.Tensor]:
+        """The functions that the loop above finds."""

@@ -93,9 +93,6 @@ _IMPORTED: set[str] = set()
 # Names a backend for every call with ``backend=None``.
 ENVIRONMENT_VARIABLE = "MMLOCAL_BACKEND"
 
-# The packages under ``mmlocal.ops`` that hold an op; each one has a ``BACKENDS`` tuple.
-_OPS = {"elsa": "mmlocal.ops.elsa", "qna": "mmlocal.ops.qna"}
-
 
 def _is_installed(name: str) -> bool:
     try:
@@ -173,11 +170,6 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
             raise ValueError(
                 f"{name} must be on the device of {first[0]} ({first[1]}), got {tensor.device}"
             )
-
-
-def list_ops() -> dict[str, tuple[Backend, ...]]:
-    """All ops with their backends, fastest first."""
-    return {name: importlib.import_module(module).BACKENDS for name, module in _OPS.items()}
 
 
 def choose_backend(

@@ -1,6 +1,9 @@
 """Counts by hand, counts from the official code, and published figures."""
 
 import re
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,13 +11,15 @@ import torch
 from mmengine import Config
 from mmengine.analysis import FlopAnalyzer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import mmlocal
-from mmlocal.analysis import MMENGINE_HANDLES, count_macs, model_complexity, published_table
-from mmlocal.analysis.flops import Complexity, default_shape
+from mmlocal.analysis import MMENGINE_HANDLES, Complexity, count_macs, model_complexity
+from mmlocal.cli.flops import published_table
 from mmlocal.layers import ELSA, GhostAttention, QnA, UpsampleQnA, WindowAttention
+from mmlocal.libraries import library_of
 from mmlocal.models.backbones import ELSASwin, QnAViT
-from mmlocal.ops import elsa_attention, qna_attention
+from mmlocal.ops import OPS, Op, elsa_attention, qna_attention, register_op
 
 DOC = Path(__file__).parents[2] / "docs" / "models.md"
 OP = "mmlocal.elsa_attention"
@@ -152,6 +157,41 @@ def test_mmengine_counts_qna(sum_queries):
     assert dict(counts) == {"qna_attention": count_macs(op, value, scores)[QNA_OP]}
 
 
+@pytest.fixture
+def dummy_op(monkeypatch) -> Iterator[str]:
+    """The operator of an op that registers itself after the counters were imported."""
+    operator = "mmlocal_tests::shift"
+    if not hasattr(torch.ops.mmlocal_tests, "shift"):
+        shift = torch.library.custom_op(operator, lambda x: x.roll(1), mutates_args=(),
+                                        schema="(Tensor x) -> Tensor")  # fmt: skip
+        shift.register_fake(torch.empty_like)
+    analysis = types.ModuleType("analysis_of_shift")
+    analysis.FLOPS = {operator: lambda shape, *args, out_shape: 2 * 3 * out_shape[0]}
+    monkeypatch.setitem(sys.modules, analysis.__name__, analysis)
+    register_op(Op("shift", torch.ops.mmlocal_tests.shift, (), analysis.__name__))
+    yield operator
+    del OPS["shift"]
+
+
+def test_an_op_that_registers_later_counts(dummy_op):
+    image = torch.zeros(7)
+    shift = Call(torch.ops.mmlocal_tests.shift)
+    macs = count_macs(shift, image)
+    assert macs == {"mmlocal_tests.shift": 3 * 7}
+    assert Complexity((1, 7), 0, macs | {"aten.mm": 5}).local_macs == 3 * 7
+    with FlopCounterMode(display=False) as counter:
+        shift(image)
+    assert counter.get_total_flops() == 2 * 3 * 7
+    assert dummy_op in MMENGINE_HANDLES
+    counts = FlopAnalyzer(shift, (image,)).set_op_handle(**MMENGINE_HANDLES).by_operator()
+    assert dict(counts) == {"shift": 3 * 7}
+
+
+def test_names_of_ops_are_unique():
+    with pytest.raises(ValueError, match="name must be new, got 'elsa'"):
+        register_op(OPS["elsa"])
+
+
 def test_counting_leaves_the_module_alone():
     layer = ELSA(6, 1, kernel_size=3, group_width=2)
     count_macs(layer, torch.zeros(1, 3, 3, 6))
@@ -246,13 +286,14 @@ def test_shapes_of_the_published_figures():
         "elsa_swin_b_in1k_30e_384": (384, 384),
     }
     for name, shape in cases.items():
-        assert default_shape(Config.fromfile(mmlocal.config_path(name))) == shape
+        cfg = Config.fromfile(mmlocal.config_path(name))
+        assert library_of(cfg).default_shape(cfg) == shape
     cfg = Config.fromfile(mmlocal.config_path("elsa_swin_t_in1k_300e"))
     cfg.test_dataloader.dataset.pipeline = [dict(type="Resize", scale=(64, 32))]  # width first
-    assert default_shape(cfg) == (32, 64)
+    assert library_of(cfg).default_shape(cfg) == (32, 64)
     cfg.test_dataloader.dataset.pipeline = [dict(type="PackInputs")]
     with pytest.raises(ValueError, match="shape must be given"):
-        default_shape(cfg)
+        library_of(cfg).default_shape(cfg)
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])

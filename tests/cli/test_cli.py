@@ -68,7 +68,7 @@ def test_tools_are_the_subcommands(tool, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(path), "--help"])
     with pytest.raises(SystemExit, match="0"):
         exec(path.read_text(), scope)
-    assert scope["parse_args"] is cli.load(TOOLS[tool]).parse_args
+    assert scope["tool"] is cli.load(TOOLS[tool])
     usage = " ".join(capsys.readouterr().out.split())  # long paths break the line
     assert usage.startswith(f"usage: python {path} ")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.structures import PixelData
-from tools.conftest import TASKS, TOOLS, start
+from tools.conftest import LIBRARIES, TOOLS, start
 
 import mmlocal
 from mmlocal import config_path
 from mmlocal.datasets.shapes import generate_shapes
 
-# The model of each task, narrower still, with everything random that our models have.
+# The model of each library, narrower still, with everything random that our models have.
 _MODELS = {
     "mmdet": (
         "elsa_swin_nano_maskrcnn_shapes",
@@ -86,9 +86,9 @@ def scalars(work_dir: Path, key: str = "loss") -> dict[int, dict]:
     return entries
 
 
-def write_config(task: str, path: Path, more: str = "") -> Path:
-    """A config of ``task`` that inherits from the tiny one, or the tiny one itself."""
-    name, body = _MODELS[task]
+def write_config(library: str, path: Path, more: str = "") -> Path:
+    """A config of ``library`` that inherits from the tiny one, or the tiny one itself."""
+    name, body = _MODELS[library]
     base = path.with_name(f"base_of_{path.name}")
     base.write_text(f'_base_ = "{config_path(name)}"\n{_COMMON}')
     own = path.with_name(f"own_of_{path.name}")
@@ -97,16 +97,16 @@ def write_config(task: str, path: Path, more: str = "") -> Path:
     return path
 
 
-def random_batch(task: str, num_classes: int = 80, size: int = 64) -> dict:
-    """Two random images with labels, as the data loader of ``task`` gives them."""
+def random_batch(library: str, num_classes: int = 80, size: int = 64) -> dict:
+    """Two random images with labels, as the data loader of ``library`` gives them."""
     torch.manual_seed(0)
     inputs = list(torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8))
-    if task == "mmdet":
+    if library == "mmdet":
         from mmdet.testing import demo_mm_inputs
 
         shapes = [[3, size, size]] * 2
         return demo_mm_inputs(2, shapes, num_items=[1, 2], num_classes=num_classes, with_mask=True)
-    if task == "mmseg":
+    if library == "mmseg":
         from mmseg.structures import SegDataSample
 
         samples = [SegDataSample(metainfo=dict(img_shape=(size, size))) for _ in inputs]
@@ -135,15 +135,15 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=TASKS)
-def task(request) -> str:
+@pytest.fixture(scope="session", params=LIBRARIES)
+def library(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="session")
-def trained(task, folder) -> tuple[Path, Path]:
-    """Config and work dir of an uninterrupted run of each task in turn."""
-    config = write_config(task, folder / f"tiny_{task}.py")
-    work_dir = folder / f"whole_{task}"
+def trained(library, folder) -> tuple[Path, Path]:
+    """Config and work dir of an uninterrupted run of each library in turn."""
+    config = write_config(library, folder / f"tiny_{library}.py")
+    work_dir = folder / f"whole_{library}"
     succeeds(TOOLS / "train.py", config, "--work-dir", work_dir, cwd=folder)
     return config, work_dir

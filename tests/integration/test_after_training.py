@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from tools.conftest import TASKS, TOOLS, load_tool
+from tools.conftest import LIBRARIES, TOOLS, load_tool
 
 from mmlocal.checkpoints.files import sha256_of
-from mmlocal.engine.publish import publish_checkpoint
+from mmlocal.cli.publish import publish
 
 from .conftest import start, succeeds
 
 PAGE = (Path(__file__).parents[2] / "docs/inference.md").read_text()
-BLOCKS = dict(zip(TASKS, re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL), strict=True))
+BLOCKS = dict(zip(LIBRARIES, re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL), strict=True))
 DRAWN = {"mmdet": "detected/vis", "mmseg": "segmented/vis", "mmpretrain": "classified"}
 
 
@@ -26,26 +26,26 @@ def weights_of(work_dir: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_inferencer(task, trained, folder):
+def test_inferencer(library, trained, folder):
     config, work_dir = trained
     picture = next((folder / "data/shapes/val").iterdir())
     # an untrained detector is sure of nothing
-    block = BLOCKS[task].replace('"detected",', '"detected", pred_score_thr=0.0,')
-    script = folder / f"infer_{task}.py"
+    block = BLOCKS[library].replace('"detected",', '"detected", pred_score_thr=0.0,')
+    script = folder / f"infer_{library}.py"
     script.write_text(
         f"config, weights, picture = {str(config)!r}, {str(weights_of(work_dir))!r}, "
         f"{str(picture)!r}\n{block}"
         "print('drawn with', (inferencer.visualizer.dataset_meta or {}).get('classes'))\n"
     )
     output = succeeds(script, cwd=folder, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1")
-    (drawn,) = (folder / DRAWN[task]).iterdir()
+    (drawn,) = (folder / DRAWN[library]).iterdir()
     difference = cv2.absdiff(cv2.imread(str(drawn)), cv2.imread(str(picture)))
     assert (difference.max(axis=2) > 50).mean() > 0.01, "nothing is drawn"
-    if task == "mmseg":
+    if library == "mmseg":
         assert "drawn with ('background', 'arrow', 'circle'" in output
         assert "(64, 64)" in output
         assert len(list((folder / "segmented/pred").iterdir())) == 1
-    elif task == "mmdet":
+    elif library == "mmdet":
         assert (folder / f"detected/preds/{picture.stem}.json").is_file()
     else:
         names = Config.fromfile(config).metainfo.classes
@@ -53,12 +53,12 @@ def test_inferencer(task, trained, folder):
 
 
 @pytest.mark.slow
-def test_log_is_plotted(task, trained, folder):
+def test_log_is_plotted(library, trained, folder):
     _, work_dir = trained
     (log,) = work_dir.glob("*/vis_data/scalars.json")
     tool = Path(mmpretrain.__path__[0]) / ".mim/tools/analysis_tools/analyze_logs.py"
-    metric = {"mmdet": "coco/segm_mAP", "mmseg": "mIoU", "mmpretrain": "accuracy/top1"}[task]
-    curve = folder / f"curve_{task}.png"
+    metric = {"mmdet": "coco/segm_mAP", "mmseg": "mIoU", "mmpretrain": "accuracy/top1"}[library]
+    curve = folder / f"curve_{library}.png"
     succeeds(
         *(tool, "plot_curve", log, "--keys", "loss", metric, "--out", curve),
         cwd=folder,
@@ -68,10 +68,10 @@ def test_log_is_plotted(task, trained, folder):
 
 
 @pytest.mark.slow
-def test_published_checkpoint_of_a_run(task, trained, folder):
+def test_published_checkpoint_of_a_run(library, trained, folder):
     _, work_dir = trained
-    path = publish_checkpoint(str(weights_of(work_dir)), str(folder / f"models/{task}.pth"))
-    assert re.fullmatch(rf"{task}-[0-9a-f]{{8}}\.pth", path.name)
+    path = publish(str(weights_of(work_dir)), str(folder / f"models/{library}.pth"))
+    assert re.fullmatch(rf"{library}-[0-9a-f]{{8}}\.pth", path.name)
     assert sha256_of(path).startswith(path.stem.rpartition("-")[2])
     published = torch.load(path, weights_only=True)
     source = torch.load(weights_of(work_dir), weights_only=False)
@@ -91,7 +91,7 @@ def test_only_plain_values_are_published(tmp_path):
     weights = {"w": torch.ones(2)}
     meta = dict(epoch=3, dataset_meta=dict(classes=("a", "b"), palette=np.zeros((2, 3))))
     torch.save(dict(state_dict=weights, meta=meta), tmp_path / "in.pth")
-    path = publish_checkpoint(str(tmp_path / "in.pth"), str(tmp_path / "out"))
+    path = publish(str(tmp_path / "in.pth"), str(tmp_path / "out"))
     assert path.parent == tmp_path / "out"
     assert path.name.startswith("in-")
     meta = torch.load(path, weights_only=True)["meta"]
@@ -108,9 +108,9 @@ def test_publishing_refuses(tmp_path, capfd):
         (tmp_path / "none.pth", "does not exist"),
     ):
         with pytest.raises((OSError, ValueError), match=message):
-            publish_checkpoint(str(source), str(tmp_path / "out"))
+            publish(str(source), str(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"must be a folder or end in \.pth, got .*out/x\.pt"):
-        publish_checkpoint(str(other), str(tmp_path / "out/x.pt"))
+        publish(str(other), str(tmp_path / "out/x.pt"))
     assert "executed" not in capfd.readouterr().out
     assert not (tmp_path / "out").exists()
 

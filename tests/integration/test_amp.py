@@ -1,4 +1,4 @@
-"""``--amp`` trains each task, on a GPU or the CPU, with losses near those of float32."""
+"""``--amp`` trains each library, on a GPU or the CPU, with losses near those of float32."""
 
 import math
 
@@ -65,9 +65,9 @@ def test_without_a_backbone_all_is_in_bfloat16():
 
 
 @pytest.mark.slow
-def test_amp_is_near_float32(task, trained, folder):
+def test_amp_is_near_float32(library, trained, folder):
     config, whole = trained
-    work_dir = folder / f"amp_{task}"
+    work_dir = folder / f"amp_{library}"
     succeeds(
         *(TOOLS / "train.py", config, "--work-dir", work_dir, "--amp", "--no-validate"), cwd=folder
     )
@@ -76,7 +76,7 @@ def test_amp_is_near_float32(task, trained, folder):
     assert all(math.isfinite(entry["loss"]) for entry in found.values())
     assert found[1]["loss"] != expected[1]["loss"], "not in mixed precision"
     names = {name for name in expected[1] if "loss" in name}
-    if task == "mmdet":
+    if library == "mmdet":
         # Rounding changes which proposals come first, and with them the boxes to regress.
         names -= {"loss", "loss_bbox"}
         assert names == {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_mask"}

@@ -45,9 +45,9 @@ class RecordFlips(Hook):
             self.flips.append((sample.img_path, sample.get("flip_direction")))
 
 
-def flips(task: str, folder: Path, work_dir: Path, **loader) -> list[tuple]:
+def flips(library: str, folder: Path, work_dir: Path, **loader) -> list[tuple]:
     """Files and mirroring of all samples of a short run, in order."""
-    cfg = Config.fromfile(config_path(NAMES[task]))
+    cfg = Config.fromfile(config_path(NAMES[library]))
     cfg.train_dataloader.update(batch_size=4, **loader)
     dataset = cfg.train_dataloader.dataset
     dataset.data_root = str(folder / dataset.data_root)
@@ -69,7 +69,7 @@ def flips(task: str, folder: Path, work_dir: Path, **loader) -> list[tuple]:
         custom_hooks=[record],
         randomness=dict(seed=0),
         log_level="ERROR",
-        default_scope=task,
+        default_scope=library,
         experiment_name=work_dir.name,
     )
     runner.train()
@@ -77,10 +77,10 @@ def flips(task: str, folder: Path, work_dir: Path, **loader) -> list[tuple]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_epochs_differ(task, folder, tmp_path, workers):
-    with DefaultScope.overwrite_default_scope(task):
-        whole = flips(task, folder, tmp_path / "none", num_workers=0, persistent_workers=False)
-        seen = flips(task, folder, tmp_path / "workers", num_workers=workers)
+def test_epochs_differ(library, folder, tmp_path, workers):
+    with DefaultScope.overwrite_default_scope(library):
+        whole = flips(library, folder, tmp_path / "none", num_workers=0, persistent_workers=False)
+        seen = flips(library, folder, tmp_path / "workers", num_workers=workers)
     assert seen == whole
     images = len({path for path, _ in seen})
     assert len(seen) == EPOCHS * images > EPOCHS

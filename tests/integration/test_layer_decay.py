@@ -30,10 +30,10 @@ def groups(model: nn.Module, cfg: ConfigDict) -> dict[str, tuple[float, float]]:
 
 
 @pytest.fixture
-def model(task, tmp_path) -> nn.Module:
-    cfg = Config.fromfile(write_config(task, tmp_path / "c.py"))
+def model(library, tmp_path) -> nn.Module:
+    cfg = Config.fromfile(write_config(library, tmp_path / "c.py"))
     cfg.model.setdefault("data_preprocessor", cfg.get("data_preprocessor"))
-    with DefaultScope.overwrite_default_scope(task):
+    with DefaultScope.overwrite_default_scope(library):
         yield MODELS.build(cfg.model)
 
 
@@ -58,8 +58,8 @@ def test_rates(model):
     assert found["backbone.norm3.weight"] == (1.0, 0.0)
 
 
-def test_classifiers_as_in_mmpretrain(model, task):
-    if task != "mmpretrain":
+def test_classifiers_as_in_mmpretrain(model, library):
+    if library != "mmpretrain":
         with pytest.raises(NotImplementedError, match="get_layer_depth"):
             groups(model, optim_wrapper_cfg("mmpretrain.LearningRateDecayOptimWrapperConstructor"))
         return

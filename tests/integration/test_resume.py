@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 # In the second half of the run, past a checkpoint and its validation.
 DYING = """
-custom_imports = dict(imports=["mmlocal", "killer"])
+custom_imports = dict(imports=["killer"])
 custom_hooks = [dict(type="mmengine.Killer", iteration=3)]
 """
 
@@ -26,12 +26,12 @@ def weights(work_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 2)])
-def test_killed_and_resumed(task, trained, folder, before, after):
+def test_killed_and_resumed(library, trained, folder, before, after):
     """With as many workers before and after; the uninterrupted run has none."""
     whole = trained[1]
-    name = f"{task}_{before}_{after}"
-    dying = write_config(task, folder / f"dying_{name}.py", DYING + workers(before))
-    resuming = write_config(task, folder / f"resuming_{name}.py", workers(after))
+    name = f"{library}_{before}_{after}"
+    dying = write_config(library, folder / f"dying_{name}.py", DYING + workers(before))
+    resuming = write_config(library, folder / f"resuming_{name}.py", workers(after))
     kill_and_resume(dying, resuming, whole, folder)
 
 

@@ -273,7 +273,7 @@ def test_celeba_data(folder, variant):
 def test_comparison(folder):
     pytest.importorskip("mmpretrain")
     pytest.importorskip("skimage")
-    from mmlocal.engine.autoencoders import CONFIGS, compare_autoencoders, format_comparison
+    from mmlocal.cli.compare_autoencoders import CONFIGS, compare_autoencoders, format_comparison
 
     assert [name.removesuffix("_shapes") for name in CONFIGS] == [
         f"qna_autoencoder_{variant}" for variant in VARIANTS

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmlocal.ops import elsa_attention, qna_attention
-from mmlocal.ops.backends import list_ops
+from mmlocal.ops import OPS
 from mmlocal.ops.elsa import reference as elsa_reference
 from mmlocal.ops.layout import new_map
 from mmlocal.ops.qna import attention_maps
 from mmlocal.ops.qna import reference as qna_reference
 
-OPS = {"elsa": elsa_attention, "qna": qna_attention}
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "channels-last", "sliced", "transposed", "expanded"]
 
@@ -41,7 +39,7 @@ class Problem:
                 tensors = {n: x.float() for n, x in tensors.items()}
             tensors = {n: x.to(dtype) for n, x in tensors.items()}
         tensors = {n: x.requires_grad_(n in self.live) for n, x in tensors.items()}
-        out = OPS[self.op](**tensors, **self.settings, backend=backend)
+        out = OPS[self.op].function(**tensors, **self.settings, backend=backend)
         results = {"out": out.detach()}
         if self.live:
             leaves = [tensors[name] for name in self.live]
@@ -51,7 +49,7 @@ class Problem:
 
     def tolerance(self, backend: str, result: Tensor) -> float:
         """Of the dtype of the computation or of the result, whichever is coarser."""
-        chosen = next(b for b in list_ops()[self.op] if b.name == backend)
+        chosen = next(b for b in OPS[self.op].backends if b.name == backend)
         position = _largest(self.tensors["rel_pos"]) if "rel_pos" in self.tensors else 0.0
         dtypes = {self.tensors["value"].dtype, result.dtype}
         return max(chosen.tolerance(dtype, position) for dtype in dtypes)
@@ -197,7 +195,7 @@ def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
         x = x.to(pick.choice(FLOATS) if mixed else dtype)
         tensors[name] = _arrange(x, layout if x.dim() == 4 or layout != "channels-last" else "")
     with torch.no_grad():
-        out = OPS[op](**{n: x.to("meta") for n, x in tensors.items()}, **settings)
+        out = OPS[op].function(**{n: x.to("meta") for n, x in tensors.items()}, **settings)
     cotangent = source.randn(*out.shape).to(out.dtype)
     notes = {"layout": layout}
     if batch and pick.random() < 0.35:

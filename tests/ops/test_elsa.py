@@ -9,8 +9,8 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.profiler import ProfilerActivity, profile
 
-from mmlocal.ops import elsa_attention
-from mmlocal.ops.backends import Backend, choose_backend, list_ops
+from mmlocal.ops import OPS, elsa_attention
+from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.elsa import BACKENDS as ALL_BACKENDS
 from mmlocal.ops.elsa import eager
 
@@ -601,9 +601,9 @@ def test_choice_of_backend():
         choose_backend("op", (broken, gpu, half), value, None)
 
 
-@pytest.mark.parametrize("op", list_ops())
+@pytest.mark.parametrize("op", OPS)
 def test_backends_are_complete(op):
-    backends = list_ops()[op]
+    backends = OPS[op].backends
     assert len({b.name for b in backends}) == len(backends)
     assert backends[-1].name == "reference"
     for backend in backends:

@@ -9,13 +9,12 @@ from torch import nn
 from torch.func import grad, jacrev, jvp, vjp, vmap
 
 from mmlocal.layers import ELSA, QnA
-from mmlocal.ops import elsa_attention, qna_attention
-from mmlocal.ops.backends import list_ops
+from mmlocal.ops import OPS, elsa_attention, qna_attention
 
 CASES = [
-    (op, backend.name)
-    for op, backends in list_ops().items()
-    for backend in backends
+    (op.name, backend.name)
+    for op in OPS.values()
+    for backend in op.backends
     if backend.name != "triton" and not backend.unavailable_reason()
 ]
 cases = pytest.mark.parametrize(("op", "backend"), CASES, ids=["-".join(c) for c in CASES])

@@ -8,16 +8,16 @@ import os
 
 import pytest
 import torch
-from random_problems import OPS, differences, make_problem
+from random_problems import differences, make_problem
 
-from mmlocal.ops.backends import list_ops
+from mmlocal.ops import OPS
 
 COUNT = int(os.environ.get("MMLOCAL_RANDOM_PROBLEMS", 120))
 FIRST = int(os.environ.get("MMLOCAL_RANDOM_SEED", 0))
 CASES = [
-    (op, backend)
-    for op, backends in list_ops().items()
-    for backend in backends
+    (op.name, backend)
+    for op in OPS.values()
+    for backend in op.backends
     if backend.name not in ("reference", "triton") and not backend.unavailable_reason()
 ]
 cases = pytest.mark.parametrize(("op", "backend"), CASES, ids=[f"{o}-{b.name}" for o, b in CASES])
@@ -76,14 +76,14 @@ def test_a_spoiled_score_stays_in_its_windows(op, backend, number):
     if op == "elsa":
         attn = torch.zeros(1, 2 * 9, 7, 7)
         attn[spoiled] = number
-        out = OPS[op](value, attn, kernel_size=3, backend=backend.name)
+        out = OPS[op].function(value, attn, kernel_size=3, backend=backend.name)
         expected = torch.zeros(7, 7, dtype=torch.bool)
         expected[3, 1] = True
     else:
         scores = torch.zeros(1, 2, 7, 7)
         scores[spoiled] = number
         settings = dict(num_queries=1, kernel_size=3, padding=1)
-        out = OPS[op](value, scores, **settings, backend=backend.name)
+        out = OPS[op].function(value, scores, **settings, backend=backend.name)
         expected = torch.zeros(7, 7, dtype=torch.bool)
         expected[2:5, 0:3] = True
     assert torch.equal(out[0, :2].isnan(), expected.expand(2, 7, 7))
@@ -105,7 +105,7 @@ def test_a_spoiled_table_is_not_read_outside_the_map(op, backend, number):
         calls = [dict(rel_pos=tables), dict(tap_weight=tables)]
     for call in calls:
         for name in (backend.name, "reference"):
-            out = OPS[op](value, attn, **call, **settings, backend=name)[0]
+            out = OPS[op].function(value, attn, **call, **settings, backend=name)[0]
             assert out[:, 0].isfinite().all()
             assert out[:, :, 0].isfinite().all()
             assert not out[:, 1:, 1:].isfinite().any()

@@ -19,12 +19,12 @@ from test_qna import make as make_qna
 from test_qna import worst_error
 
 from mmlocal.layers import ELSA
-from mmlocal.ops import elsa_attention, qna_attention
-from mmlocal.ops.backends import choose_backend, list_ops
+from mmlocal.ops import OPS, elsa_attention, qna_attention
+from mmlocal.ops.backends import choose_backend
 from mmlocal.ops.layout import new_map
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TOO_OLD = next(b for b in list_ops()["elsa"] if b.name == "triton").requires() or ""
+TOO_OLD = next(b for b in OPS["elsa"].backends if b.name == "triton").requires() or ""
 if TOO_OLD.startswith("needs triton"):
     pytest.skip(TOO_OLD, allow_module_level=True)
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -139,7 +139,7 @@ def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
 
 
 def tolerance(op, tensors: dict) -> float:
-    backends = list_ops()["elsa" if op is elsa_attention else "qna"]
+    backends = next(known.backends for known in OPS.values() if known.function is op)
     dtype = tensors["value"].dtype
     limit = next(b for b in backends if b.name == "triton").atol[dtype]
     # Half precision: the gradient of the logits is rounded, and what is made of it once more.
@@ -410,14 +410,14 @@ def test_inputs_may_be_frozen_and_of_other_dtypes(op):
 def test_choice():
     """Never on a CPU unless named, and then only in the interpreter."""
     value = torch.zeros(1)
-    for op, backends in list_ops().items():
-        triton = next(b for b in backends if b.name == "triton")
-        assert choose_backend(op, backends, value, None) is not triton
+    for op in OPS.values():
+        triton = next(b for b in op.backends if b.name == "triton")
+        assert choose_backend(op.name, op.backends, value, None) is not triton
         if INTERPRETED:
-            assert choose_backend(op, backends, value, "triton") is triton
+            assert choose_backend(op.name, op.backends, value, "triton") is triton
         else:
             with pytest.raises(RuntimeError, match=r"triton: .*(not on cpu|not installed)"):
-                choose_backend(op, backends, value, "triton")
+                choose_backend(op.name, op.backends, value, "triton")
 
 
 def test_ops_do_not_import_triton():

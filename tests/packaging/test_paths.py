@@ -17,10 +17,11 @@ def test_lists_every_config_once_and_no_base():
     assert [name for name, n in Counter(mmlocal.list_configs()).items() if n > 1] == []
 
 
-def test_lists_by_task():
-    by_task = {task: mmlocal.list_configs(task) for task in paths.TASKS}
-    assert "elsa_swin_t_maskrcnn_1x" in by_task["mmdet"]
-    assert sorted(name for names in by_task.values() for name in names) == mmlocal.list_configs()
+def test_lists_by_library():
+    by_library = {name: mmlocal.list_configs(name) for name in paths.config_libraries()}
+    assert set(by_library) == {"mmdet", "mmseg", "mmpretrain"}
+    assert "elsa_swin_t_maskrcnn_1x" in by_library["mmdet"]
+    assert sorted(name for names in by_library.values() for name in names) == mmlocal.list_configs()
 
 
 @pytest.mark.parametrize("suffix", ["", ".py"])
@@ -29,13 +30,13 @@ def test_path_of_a_config(suffix):
     assert path == ROOT / "configs" / "mmdet" / "elsa_swin_t_maskrcnn_1x.py"
 
 
-def test_unknown_names_and_tasks_are_refused():
+def test_unknown_names_and_libraries_are_refused():
     near = r"got 'elsa_swin_t_maskrcn_1x': did you mean .*elsa_swin_t_maskrcnn_1x"
     with pytest.raises(ValueError, match=near):
         mmlocal.config_path("elsa_swin_t_maskrcn_1x")
     with pytest.raises(ValueError, match=r"got 'zzzzzz': see mmlocal.list_configs\(\)"):
         mmlocal.config_path("zzzzzz")
-    with pytest.raises(ValueError, match="task must be one of mmdet, mmseg, mmpretrain or None"):
+    with pytest.raises(ValueError, match="library must be one of mmdet, mmpretrain, mmseg or None"):
         mmlocal.list_configs("mmocr")
 
 

@@ -1,4 +1,4 @@
-"""Tiny data sets and configs of the three tasks, and a way to start a tool as users do."""
+"""Tiny data sets and configs of the three libraries, and a way to start a tool as users do."""
 
 import importlib.util
 import json
@@ -16,15 +16,15 @@ import pytest
 import mmlocal
 
 TOOLS = Path(__file__).parents[2] / "tools"
-TASKS = ["mmdet", "mmseg", "mmpretrain"]
+LIBRARIES = ["mmdet", "mmseg", "mmpretrain"]
 
 
 def load_tool(name: str) -> ModuleType:
-    """A tool as a module, for its ``parse_args``."""
+    """The module with the ``parse_args`` and ``main`` of a tool."""
     spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return getattr(module, "tool", module)  # the module of the subcommand
 
 
 def environment(**env: str) -> dict[str, str]:
@@ -113,7 +113,7 @@ def make_coco(root: Path, split: str, count: int, rng: np.random.Generator) -> N
 
 
 _COMMON = """
-default_scope = "{task}"
+default_scope = "{library}"
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=2, val_interval=10)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
@@ -265,23 +265,23 @@ _NAMES = {
 _BODIES = {"mmdet": _MMDET, "mmseg": _MMSEG, "mmpretrain": _MMPRETRAIN}
 
 
-def write_config(task: str, root: Path, path: Path) -> Path:
-    """Write a complete config of a tiny stock model of ``task`` on the data under ``root``."""
-    text = _COMMON + _BODIES[task]
+def write_config(library: str, root: Path, path: Path) -> Path:
+    """Write a complete config of a tiny stock model of ``library`` on the data under ``root``."""
+    text = _COMMON + _BODIES[library]
     for key, value in dict(
-        task=task, root=root.as_posix(), sampler="InfiniteSampler", **_NAMES[task]
+        library=library, root=root.as_posix(), sampler="InfiniteSampler", **_NAMES[library]
     ).items():
         text = text.replace(f"{{{key}}}", value)
     path.write_text(text)
     return path
 
 
-@pytest.fixture(params=TASKS)
-def task(request) -> str:
+@pytest.fixture(params=LIBRARIES)
+def library(request) -> str:
     return request.param
 
 
 @pytest.fixture
-def config(task, data, tmp_path) -> Path:
-    """A tiny config of each task in turn."""
-    return write_config(task, data, tmp_path / f"tiny_{task}.py")
+def config(library, data, tmp_path) -> Path:
+    """A tiny config of each library in turn."""
+    return write_config(library, data, tmp_path / f"tiny_{library}.py")

@@ -13,14 +13,16 @@ import torch
 from mmengine.registry import DefaultScope
 
 from mmlocal import list_configs
+from mmlocal.cli.config import load_config
 from mmlocal.cli.data.datasets import datasets_of, read_classes
 from mmlocal.cli.data.heads import heads_of
 from mmlocal.cli.data.report import Findings
-from mmlocal.cli.launch import config_for_testing, config_for_training, load_config
+from mmlocal.cli.testing import config_for_testing
+from mmlocal.cli.training import config_for_training
 from mmlocal.datasets.shapes import generate_shapes
 from mmlocal.errors import UsageError
 
-from .conftest import TASKS, load_tool, write_config
+from .conftest import LIBRARIES, load_tool, write_config
 
 CLASSES = "train_dataloader.dataset.metainfo.classes"
 
@@ -35,10 +37,10 @@ def own(data, tmp_path) -> Path:
 def train(own, tmp_path):
     """Check a run of training with some options."""
 
-    def call(task: str, *options: str, flags=()) -> None:
-        config = write_config(task, own, tmp_path / f"{task}.py")
+    def call(library: str, *options: str, flags=()) -> None:
+        config = write_config(library, own, tmp_path / f"{library}.py")
         more = ["--cfg-options", *options] if options else []
-        config_for_training(load_tool("train").parse_args([str(config), *flags, *more]))
+        config_for_training(**vars(load_tool("train").parse_args([str(config), *flags, *more])))
 
     return call
 
@@ -47,15 +49,15 @@ def train(own, tmp_path):
 def refused(train):
     """The message with which a run is refused; what it proposes must mend it."""
 
-    def call(task: str, *options: str, mends: bool = True) -> str:
+    def call(library: str, *options: str, mends: bool = True) -> str:
         with pytest.raises(UsageError) as caught:
-            train(task, *options)
+            train(library, *options)
         message = str(caught.value)
         proposed = re.search(r"--cfg-options (.*)", message)
         if proposed and mends:
             keys = {option.partition("=")[0] for option in shlex.split(proposed[1])}
             kept = [option for option in options if option.partition("=")[0] not in keys]
-            train(task, *kept, *shlex.split(proposed[1]))
+            train(library, *kept, *shlex.split(proposed[1]))
         return message
 
     return call
@@ -65,16 +67,16 @@ def refused(train):
 def warned(train, capsys):
     """The warning that comes with a run that may start."""
 
-    def call(task: str, *options: str) -> str:
-        train(task, *options)
+    def call(library: str, *options: str) -> str:
+        train(library, *options)
         return capsys.readouterr().err
 
     return call
 
 
 def test_nothing_is_said_of_what_fits(train, capsys):
-    for task in TASKS:
-        train(task)
+    for library in LIBRARIES:
+        train(library)
     assert "warning" not in capsys.readouterr().err
 
 
@@ -93,7 +95,7 @@ def test_shipped_configs_on_generated_data(tmp_path, monkeypatch, capsys):
     configs = [name for name in list_configs() if "shapes" in name.split("_")]
     assert len(configs) > 5
     for name in configs:
-        config_for_training(load_tool("train").parse_args([name]))
+        config_for_training(name)
     assert "warning" not in capsys.readouterr().err
 
 
@@ -144,10 +146,10 @@ def test_names_that_the_command_line_would_change(refused, own):
     assert f"{CLASSES} = ('traffic light', '42')" in refused("mmdet", mends=False)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_one_string(task, train):
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_one_string(library, train):
     with pytest.raises(UsageError, match=r"one string, 'person', .*classes=\('person',\)"):
-        train(task, f"{CLASSES}=person")
+        train(library, f"{CLASSES}=person")
 
 
 def test_names_in_a_file(train, tmp_path):
@@ -172,13 +174,13 @@ def test_fewer_classes_than_the_file_are_no_mistake(train, capsys):
 # ------------------------------------------------------------------------------- heads
 
 
-@pytest.mark.parametrize("task", ["mmdet", "mmseg", "mmpretrain"])
-def test_number_of_outputs(task, refused, warned):
-    head = {"mmdet": "bbox_head", "mmseg": "decode_head", "mmpretrain": "head"}[task]
-    number = 2 if task == "mmpretrain" else 3
-    message = refused(task, f"model.{head}.num_classes={number - 1}")
+@pytest.mark.parametrize("library", ["mmdet", "mmseg", "mmpretrain"])
+def test_number_of_outputs(library, refused, warned):
+    head = {"mmdet": "bbox_head", "mmseg": "decode_head", "mmpretrain": "head"}[library]
+    number = 2 if library == "mmpretrain" else 3
+    message = refused(library, f"model.{head}.num_classes={number - 1}")
     assert f"--cfg-options model.{head}.num_classes={number}" in message
-    message = warned(task, f"model.{head}.num_classes=9")
+    message = warned(library, f"model.{head}.num_classes=9")
     assert f"num_classes is 9, train_dataloader.dataset has {number} classes" in message
     assert f"--cfg-options model.{head}.num_classes={number}" in message
 
@@ -201,7 +203,7 @@ model["roi_head"] = dict(
 """
     )
     with pytest.raises(UsageError) as caught:
-        config_for_training(load_tool("train").parse_args([str(config)]))
+        config_for_training(str(config))
     message = str(caught.value)
     assert all(f"{key}=3" in message for key in heads)
     assert "rpn_head" not in message
@@ -222,7 +224,7 @@ train_dataloader["dataset"]["dataset"]["datasets"][1]["metainfo"] = dict(classes
 """
     )
     with pytest.raises(UsageError, match=r"datasets\.1\.metainfo\.classes=\[person\]"):
-        config_for_training(load_tool("train").parse_args([str(config)]))
+        config_for_training(str(config))
 
 
 def test_unknown_data_sets_are_left_alone(train, tmp_path):
@@ -372,7 +374,7 @@ def test_unlabelled_test_images(own, tmp_path):
     config = write_config("mmdet", own, tmp_path / "c.py")
     checkpoint = tmp_path / "c.pth"
     torch.save({}, checkpoint)
-    config_for_testing(load_tool("test").parse_args([str(config), str(checkpoint)]))
+    config_for_testing(str(config), str(checkpoint))
 
 
 # ------------------------------------------------------------------------------- mmseg
@@ -541,7 +543,7 @@ def test_settings_of_another_type(option, message, train):
 
 
 @pytest.mark.parametrize(
-    ("task", "setting"),
+    ("library", "setting"),
     [
         ("mmdet", "metainfo=[arrow]"),
         ("mmdet", "pipeline=3"),
@@ -552,10 +554,10 @@ def test_settings_of_another_type(option, message, train):
         ("mmpretrain", "data_prefix=3"),
     ],
 )
-def test_the_check_leaves_strange_settings_to_the_libraries(task, setting, train, capsys):
+def test_the_check_leaves_strange_settings_to_the_libraries(library, setting, train, capsys):
     """Which name them when they build; the check itself does not fail."""
     try:
-        train(task, f"train_dataloader.dataset.{setting}")
+        train(library, f"train_dataloader.dataset.{setting}")
     except UsageError:
         return
     assert "the data was not checked" in capsys.readouterr().err

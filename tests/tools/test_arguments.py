@@ -1,4 +1,4 @@
-"""From the command line to the config: what each flag changes, for each of the three tasks."""
+"""From the command line to the config: what each flag changes, for each of the three libraries."""
 
 import os
 import pickle
@@ -11,21 +11,26 @@ import pytest
 import torch
 from mmengine.registry import DATASETS, DefaultScope
 
-from mmlocal.cli import launch
-from mmlocal.cli.launch import config_for_testing, config_for_training, load_config
+from mmlocal.cli import config as config_module
+from mmlocal.cli import training
+from mmlocal.cli.config import load_config
+from mmlocal.cli.print_config import print_config
+from mmlocal.cli.testing import config_for_testing
+from mmlocal.cli.training import config_for_training
 from mmlocal.errors import UsageError
 
-from .conftest import TASKS, TOOLS, load_tool, start, write_config
+from .conftest import LIBRARIES, TOOLS, load_tool, start, write_config
 
 
 def cfg_for_training(config, *flags):
-    return config_for_training(load_tool("train").parse_args([str(config), *flags]))
+    return config_for_training(**vars(load_tool("train").parse_args([str(config), *flags])))
 
 
 def cfg_for_testing(config, *flags):
     checkpoint = config.with_suffix(".pth")
     torch.save({}, checkpoint)
-    return config_for_testing(load_tool("test").parse_args([str(config), str(checkpoint), *flags]))
+    args = load_tool("test").parse_args([str(config), str(checkpoint), *flags])
+    return config_for_testing(**vars(args))
 
 
 @pytest.mark.slow
@@ -69,12 +74,12 @@ def test_slurm_scripts_pass_everything_on(kind, tmp_path):
     assert words[-3:] == ["--launcher", "slurm", "--amp"]
 
 
-# ------------------------------------------------------------------------------- every task
+# ------------------------------------------------------------------------------- every library
 
 
-def test_nothing_changes_without_flags(config, task):
+def test_nothing_changes_without_flags(config, library):
     cfg = cfg_for_training(config)
-    assert cfg.work_dir == f"work_dirs/tiny_{task}"
+    assert cfg.work_dir == f"work_dirs/tiny_{library}"
     assert cfg.launcher == "none"
     assert not cfg.get("resume")
     assert cfg.optim_wrapper.type == "OptimWrapper"
@@ -170,20 +175,20 @@ def test_checkpoint_with_foreign_objects(config, tmp_path):
 
 
 def test_amp_replaces_the_optim_wrapper(config, monkeypatch):
-    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    monkeypatch.setattr(training, "get_device", lambda: "cuda")
     cfg = cfg_for_training(config, "--amp")
     assert cfg.optim_wrapper.type == "AmpOptimWrapper"
     assert cfg.optim_wrapper.loss_scale == "dynamic"
     cfg = cfg_for_training(config, "--amp", "--cfg-options", "optim_wrapper.loss_scale=512")
     assert cfg.optim_wrapper.loss_scale == 512
-    with pytest.raises(UsageError, match="ApexOptimWrapper"):
+    with pytest.raises(UsageError, match=r"^amp: .*ApexOptimWrapper"):
         cfg_for_training(config, "--amp", "--cfg-options", "optim_wrapper.type=ApexOptimWrapper")
 
 
 NEW_STYLE = """
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch.optim import SGD
-from {task}.models import {model}
+from {library}.models import {model}
 
 model = dict(type={model})
 train_dataloader = dict(batch_size=1, num_workers=0, dataset=dict(type="Unknown"))
@@ -193,39 +198,39 @@ optim_wrapper = dict(type={wrapper}, optimizer=dict(type=SGD, lr=0.1))
 
 
 @pytest.mark.parametrize("wrapper", ["OptimWrapper", "AmpOptimWrapper"])
-def test_amp_with_classes_for_types(wrapper, task, tmp_path, monkeypatch):
+def test_amp_with_classes_for_types(wrapper, library, tmp_path, monkeypatch):
     """Also without a default scope, which such configs do not need."""
-    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    monkeypatch.setattr(training, "get_device", lambda: "cuda")
     models = {"mmdet": "RetinaNet", "mmseg": "EncoderDecoder", "mmpretrain": "ImageClassifier"}
     path = tmp_path / "new_style.py"
-    path.write_text(NEW_STYLE.format(task=task, model=models[task], wrapper=wrapper))
+    path.write_text(NEW_STYLE.format(library=library, model=models[library], wrapper=wrapper))
     cfg = cfg_for_training(path, "--amp")
-    assert cfg.default_scope == task
+    assert cfg.default_scope == library
     assert cfg.optim_wrapper.type == "AmpOptimWrapper"
     assert cfg.optim_wrapper.loss_scale == "dynamic"
 
 
 def test_amp_with_a_scope(config, monkeypatch):
-    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    monkeypatch.setattr(training, "get_device", lambda: "cuda")
     options = ["--cfg-options", "optim_wrapper.type=mmengine.OptimWrapper"]
     assert cfg_for_training(config, "--amp", *options).optim_wrapper.type == "AmpOptimWrapper"
 
 
 def test_amp_without_a_gpu(config, monkeypatch):
-    monkeypatch.setattr(launch, "get_device", lambda: "cpu")
+    monkeypatch.setattr(training, "get_device", lambda: "cpu")
     gpu = ["optim_wrapper.type=AmpOptimWrapper", "optim_wrapper.loss_scale=dynamic"]
     for options in ([], ["--cfg-options", *gpu, "optim_wrapper.dtype=float16"]):
         cfg = cfg_for_training(config, "--amp", *options)
         assert cfg.optim_wrapper.type == "mmlocal.CPUAmpOptimWrapper"
         assert not {"loss_scale", "dtype"} & {*cfg.optim_wrapper}
-    monkeypatch.setattr(launch, "get_device", lambda: "mps")
-    with pytest.raises(UsageError, match=r"--amp.*mps"):
+    monkeypatch.setattr(training, "get_device", lambda: "mps")
+    with pytest.raises(UsageError, match=r"^amp: .*mps"):
         cfg_for_training(config, "--amp")
 
 
 def test_auto_scale_lr(config):
     assert cfg_for_training(config, "--auto-scale-lr").auto_scale_lr.enable is True
-    with pytest.raises(UsageError, match="base_batch_size"):
+    with pytest.raises(UsageError, match=r"^auto_scale_lr: .*base_batch_size"):
         cfg_for_training(config, "--auto-scale-lr", "--cfg-options", "auto_scale_lr=None")
 
 
@@ -283,12 +288,14 @@ def test_show_needs_the_hook(config):
         cfg_for_testing(config, "--show", "--cfg-options", "default_hooks.visualization=None")
 
 
-# ------------------------------------------------------------------------------- one task
+# ------------------------------------------------------------------------------- one library
 
 
 @pytest.fixture
 def configs(data, tmp_path):
-    return {task: write_config(task, data, tmp_path / f"{task}.py") for task in TASKS}
+    return {
+        library: write_config(library, data, tmp_path / f"{library}.py") for library in LIBRARIES
+    }
 
 
 def test_only_mmpretrain_gets_loader_defaults(configs):
@@ -303,9 +310,9 @@ def test_only_mmpretrain_gets_loader_defaults(configs):
     assert (
         cfg_for_training(configs["mmpretrain"], *options, own).train_dataloader.pin_memory is False
     )
-    for task in ("mmdet", "mmseg"):
+    for library in ("mmdet", "mmseg"):
         assert not {"pin_memory", "collate_fn"} & {
-            *cfg_for_training(configs[task]).train_dataloader
+            *cfg_for_training(configs[library]).train_dataloader
         }
 
 
@@ -324,7 +331,7 @@ def test_default_tta(configs):
 
     no_tta = configs["mmseg"].read_text().replace("tta_model", "unused")
     configs["mmseg"].write_text(no_tta)
-    with pytest.raises(UsageError, match="tta_model"):
+    with pytest.raises(UsageError, match=r"^tta: .*tta_model"):
         cfg_for_testing(configs["mmseg"], "--tta")
 
 
@@ -397,9 +404,9 @@ def test_show_dir(configs):
 
 
 def test_show(configs):
-    for task in TASKS:
+    for library in LIBRARIES:
         flags = ["--show", "--wait-time", "0.5"]
-        hook = cfg_for_testing(configs[task], *flags).default_hooks.visualization
+        hook = cfg_for_testing(configs[library], *flags).default_hooks.visualization
         assert hook.show is True
         assert hook.wait_time == 0.5
 
@@ -409,26 +416,26 @@ def test_out_of_mmseg_is_a_setting_of_the_metric(configs, tmp_path):
     assert cfg.test_evaluator.output_dir == "predictions"
     assert cfg.test_evaluator.keep_results is True
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="folder"):
+    with pytest.raises(UsageError, match=r"^out: .*folder"):
         cfg_for_testing(configs["mmseg"], "--out", str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize(
-    ("task", "flags", "message"),
+    ("library", "flags", "message"),
     [
-        ("mmdet", ["--out", "x.json"], r"--out.*\.pkl"),
-        ("mmpretrain", ["--out", "x.json"], r"--out.*\.pkl"),
-        ("mmpretrain", ["--out", "x.txt", "--out-item", "metrics"], r"--out.*\.json"),
-        ("mmpretrain", ["--out-item", "pred"], "--out-item.*--out FILE"),
-        ("mmdet", ["--out", "x.pkl", "--out-item", "pred"], "--out-item.*mmpretrain.*mmdet"),
-        ("mmseg", ["--out", "x", "--out-item", "pred"], "--out-item.*mmpretrain.*mmseg"),
-        ("mmdet", ["--interval", "2"], "--interval.*mmpretrain.*mmdet"),
-        ("mmseg", ["--interval", "2"], "--interval.*mmpretrain.*mmseg"),
+        ("mmdet", ["--out", "x.json"], r"^out: .*\.pkl"),
+        ("mmpretrain", ["--out", "x.json"], r"^out: .*\.pkl"),
+        ("mmpretrain", ["--out", "x.txt", "--out-item", "metrics"], r"^out: .*\.json"),
+        ("mmpretrain", ["--out-item", "pred"], "^out_item: .*--out FILE"),
+        ("mmdet", ["--out", "x.pkl", "--out-item", "pred"], "^out_item: .*mmpretrain.*mmdet"),
+        ("mmseg", ["--out", "x", "--out-item", "pred"], "^out_item: .*mmpretrain.*mmseg"),
+        ("mmdet", ["--interval", "2"], "^interval: .*mmpretrain.*mmdet"),
+        ("mmseg", ["--interval", "2"], "^interval: .*mmpretrain.*mmseg"),
     ],
 )
-def test_output_flags_that_do_not_apply(configs, task, flags, message):
+def test_output_flags_that_do_not_apply(configs, library, flags, message):
     with pytest.raises(UsageError, match=message):
-        cfg_for_testing(configs[task], *flags)
+        cfg_for_testing(configs[library], *flags)
 
 
 # ------------------------------------------------------------------------------- loading
@@ -436,7 +443,7 @@ def test_output_flags_that_do_not_apply(configs, task, flags, message):
 
 def test_config_by_name(monkeypatch, data, tmp_path):
     path = write_config("mmseg", data, tmp_path / "known_name.py")
-    monkeypatch.setattr(launch, "config_path", lambda name: str(path))
+    monkeypatch.setattr(config_module, "config_path", lambda name: str(path))
     assert load_config("known_name").default_scope == "mmseg"
     with pytest.raises(UsageError, match=r"elsewhere/known_name\.py.*did you mean `known_name`"):
         load_config("elsewhere/known_name.py")
@@ -452,7 +459,7 @@ def test_config_that_cannot_be_used(tmp_path):
     with pytest.raises(UsageError, match=r"mmpose.*mmdet, mmseg, mmpretrain"):
         load_config(str(tmp_path / "b.py"))
     (tmp_path / "c.py").write_text('default_scope = "mmdet"\nsteps = [1]')
-    with pytest.raises(UsageError, match="--cfg-options"):
+    with pytest.raises(UsageError, match=r"^cfg_options: "):
         load_config(str(tmp_path / "c.py"), {"steps.4.x": 1})
 
 
@@ -484,20 +491,21 @@ def test_config_that_cannot_be_saved(config, tmp_path):
     args = load_tool("print_config").parse_args(
         [str(config), "--save-path", str(tmp_path / "file/c.py")]
     )
-    with pytest.raises(UsageError, match=r"--save-path cannot be written: .*file"):
-        launch.print_config(args)
+    with pytest.raises(UsageError, match=r"^save_path: cannot be written: .*file"):
+        print_config(**vars(args))
 
 
-def test_missing_library(config, task, monkeypatch):
-    monkeypatch.setitem(sys.modules, task, None)
-    reason = rf"this is a config for {task}. {task} cannot run here: {task} is not installed"
-    with pytest.raises(UsageError, match=rf"{reason}\. Mend it with\n    pip install onedl-mm"):
+def test_missing_library(config, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    reason = f"this is a config for {library}. {library} cannot run here: {library} is not"
+    mend = r"\. Mend it with\n    pip install onedl-mm"
+    with pytest.raises(UsageError, match=f"{reason} installed{mend}"):
         cfg_for_training(config)
 
 
 def test_library_without_its_compiled_ops(configs, monkeypatch):
     monkeypatch.setitem(sys.modules, "mmcv._ext", None)
-    for task in ("mmdet", "mmseg"):
+    for library in ("mmdet", "mmseg"):
         with pytest.raises(UsageError, match=r"compiled ops .*\n    pip install .*onedl-mmcv$"):
-            cfg_for_training(configs[task])
+            cfg_for_training(configs[library])
     cfg_for_training(configs["mmpretrain"])

@@ -1,18 +1,24 @@
 """A mistake in a part of the config is one line with the key of that part."""
 
+import inspect
 import json
 import re
 import sys
 
 import pytest
+from mmengine.registry import build_from_cfg, build_scheduler_from_cfg
+from mmengine.runner import BaseLoop, Runner
 
-from mmlocal.cli.launch import config_for_training, load_config, print_config
+from mmlocal.cli import building
+from mmlocal.cli.config import load_config
+from mmlocal.cli.print_config import print_config
 from mmlocal.cli.tool import run_tool
+from mmlocal.cli.training import config_for_training
 from mmlocal.errors import UsageError
 
 from .conftest import TOOLS, load_tool, start, write_config
 
-# Parts of a model: task, options, and how the message starts.
+# Parts of a model: library, options, and how the message starts.
 MODELS = [
     ("mmdet", ["model.type=Foo"], "model: Foo is not in the mmdet::model registry"),
     ("mmdet", ["model.backbone.type=ResNot"], "model.backbone = {.*ResNot is not in"),
@@ -75,14 +81,14 @@ CASES = {
 _SCRIPT = """
 import json, sys
 from mmlocal.errors import UsageError
-from mmlocal.cli.launch import run_training
+from mmlocal.cli.training import run_training
 sys.path.insert(0, {folder!r})
 from conftest import load_tool
 
 messages = {{}}
 for name, arguments in json.loads({cases!r}).items():
     try:
-        run_training(load_tool("train").parse_args(arguments))
+        run_training(**vars(load_tool("train").parse_args(arguments)))
     except UsageError as error:
         messages[name] = str(error)
     except BaseException as error:
@@ -95,13 +101,13 @@ json.dump(messages, open("messages.json", "w"))
 def messages(data, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("builds")
     configs = {
-        task: write_config(task, data, folder / f"tiny_{task}.py")
-        for task in ("mmdet", "mmpretrain")
+        library: write_config(library, data, folder / f"tiny_{library}.py")
+        for library in ("mmdet", "mmpretrain")
     }
     # MMEngine keeps what has the name of an experiment, which is the time in seconds by itself.
     cases = {
-        name: [str(configs[task]), "--cfg-options", f"experiment_name={name}", *options]
-        for name, (task, options, _) in CASES.items()
+        name: [str(configs[library]), "--cfg-options", f"experiment_name={name}", *options]
+        for name, (library, options, _) in CASES.items()
     }
     cases["bug"] = [str(configs["mmpretrain"]), "--cfg-options", "model.head.in_channels=63"]
     script = folder / "script.py"
@@ -120,12 +126,12 @@ def test_message(name, messages):
     assert "--traceback" in messages[name]
 
 
-@pytest.mark.parametrize(("task", "options", "expected"), MODELS)
-def test_parts_of_a_model(task, options, expected, data, tmp_path):
-    config = write_config(task, data, tmp_path / "c.py")
+@pytest.mark.parametrize(("library", "options", "expected"), MODELS)
+def test_parts_of_a_model(library, options, expected, data, tmp_path):
+    config = write_config(library, data, tmp_path / "c.py")
     args = [str(config), "--graph", "--cfg-options", *options]
     with pytest.raises(UsageError, match=f"^config key {expected}") as caught:
-        print_config(load_tool("print_config").parse_args(args))
+        print_config(**vars(load_tool("print_config").parse_args(args)))
     assert "\n" not in str(caught.value)
 
 
@@ -143,7 +149,7 @@ def test_traceback_on_request(data, tmp_path, monkeypatch, capsys):
         given = [word for word in argv if wanted or word != "--traceback"]
         monkeypatch.setattr(sys, "argv", ["print_config.py", *given])
         with pytest.raises(SystemExit, match="2"):
-            run_tool(lambda: print_config(tool.parse_args()))
+            run_tool(lambda: print_config(**vars(tool.parse_args())))
         err = capsys.readouterr().err
         assert ("in build_from_cfg" in err) == wanted
         assert err.splitlines()[-1].startswith("error: config key model")
@@ -167,9 +173,19 @@ def test_traceback_on_request(data, tmp_path, monkeypatch, capsys):
 def test_numbers_and_parts(option, message, config):
     args = load_tool("train").parse_args([str(config), "--cfg-options", option])
     with pytest.raises(UsageError, match=message):
-        config_for_training(args)
+        config_for_training(**vars(args))
 
 
 def test_options_that_contradict_each_other(config):
-    with pytest.raises(UsageError, match="--cfg-options does not fit"):
+    with pytest.raises(UsageError, match=r"^cfg_options: does not fit"):
         load_config(str(config), {"model.backbone": [1], "model.backbone.0.x": 2})
+
+
+def test_names_by_which_a_traceback_is_read():
+    """Nothing public tells which part of a config is being built; as of MMEngine 0.10.12."""
+    for method in (*building._PARTS, *building._PARTS_OF_LOOPS):
+        assert callable(getattr(Runner, method)), method
+    for builder in (build_from_cfg, build_scheduler_from_cfg):
+        assert builder.__code__ in building._BUILDERS
+        assert next(iter(inspect.signature(builder).parameters)) == "cfg"
+    assert callable(BaseLoop.run)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmlocal.checkpoints.convert import SYSTEMS
+from mmlocal.checkpoints.system import System
 from mmlocal.cli.tool import run_tool
 from mmlocal.registry import MODELS
 
@@ -145,6 +147,24 @@ def test_system_is_required(convert, official):
         code, _, err = convert(*arguments)
         assert code == 2
         assert "--from" in err
+
+
+def test_code_base_of_somebody_else(convert, official, monkeypatch):
+    """Its options are flags as soon as it is registered."""
+    given = {}
+
+    def rename(content, **options):
+        given.update(options)
+        raise ValueError("nothing to convert")
+
+    options = {"ema": dict(action="store_true"), "top_k": dict(type=int, help="how many")}
+    monkeypatch.setitem(SYSTEMS, "other", System("Other", rename, options))
+    assert "options of other:" in convert("--help")[1]
+    message = fails(convert("--from", "other", official, "out", "--ema", "--top-k", "3"))
+    assert "nothing to convert" in message
+    assert given == {"ema": True, "top_k": 3}
+    message = fails(convert("--from", "elsa", official, "out", "--top-k", "3"))
+    assert "ELSA-Swin have the options ema, lam, gamma, got top_k" in message
 
 
 def test_qna(tmp_path):

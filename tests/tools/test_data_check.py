@@ -7,8 +7,8 @@ from mmlocal.cli.data import check_data
 from mmlocal.errors import UsageError
 
 
-def cfg_of(dataset: dict, **more) -> Config:
-    return Config(dict(train_dataloader={"dataset": dataset}, **more))
+def cfg_of(dataset: dict, library: str = "mmdet", **more) -> Config:
+    return Config(dict(default_scope=library, train_dataloader={"dataset": dataset}, **more))
 
 
 def coco(root) -> dict:
@@ -48,9 +48,10 @@ def test_types_that_are_classes():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "path", "name"),
+    ("library", "dataset", "path", "name"),
     [
         (
+            "mmseg",
             {
                 "type": "mmseg.ADE20KDataset",
                 "data_root": "data/ade",
@@ -63,20 +64,23 @@ def test_types_that_are_classes():
             "ADE20K",
         ),
         (
+            "mmpretrain",
             {"type": "ImageNet", "data_root": "data/in1k", "split": "val"},
             "data/in1k/val",
             "ImageNet-1k",
         ),
         (
+            "mmpretrain",
             {"type": "ImageNet", "data_root": "data/in1k", "data_prefix": "v"},
             "data/in1k/v",
             "ImageNet",
         ),
-        ({"type": "CustomDataset", "data_root": "data/own"}, "data/own", "data_root"),
+        ("mmpretrain", {"type": "CustomDataset", "data_root": "data/own"}, "data/own", "data_root"),
+        ("mmengine", {"type": "Mine", "data_root": "data/own"}, "data/own", "data_root"),
     ],
 )
-def test_other_data_sets(dataset, path, name):
-    message = missing(cfg_of(dataset))
+def test_other_data_sets(library, dataset, path, name):
+    message = missing(cfg_of(dataset, library))
     assert f"    {path}\n" in message
     assert name in message
 
@@ -122,17 +126,21 @@ def test_annotations_of_the_evaluator(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dataset",
+    ("library", "dataset"),
     [
-        {"type": "CocoDataset", "data_root": "s3://bucket/coco", "ann_file": "a.json"},
-        {"type": "CocoDataset", "data_root": "no", "backend_args": {"backend": "petrel"}},
-        {"type": "CIFAR10", "data_root": "no", "split": "train"},
-        {"type": "InMemory"},
+        ("mmdet", {"type": "CocoDataset", "data_root": "s3://bucket/coco", "ann_file": "a.json"}),
+        (
+            "mmdet",
+            {"type": "CocoDataset", "data_root": "no", "backend_args": {"backend": "petrel"}},
+        ),
+        ("mmpretrain", {"type": "CIFAR10", "data_root": "no", "split": "train"}),
+        ("mmengine", {"type": "InMemory"}),
     ],
 )
-def test_what_cannot_be_known_is_left_alone(dataset):
-    check_data(cfg_of(dataset), ["train"])
+def test_what_cannot_be_known_is_left_alone(library, dataset):
+    check_data(cfg_of(dataset, library), ["train"])
 
 
 def test_cifar_that_must_not_be_downloaded():
-    assert "    no\n" in missing(cfg_of({"type": "CIFAR10", "data_root": "no", "download": False}))
+    dataset = {"type": "CIFAR10", "data_root": "no", "download": False}
+    assert "    no\n" in missing(cfg_of(dataset, "mmpretrain"))

@@ -12,6 +12,7 @@ import pytest
 from mmengine.config import Config
 
 from mmlocal import config_path
+from mmlocal.cli.demo import DEMOS, _prepare_data, format_summary, run_demo
 from mmlocal.datasets.shapes import (
     CLASSES,
     PALETTE,
@@ -20,7 +21,6 @@ from mmlocal.datasets.shapes import (
     generate_shapes,
     read_manifest,
 )
-from mmlocal.engine.demo import DEMOS, _prepare_data, format_summary, run_demo
 from mmlocal.errors import UsageError
 
 from .conftest import TOOLS, environment, start
@@ -76,7 +76,7 @@ def test_data_of_another_version_is_not_used(folder, tmp_path, monkeypatch):
     with pytest.raises(
         UsageError, match=r"was made by version 1 .*mmlocal make-shapes --overwrite"
     ):
-        run_demo(tmp_path / "out")
+        run_demo(work_dir=tmp_path / "out")
     assert not (tmp_path / "out/summary.json").exists()
 
 
@@ -96,14 +96,14 @@ def test_place_of_the_data_is_taken(tmp_path, monkeypatch):
     (tmp_path / "data/shapes/mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"data/shapes is no data set .* move it"):
-        run_demo(tmp_path / "out")
+        run_demo(work_dir=tmp_path / "out")
 
 
 def test_library_is_missed_before_data_is_made(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mmcv._ext", None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"mmdet cannot run here: mmcv's compiled ops do not load"):
-        run_demo(tmp_path / "out")
+        run_demo(work_dir=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -158,10 +158,10 @@ def test_model_that_finds_nothing(folder, tmp_path, monkeypatch):
         (folder / "last_checkpoint").write_text("epoch_1.pth")
         (folder / "time.json").write_text('{"data_time": 0.1}')  # as mmdet's CocoMetric
 
-    monkeypatch.setattr("mmlocal.engine.demo._run", run)
+    monkeypatch.setattr("mmlocal.cli.demo._run", run)
     monkeypatch.chdir(folder)
     with pytest.raises(UsageError, match=r"testing gave no coco/bbox_mAP: a model that finds"):
-        run_demo(tmp_path / "out")
+        run_demo(work_dir=tmp_path / "out")
     assert not (tmp_path / "out/summary.json").exists()
 
 

@@ -41,10 +41,10 @@ def test_missing_data(tmp_path):
 
 
 @pytest.mark.slow
-def test_flag_of_another_task(data, tmp_path):
+def test_flag_of_another_library(data, tmp_path):
     config = write_config("mmseg", data, tmp_path / "c.py")
     message = fails(TOOLS / "test.py", config, "any.pth", "--interval", "2", cwd=tmp_path)
-    assert "--interval applies to mmpretrain configs, this one is for mmseg" in message
+    assert "error: --interval: applies to mmpretrain configs, this one is for mmseg" in message
 
 
 @pytest.mark.slow

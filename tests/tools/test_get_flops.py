@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 from mmengine import Config
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
+from mmlocal.cli.flops import flops, format_complexity, main, parse_args
 from mmlocal.errors import UsageError
+from mmlocal.libraries import LIBRARIES, Library, register_library
 
-from .conftest import TOOLS, load_tool, start, write_config
+from .conftest import TOOLS, start, write_config
 
 
 @pytest.fixture
@@ -17,8 +20,7 @@ def run(capsys):
     """Output of the tool, run in this process."""
 
     def call(*argv) -> str:
-        tool = load_tool("get_flops").tool
-        tool.run(tool.parse_args([*map(str, argv)]))
+        print(format_complexity(flops(**vars(parse_args([*map(str, argv)])))))
         return capsys.readouterr().out
 
     return call
@@ -54,7 +56,7 @@ def test_options_change_the_model(run):
 
 
 @pytest.mark.parametrize("channels", [1, 5])
-def test_images_of_other_channels(run, config, task, channels):
+def test_images_of_other_channels(run, config, library, channels):
     """Counted as the backbone takes them."""
     options = ["--cfg-options", f"model.backbone.in_channels={channels}"]
     rgb, other = (run(config, "--shape", "64", *more) for more in ([], options))
@@ -68,10 +70,9 @@ def test_model_that_cannot_be_built(run, config):
 
 
 def test_sizes():
-    parse = load_tool("get_flops").parse_args
-    assert parse(["x"]).shape is None
-    assert parse(["x", "--shape", "64"]).shape == (64, 64)
-    assert parse(["x", "--shape", "64", "96"]).shape == (64, 96)
+    assert parse_args(["x"]).shape is None
+    assert parse_args(["x", "--shape", "64"]).shape == (64, 64)
+    assert parse_args(["x", "--shape", "64", "96"]).shape == (64, 96)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +86,46 @@ def test_sizes():
 )
 def test_bad_flags(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        load_tool("get_flops").parse_args(["x", *flags])
+        parse_args(["x", *flags])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_too_small(run):
-    with pytest.raises(UsageError, match=r"--shape: x must be at least one patch .*, got 2x2"):
+    with pytest.raises(UsageError, match=r"shape: x must be at least one patch .*, got 2x2"):
         run("elsa_swin_t_in1k_300e", "--shape", "2")
+
+
+def test_command_names_the_flag(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["elsa_swin_t_in1k_300e", "--shape", "2"])
+    assert capsys.readouterr().err.startswith("error: --shape: x must be at least one patch ")
+
+
+def test_library_from_outside(tmp_path, monkeypatch):
+    """It is registered, names its shape and its inference, and nothing else has to know it."""
+
+    class Toy(Library):
+        name = "toy"
+
+        def default_shape(self, cfg):
+            return 6, 8
+
+        def inference(self, model, cfg):
+            return lambda image: model(image[..., ::2])
+
+    class ToyModel(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(3, 5, kernel_size=1, bias=False)
+
+    monkeypatch.setitem(LIBRARIES, "toy", None)  # forgotten afterwards
+    register_library(Toy)
+    monkeypatch.setitem(MODELS.module_dict, "ToyModel", ToyModel)
+    path = tmp_path / "toy.py"
+    path.write_text('default_scope = "toy"\nmodel = dict(type="ToyModel")\n')
+    found = flops(str(path))
+    assert (found.shape, found.parameters) == ((6, 8), 15)
+    assert found.total_macs == 15 * 6 * 4
 
 
 def test_model_that_needs_values(run, data, tmp_path):

@@ -7,7 +7,7 @@ import cv2
 import pytest
 import torch
 
-from .conftest import TASKS, TOOLS, free_port, start, write_config
+from .conftest import LIBRARIES, TOOLS, free_port, start, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def logged_iterations(work_dir) -> list[int]:
     return steps
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=LIBRARIES)
 def trained(request, data, tmp_path_factory):
     """A config, and the work dir of two training iterations of it, resumed for a third."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -50,45 +50,45 @@ def test_train_and_resume(trained):
 
 
 def test_test_writes_predictions_and_pictures(trained):
-    task, config, folder = trained
-    out = folder / {"mmdet": "out.pkl", "mmseg": "out", "mmpretrain": "out.pkl"}[task]
+    library, config, folder = trained
+    out = folder / {"mmdet": "out.pkl", "mmseg": "out", "mmpretrain": "out.pkl"}[library]
     checkpoint = folder / "work_dirs/c/iter_2.pth"
     log = succeeds(
         *(TOOLS / "test.py", config, checkpoint, "--work-dir", "tested", "--out", out),
         *("--show-dir", "pictures"),
         cwd=folder,
     )
-    metric = {"mmdet": "coco/bbox_mAP:", "mmseg": "mIoU:", "mmpretrain": "accuracy/top1:"}[task]
+    metric = {"mmdet": "coco/bbox_mAP:", "mmseg": "mIoU:", "mmpretrain": "accuracy/top1:"}[library]
     assert metric in log
-    if task == "mmseg":
+    if library == "mmseg":
         assert sorted(path.name for path in out.iterdir()) == ["0.png", "1.png"]
         assert cv2.imread(str(out / "0.png"), cv2.IMREAD_UNCHANGED).shape == (64, 64)
     else:
         predictions = pickle.loads(out.read_bytes())
         assert len(predictions) == 2
-        assert ("pred_instances" if task == "mmdet" else "pred_score") in predictions[0]
-    shown = {"mmdet": "tested", "mmseg": "pictures", "mmpretrain": "pictures"}[task]
+        assert ("pred_instances" if library == "mmdet" else "pred_score") in predictions[0]
+    shown = {"mmdet": "tested", "mmseg": "pictures", "mmpretrain": "pictures"}[library]
     pictures = [path for path in (folder / shown).rglob("*") if path.suffix in (".jpg", ".png")]
     assert len(pictures) == 2
 
 
 def test_tta_and_amp(trained):
-    task, config, folder = trained
+    library, config, folder = trained
     checkpoint = folder / "work_dirs/c/iter_2.pth"
-    flags = ["--tta"] if task == "mmdet" else ["--tta", "--amp"]  # NMS on CPU has no bfloat16
-    if task == "mmpretrain":
+    flags = ["--tta"] if library == "mmdet" else ["--tta", "--amp"]  # NMS on CPU has no bfloat16
+    if library == "mmpretrain":
         flags += ["--out", "metrics.json", "--out-item", "metrics"]
     log = succeeds(TOOLS / "test.py", config, checkpoint, *flags, cwd=folder)
-    if task == "mmpretrain":
+    if library == "mmpretrain":
         assert "accuracy/top1" in json.loads((folder / "metrics.json").read_text())
     else:
-        assert {"mmdet": "coco/bbox_mAP:", "mmseg": "mIoU:"}[task] in log
+        assert {"mmdet": "coco/bbox_mAP:", "mmseg": "mIoU:"}[library] in log
 
 
 def test_browse_dataset(trained):
-    task, config, folder = trained
-    flags, count = (["--mode", "original", "--phase", "val"], 2) if task == "mmseg" else ([], 3)
-    flags += ["--rescale-factor", "2"] if task == "mmpretrain" else []
+    library, config, folder = trained
+    flags, count = (["--mode", "original", "--phase", "val"], 2) if library == "mmseg" else ([], 3)
+    flags += ["--rescale-factor", "2"] if library == "mmpretrain" else []
     pictures = folder / "pictures of data"
     command = [TOOLS / "browse_dataset.py", config, "--not-show", "-o", pictures, "-n", "3"]
     succeeds(*command, *flags, cwd=folder)

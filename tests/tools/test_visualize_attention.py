@@ -1,4 +1,4 @@
-"""tools/visualize_attention.py: pictures of the three tasks, and what it says to a mistake."""
+"""tools/visualize_attention.py: pictures of the three libraries, and what it says to a mistake."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -111,7 +111,7 @@ def run(monkeypatch, capsys, tmp_path):
 
     def call(*argv) -> list[str]:
         monkeypatch.chdir(tmp_path)
-        tool = load_tool("visualize_attention").tool
+        tool = load_tool("visualize_attention")
         tool.run(tool.parse_args([*map(str, argv)]))
         return capsys.readouterr().out.splitlines()
 

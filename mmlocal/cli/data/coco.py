@@ -6,10 +6,10 @@ import difflib
 import os.path as osp
 from typing import Any
 
-from mmlocal.cli.building import type_name
 from mmlocal.cli.data.coco_file import AnnotationError, CocoFile, read_coco
 from mmlocal.cli.data.datasets import DataSet, is_local
 from mmlocal.cli.data.report import Findings, shorten
+from mmlocal.libraries.base import type_name
 
 # Public data sets hold a few boxes without width, which are dropped without harm.
 _HARMLESS = 1e-3

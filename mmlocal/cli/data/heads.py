@@ -6,16 +6,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmlocal.cli.building import type_name
 from mmlocal.cli.data.report import Findings
+from mmlocal.libraries import library_of
+from mmlocal.libraries.base import type_name
 
-# Where the heads are whose `num_classes` is the number of classes of the data. Others count other
-# things: the RPN knows one class, the semantic branch of HTC those of another data set.
-_HEADS = {
-    "mmdet": ("bbox_head", "mask_head", "mask_iou_head", "point_head"),
-    "mmseg": ("decode_head", "auxiliary_head"),
-    "mmpretrain": ("head",),
-}
 # Heads with labels of their own making: STDC's finds the borders of the classes.
 _OTHER_LABELS = ("STDCHead",)
 # Models with one of these compare images with a text, and not with numbered classes.
@@ -42,15 +36,12 @@ class Head:
 def heads_of(cfg: Config) -> list[Head]:
     """Heads of a config that set ``num_classes``.
 
-    None for models that are compared with a text and not with classes, and for models of
-    mmpretrain that are no classifiers.
+    None for models that compare images with a text, and not with classes.
     """
-    model, task = cfg.get("model"), cfg.default_scope
+    model, library = cfg.get("model"), library_of(cfg)
     if not isinstance(model, dict) or any(part in model for part in _TEXT):
         return []
-    if task == "mmpretrain" and type_name(model.get("type")) != "ImageClassifier":
-        return []
-    return list(_walk(model, "model", _HEADS[task]))
+    return list(_walk(model, "model", library.heads)) if library.counts_classes(model) else []
 
 
 def _walk(node: Any, key: str, names: tuple[str, ...]) -> Iterator[Head]:

@@ -5,38 +5,10 @@ from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
 
-from mmlocal.cli.building import type_name
 from mmlocal.cli.data.datasets import leaf_datasets
 from mmlocal.errors import UsageError
-
-# mmpretrain fetches these by itself unless told `download=False`.
-_SELF_DOWNLOADING = {"CIFAR10", "CIFAR100", "FashionMNIST", "MNIST"}
-
-_LAYOUTS = {
-    "COCO 2017": """
-    {root}
-    ├── annotations
-    │   ├── instances_train2017.json
-    │   └── instances_val2017.json
-    ├── train2017/*.jpg
-    └── val2017/*.jpg""",
-    "ADE20K (ADEChallengeData2016)": """
-    {root}
-    ├── annotations
-    │   ├── training/*.png
-    │   └── validation/*.png
-    └── images
-        ├── training/*.jpg
-        └── validation/*.jpg""",
-    "ImageNet-1k": """
-    {root}
-    ├── train
-    │   ├── n01440764/*.JPEG
-    │   └── ... one folder per class
-    └── val
-        ├── n01440764/*.JPEG
-        └── ... one folder per class""",
-}
+from mmlocal.libraries import Library, library_of
+from mmlocal.libraries.base import type_name
 
 
 def check_data(cfg: Config, phases: Sequence[str]) -> None:
@@ -54,6 +26,7 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
         UsageError: a phase without dataloader, or missing paths: one message with all of them, the
             layout of the data set if it is a known one, and the demo that needs no data.
     """
+    library = library_of(cfg)
     missing: dict[str, None] = {}  # a set that keeps its order
     layouts: dict[str, None] = {}
     for phase in phases:
@@ -61,10 +34,12 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
         if loader is None:
             raise UsageError(f"the config {cfg.filename} has no {phase}_dataloader")
         for _, dataset in leaf_datasets(loader.get("dataset")):
-            absent = [path for path in _paths(dataset) if not osp.exists(osp.expanduser(path))]
+            absent = [
+                path for path in _paths(dataset, library) if not osp.exists(osp.expanduser(path))
+            ]
             missing.update(dict.fromkeys(absent))
             if absent:
-                layouts.update(dict.fromkeys(_layout(dataset)))
+                layouts.update(dict.fromkeys(_layout(dataset, library)))
         for path in _evaluator_files(cfg.get(f"{phase}_evaluator")):
             if not osp.exists(path):
                 missing[path] = None
@@ -79,18 +54,15 @@ def check_data(cfg: Config, phases: Sequence[str]) -> None:
     raise UsageError("\n".join(lines))
 
 
-def _paths(dataset: dict) -> Iterator[str]:
+def _paths(dataset: dict, library: Library) -> Iterator[str]:
     """Local files and folders of a data set, joined to ``data_root`` as MMEngine joins them."""
     if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
         return
-    kind = type_name(dataset.get("type"))
-    if kind in _SELF_DOWNLOADING and dataset.get("download", True):
+    if type_name(dataset.get("type")) in library.downloads and dataset.get("download", True):
         return
-    prefix = dataset.get("data_prefix") or {}
+    prefix = dataset.get("data_prefix") or library.default_prefix(dataset)
     if isinstance(prefix, str):
         prefix = {"img_path": prefix}
-    if not prefix and kind == "ImageNet":
-        prefix = {"img_path": dataset.get("split", "")}
     root = dataset.get("data_root") or ""
     ann_file = dataset.get("ann_file") or ""
     names = [ann_file] if ann_file else []
@@ -110,16 +82,11 @@ def _evaluator_files(evaluator: object) -> Iterator[str]:
             yield path
 
 
-def _layout(dataset: dict) -> list[str]:
-    """How to lay out the data set, if it is one of the public ones that the configs use."""
-    kind, root = type_name(dataset.get("type")), dataset.get("data_root") or ""
-    if kind == "CocoDataset" and "2017" in str(dataset.get("ann_file")):
-        name = "COCO 2017"
-    elif kind == "ADE20KDataset":
-        name = "ADE20K (ADEChallengeData2016)"
-    elif kind == "ImageNet":
-        name = "ImageNet-1k"
-    else:
+def _layout(dataset: dict, library: Library) -> list[str]:
+    """How to lay out the data set, if it is a public one."""
+    layout = library.layout_of(dataset)
+    if layout is None:
         return []
-    tree = _LAYOUTS[name].format(root=root)
-    return [f"Lay out {name} like this, or make {root} a link to it:{tree}"]
+    root = dataset.get("data_root") or ""
+    name, tree = layout
+    return [f"Lay out {name} like this, or make {root} a link to it:{tree.format(root=root)}"]

@@ -11,10 +11,10 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from mmlocal.cli.building import type_name
 from mmlocal.cli.data.datasets import DataSet, is_local
 from mmlocal.cli.data.heads import Head, heads_of
 from mmlocal.cli.data.report import Findings, shorten
+from mmlocal.libraries.base import type_name
 
 _SAMPLE = 32  # label maps that are read
 _IGNORED = 255  # by the losses, unless told otherwise

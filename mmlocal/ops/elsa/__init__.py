@@ -18,6 +18,7 @@ from mmlocal.ops.backends import TRITON, Backend, check_counts, check_tensors, c
 from mmlocal.ops.elsa import projection, reference
 from mmlocal.ops.layout import new_map
 from mmlocal.ops.operator import define_operator
+from mmlocal.ops.registry import Op, register_op
 
 _INT32 = 2**31 - 1
 
@@ -273,3 +274,5 @@ _elsa_attention = define_operator(
     backward=_backward,
     fake=lambda value, *args: new_map(value, value.shape),
 )
+
+register_op(Op("elsa", elsa_attention, BACKENDS, "mmlocal.ops.elsa.analysis"))

@@ -15,6 +15,7 @@ from mmlocal.ops.layout import new_map
 from mmlocal.ops.operator import define_operator
 from mmlocal.ops.qna import reference
 from mmlocal.ops.qna.reference import attention_maps, output_size
+from mmlocal.ops.registry import Op, register_op
 
 __all__ = ["BACKENDS", "attention_maps", "output_size", "qna_attention"]
 
@@ -260,3 +261,5 @@ _qna_attention = define_operator(
     backward=_backward,
     fake=_fake,
 )
+
+register_op(Op("qna", qna_attention, BACKENDS, "mmlocal.ops.qna.analysis"))

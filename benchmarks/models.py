@@ -6,70 +6,70 @@ import datetime
 import itertools
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mmlocal.analysis.benchmark import (
-    choose_device,
-    environment,
-    first_line,
-    format_table,
-    peak_memory,
-    summarise,
-    time_interleaved,
-    write_json,
-)
-from mmlocal.analysis.flops import count_macs
-from mmlocal.analysis.time_by_kind import KINDS, time_by_kind
-from mmlocal.compatibility import why_not
+from benchmarks.by_kind import KINDS, time_by_kind
+from benchmarks.measure import choose_device, peak_memory, summarise, time_interleaved
+from benchmarks.report import environment, first_line, format_table, write_json
+from mmlocal.analysis import count_macs
 from mmlocal.errors import UsageError
-from mmlocal.models.backbones import ELSASwin, QnAViT
-from mmlocal.ops.backends import choose_backend, list_ops
+from mmlocal.libraries import LIBRARIES
+from mmlocal.models.backbones.base import LocalBackbone
+from mmlocal.ops import OPS
+from mmlocal.ops.backends import choose_backend
+from mmlocal.registry import MODELS
+
+Build = Callable[[], nn.Module]
 
 
-def _ours(kind: type[nn.Module], arch: str) -> Callable[[], nn.Module]:
-    return lambda: kind(arch=arch)
+def _swin(arch: str) -> nn.Module:
+    from mmpretrain.models import SwinTransformer
+
+    # As for dense prediction: all four maps, and any image.
+    return SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3), pad_small_map=True)
 
 
-def _swin(arch: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        from mmpretrain.models import SwinTransformer
+def _resnet(depth: int) -> nn.Module:
+    from mmpretrain.models import ResNet
 
-        # As for dense prediction: all four maps, and any image.
-        return SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3), pad_small_map=True)
-
-    return build
+    return ResNet(depth=depth, out_indices=(0, 1, 2, 3))
 
 
-def _resnet(depth: int) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        from mmpretrain.models import ResNet
-
-        return ResNet(depth=depth, out_indices=(0, 1, 2, 3))
-
-    return build
+# Backbones of mmpretrain.
+PEERS: dict[str, Build] = {
+    **{f"swin_{arch}": partial(_swin, arch) for arch in ("tiny", "small", "base")},
+    **{f"resnet_{depth}": partial(_resnet, depth) for depth in (50, 101)},
+}
 
 
-# Backbones of :func:`benchmark_models`; those of mmpretrain are its own.
-MODELS: dict[str, Callable[[], nn.Module]] = (
-    {f"elsa_swin_{arch}": _ours(ELSASwin, arch) for arch in ELSASwin.arch_zoo}
-    | {f"qna_vit_{arch}": _ours(QnAViT, arch) for arch in QnAViT.arch_zoo}
-    | {f"swin_{arch}": _swin(arch) for arch in ("tiny", "small", "base")}
-    | {f"resnet_{depth}": _resnet(depth) for depth in (50, 101)}
-)
+def list_models() -> dict[str, Build]:
+    """All backbones to measure by name: ours, and some of mmpretrain.
+
+    Ours are in ``mmlocal.registry.MODELS``. A name is the file of a class and a published size,
+    such as ``elsa_swin_tiny``.
+    """
+    ours = {
+        f"{kind.__module__.rpartition('.')[2]}_{arch}": partial(kind, arch=arch)
+        for kind in MODELS.module_dict.values()
+        if isinstance(kind, type) and issubclass(kind, LocalBackbone)
+        for arch in kind.arch_zoo
+    }
+    return ours | PEERS
 
 
 def _build_model(name: str) -> nn.Module:
-    if name not in MODELS:
-        raise UsageError(f"--models: must be among {', '.join(MODELS)}, got {name!r}")
+    models = list_models()
+    if name not in models:
+        raise UsageError(f"must be among {', '.join(models)}, got {name!r}", "models")
     try:
-        return MODELS[name]()
+        return models[name]()
     except ImportError as error:
-        raise UsageError(
-            f"--models: {name} is one of mmpretrain. {why_not('mmpretrain') or error}"
-        ) from error
+        reason = LIBRARIES["mmpretrain"].why_not() or error
+        raise UsageError(f"{name} is one of mmpretrain. {reason}", "models") from error
 
 
 def _macs(model: nn.Module, size: tuple[int, int]) -> int:
@@ -114,7 +114,7 @@ def _label(row: dict) -> str:
 
 def benchmark_models(
     out: Path,
-    models: Sequence[str] = tuple(MODELS),
+    models: Sequence[str] | None = None,
     batch_size: int = 4,
     size: tuple[int, int] = (224, 224),
     amp: bool = False,
@@ -129,7 +129,7 @@ def benchmark_models(
 
     Args:
         out: folder for the results.
-        models: names out of ``MODELS``.
+        models: names out of :func:`list_models`; ``None`` for all.
         batch_size: images at once.
         size: height and width of the images in pixels.
         amp: whether to run in bfloat16 by autocast.
@@ -147,13 +147,14 @@ def benchmark_models(
     Raises:
         UsageError: an unknown model, one of mmpretrain without it, a number below 1.
     """
-    for option, number in (("batch-size", batch_size), ("size", min(size)), ("rounds", rounds)):
+    for argument, number in dict(batch_size=batch_size, size=min(size), rounds=rounds).items():
         if number < 1:
-            raise UsageError(f"--{option} must be at least 1, got {number}")
+            raise UsageError(f"must be at least 1, got {number}", argument)
     target = choose_device(device)
     torch.manual_seed(0)
     image = torch.randn(batch_size, 3, *size, device=target)
-    networks = {name: _build_model(name).to(target) for name in models}
+    names = list(list_models()) if models is None else models
+    networks = {name: _build_model(name).to(target) for name in names}
     about = {
         name: dict(
             model=name,
@@ -190,7 +191,9 @@ def benchmark_models(
             row["images_per_second"] = 1e3 * batch_size / row["median_ms"]
         rows += figures.values()
     like = torch.empty(0, dtype=torch.bfloat16 if amp else torch.float32, device=target)
-    backends = {op: choose_backend(op, found, like, None).name for op, found in list_ops().items()}
+    backends = {
+        op.name: choose_backend(op.name, op.backends, like, None).name for op in OPS.values()
+    }
     result = environment(target) | dict(
         date=datetime.date.today().isoformat(),
         settings=dict(

@@ -1,0 +1,105 @@
+"""A backend has to meet the tolerance that it declares before it is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.contestants import make_tensors, op_function, op_tensors
+from mmlocal.ops.backends import Backend
+from mmlocal.ops.cases import Case
+
+# Pixels in from the border that the check of a whole map compares.
+_CORNER = 8
+
+
+class WrongResultError(Exception):
+    """A backend misses the tolerance that it declares."""
+
+
+def _results(function: Callable[..., Tensor], tensors: dict[str, Tensor], make) -> tuple:
+    """Output and gradients by name, and the cotangent they are for."""
+    out = function(**tensors)
+    cotangent = make(*out.shape).detach()
+    grads = torch.autograd.grad(out, list(tensors.values()), cotangent)
+    names = (f"gradient of {name}" for name in tensors)
+    return dict(zip(("output", *names), (out.detach(), *grads), strict=True)), cotangent
+
+
+def _exact(case: Case, tensors: dict[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
+    """The results of ``reference`` for the same numbers in float64."""
+    tensors = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
+    function = op_function(case, "reference")
+    return _results(function, tensors, lambda *shape: cotangent.double())[0]
+
+
+def _compare(
+    ours: dict[str, Tensor],
+    exact: dict[str, Tensor],
+    backend: Backend,
+    dtype: torch.dtype,
+    where: str,
+) -> None:
+    for name, expected in exact.items():
+        scale = expected.abs().max().item() or 1.0  # what is all zero is matched absolutely
+        error = (ours[name].double() - expected).abs().max().item() / scale
+        if not error <= backend.atol[dtype]:  # also if not a number
+            raise WrongResultError(
+                f"{where}, backend {backend.name}, {dtype}: {name} is off by {error:.1e} of its "
+                f"largest value, {backend.atol[dtype]:.1e} is allowed; nothing is timed"
+            )
+
+
+def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    """Compare a backend with ``reference`` in float64, output and all gradients.
+
+    Once on a map of the same channels and at most ``2 * kernel_size + 8`` pixels a side, and once
+    on the whole map, of which the last corner is compared: the reference needs its surroundings
+    only. ``reference`` itself is not run on the whole map.
+
+    Raises:
+        WrongResultError: an error above the tolerance that the backend declares.
+    """
+    span = 2 * case.kernel_size + _CORNER
+    where = f"{case.op}, {case.name}"
+    small = replace(
+        case,
+        batch=min(case.batch, 2),
+        height=min(case.height, span),
+        width=min(case.width, span - 1),
+    )
+    make = make_tensors(device, dtype)
+    tensors = op_tensors(small, make)
+    ours, cotangent = _results(op_function(small, backend.name), tensors, make)
+    _compare(ours, _exact(small, tensors, cotangent), backend, dtype, f"{where}, small map")
+    if backend.name == "reference":
+        return
+
+    tensors = op_tensors(case, make)
+    ours, cotangent = _results(op_function(case, backend.name), tensors, make)
+    # Windows of the corner start where those of the map do.
+    first = [max(0, size - span) // case.stride * case.stride for size in (case.height, case.width)]
+    corner = replace(case, batch=1, height=case.height - first[0], width=case.width - first[1])
+
+    def cut(x: Tensor, stride: int = 1) -> Tensor:
+        return x[-1:, :, first[0] // stride :, first[1] // stride :] if x.dim() == 4 else x
+
+    exact = _exact(
+        corner,
+        {name: cut(x) for name, x in tensors.items()},
+        cut(cotangent, case.stride),
+    )
+    n = _CORNER // case.stride
+
+    def last(results: dict[str, Tensor]) -> dict[str, Tensor]:
+        sizes = {name: n if name == "output" else _CORNER for name in results}
+        return {
+            name: x[-1:, :, -sizes[name] :, -sizes[name] :]
+            for name, x in results.items()
+            if x.dim() == 4  # the gradients of tables add up all pixels
+        }
+
+    _compare(last(ours), last(exact), backend, dtype, f"{where}, last corner")

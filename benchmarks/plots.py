@@ -1,0 +1,65 @@
+"""Pictures of time and memory against the size that grows in a set of shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.report import MODES
+
+# What grows in a set of shapes.
+_AXES = {"figure2": ("kernel_size", "kernel size"), "resolution": ("height", "side of the map")}
+
+
+def plot_ops(result: dict, out: Path, stem: str) -> list[Path]:
+    """Draw time and memory against what grows in the shapes.
+
+    Args:
+        result: of :func:`benchmark_ops`.
+        out: folder for the pictures.
+        stem: how their names begin.
+
+    Returns:
+        ``out/<stem>_<op>_<dtype>.png`` for each op and dtype; none where nothing grows.
+    """
+    # Without a display, and without touching the caller's pyplot.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if result["settings"]["shapes"] not in _AXES:
+        return []
+    key, label = _AXES[result["settings"]["shapes"]]
+    paths = []
+    groups = dict.fromkeys((row["case"]["op"], row["dtype"]) for row in result["results"])
+    # A contestant has the same colour in all pictures.
+    ran = {row["contestant"] for row in result["results"] if "skipped" not in row}
+    colors = {name: f"C{i}" for i, name in enumerate(sorted(ran))}
+    for op, dtype in groups:
+        figure = Figure(figsize=(12, 8), layout="constrained")
+        FigureCanvasAgg(figure)
+        lines = {}
+        for axes, mode in zip(figure.subplots(2, 2), MODES, strict=True):
+            curves: dict[str, list] = {}
+            for row in result["results"]:
+                case = (row["case"]["op"], row["dtype"], row["mode"])
+                if case == (op, dtype, mode) and "skipped" not in row:
+                    point = (row["case"][key], row["median_ms"], row["extra_bytes"] / 2**20)
+                    curves.setdefault(row["contestant"], []).append(point)
+            for name, points in sorted(curves.items()):
+                for axis, column in zip(axes, (1, 2), strict=True):
+                    xs, ys = [p[0] for p in points], [p[column] for p in points]
+                    (lines[name],) = axis.plot(xs, ys, marker="o", color=colors[name])
+            ticks = sorted({row["case"][key] for row in result["results"]})
+            axes[0].set(title=f"{mode}: time", ylabel="ms", yscale="log")
+            axes[1].set(title=f"{mode}: memory beside inputs and outputs", ylabel="MiB")
+            axes[1].set_yscale("symlog", linthresh=1)  # some need none
+            for axis in axes:
+                axis.set_xscale("log", base=2) if key == "height" else None
+                axis.set_xticks(ticks, [str(tick) for tick in ticks])
+                axis.set_xlabel(label)
+                axis.grid(alpha=0.3)
+        figure.legend(lines.values(), lines.keys(), loc="outside right upper")
+        hardware = result["hardware"]
+        figure.suptitle(f"{op}, {dtype}, {hardware['gpu'] or hardware['cpu']}")
+        paths.append(out / f"{stem}_{op}_{dtype}.png")
+        figure.savefig(paths[-1], dpi=120)
+    return paths

@@ -1,0 +1,209 @@
+"""Object detection and instance segmentation with MMDetection."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mmlocal.libraries.base import (
+    Demo,
+    Library,
+    add_metric,
+    metrics_of,
+    type_name,
+    visualization_hook,
+    with_flips,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from mmengine.config import Config
+    from mmengine.visualization import Visualizer
+    from torch import nn
+
+    from mmlocal.cli.data.datasets import DataSet
+    from mmlocal.cli.data.report import Findings
+
+_COCO_METRICS = {
+    "AP": "mAP",
+    "AP50": "mAP_50",
+    "AP75": "mAP_75",
+    "APs": "mAP_s",
+    "APm": "mAP_m",
+    "APl": "mAP_l",
+}
+_META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+_LAYOUT = (
+    "COCO 2017",
+    """
+    {root}
+    ├── annotations
+    │   ├── instances_train2017.json
+    │   └── instances_val2017.json
+    ├── train2017/*.jpg
+    └── val2017/*.jpg""",
+)
+
+
+class MMDet(Library):
+    """MMDetection."""
+
+    name = "mmdet"
+    packages = ("torch", "numpy", "mmengine", "mmcv", "mmdet")
+    modules = ("mmcv._ext", "mmdet", "mmdet.models", "mmdet.datasets")
+    # The RPN knows one class, and the semantic branch of HTC has those of another data set.
+    heads = ("bbox_head", "mask_head", "mask_iou_head", "point_head")
+    demo = Demo(
+        name="det",
+        config="elsa_swin_nano_maskrcnn_shapes",
+        metrics={
+            f"{kind}_{name}": f"coco/{kind}_{key}"
+            for kind in ("bbox", "segm")
+            for name, key in _COCO_METRICS.items()
+        },
+        losses=("loss", "loss_cls", "loss_bbox", "loss_mask", "loss_rpn_cls", "loss_rpn_bbox"),
+        curves=("coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP", "coco/segm_mAP_50"),
+    )
+
+    def write_predictions(self, cfg: Config, out: str) -> None:
+        """A pickle; masks are packed."""
+        add_metric(cfg, {"type": "DumpDetResults", "out_file_path": out})
+
+    def show_predictions(
+        self,
+        cfg: Config,
+        show: bool,
+        show_dir: str | None,
+        wait_time: float,
+        interval: int | None = None,
+    ) -> None:
+        """``show_dir`` lies within the folder of the run in the work dir."""
+        hook = visualization_hook(cfg)
+        hook.draw = True
+        if show:
+            hook.update(show=True, wait_time=wait_time)
+        if show_dir:
+            hook.test_out_dir = show_dir
+
+    def default_tta(self, pipeline: list[dict]) -> tuple[dict, list[dict]]:
+        """An image and its mirror image, merged by non-maximum suppression."""
+        nms = {"type": "nms", "iou_threshold": 0.5}
+        model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
+        to_flip_back = ("flip", "flip_direction")
+        pack = {"type": "PackDetInputs", "meta_keys": (*_META_KEYS, *to_flip_back)}
+        return model, with_flips(pipeline[:-1], pack)
+
+    def draw(
+        self,
+        visualizer: Visualizer,
+        image: np.ndarray,
+        sample: Any,
+        rescale_factor: float | None = None,
+        **where: Any,
+    ) -> None:
+        """With boxes and masks."""
+        from mmdet.models.utils import mask2ndarray
+        from mmdet.structures.bbox import BaseBoxes
+
+        sample = sample.numpy()
+        instances = sample.gt_instances  # the visualizer wants arrays, pipelines make structures
+        if isinstance(instances.get("bboxes"), BaseBoxes):
+            instances.bboxes = instances.bboxes.tensor
+        if "masks" in instances:
+            instances.masks = mask2ndarray(instances.masks).astype(bool)
+        visualizer.add_datasample(image=image, data_sample=sample, draw_pred=False, **where)
+
+    def default_shape(self, cfg: Config) -> tuple[int, int]:
+        """The size of the papers' figures, 800x1280."""
+        return 800, 1280
+
+    def inference(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """From the image to the raw output of the head.
+
+        Two-stage detectors are counted as in the papers: all heads see as many proposals, and the
+        mask heads as many boxes, as ``test_cfg`` allows at most. The real numbers depend on the
+        weights.
+        """
+        from mmdet.models.detectors import TwoStageDetector
+
+        if isinstance(model, TwoStageDetector):
+            return lambda image: _detect_in_two_stages(model, cfg.model.test_cfg, image)
+        return lambda image: _detect(model, image)
+
+    def layout_of(self, dataset: dict) -> tuple[str, str] | None:
+        """COCO 2017 has its year in the names of its files."""
+        of_coco = type_name(dataset.get("type")) == "CocoDataset"
+        return _LAYOUT if of_coco and "2017" in str(dataset.get("ann_file")) else None
+
+    def check_dataset(
+        self, cfg: Config, dataset: DataSet, classes: tuple[str, ...] | None, findings: Findings
+    ) -> list[str] | None:
+        """Annotation files of COCO, and the number of classes of Pascal VOC."""
+        from mmdet.datasets import CocoDataset, XMLDataset
+
+        from mmlocal.cli.data.coco import check_coco
+        from mmlocal.cli.data.heads import compare_heads, heads_of
+
+        if not classes or dataset.cfg.get("return_classes"):  # labels are words there
+            return None
+        names = None
+        if dataset.takes_from(CocoDataset) and dataset.takes_from(CocoDataset, "parse_data_info"):
+            names = check_coco(dataset, classes, findings)
+        elif dataset.takes_from(XMLDataset):
+            names = list(classes)
+        if names:
+            where = f"{dataset.key} has"
+            compare_heads(heads_of(cfg), len(names), where, dataset.phase == "train", findings)
+        return names
+
+    def check_evaluator(self, cfg: Config, phase: str, findings: Findings) -> None:
+        """The files of COCO metrics against those of the data sets."""
+        from mmlocal.cli.data.coco import check_evaluator
+        from mmlocal.cli.data.datasets import datasets_of, is_local
+
+        files = [
+            osp.join(dataset.cfg.get("data_root") or "", dataset.cfg.get("ann_file") or "")
+            for dataset in datasets_of(cfg, phase)
+            if is_local(dataset.cfg)
+        ]
+        if not files or not all(map(osp.isfile, files)):
+            return
+        for where, metric in metrics_of(cfg, phase).items():
+            path = metric.get("ann_file")
+            if type_name(metric.get("type")) != "CocoMetric" or not path or not osp.isfile(path):
+                continue
+            if osp.abspath(path) not in map(osp.abspath, files):
+                check_evaluator(path, files, where, findings)
+
+
+def _detect(model: nn.Module, image: torch.Tensor) -> None:
+    from mmdet.structures import DetDataSample
+
+    size = tuple(image.shape[2:])
+    keys = ("img_shape", "ori_shape", "pad_shape", "batch_input_shape")
+    sample = DetDataSample(metainfo=dict.fromkeys(keys, size) | dict(scale_factor=(1.0, 1.0)))
+    model(image, [sample], mode="tensor")
+
+
+def _detect_in_two_stages(model: Any, test_cfg: Any, image: torch.Tensor) -> None:
+    features = model.extract_feat(image)
+    model.rpn_head(features)
+    heads = model.roi_head
+    _run_heads(image, heads.bbox_roi_extractor, heads.bbox_head, test_cfg.rpn.max_per_img)
+    if heads.with_mask:
+        _run_heads(image, heads.mask_roi_extractor, heads.mask_head, test_cfg.rcnn.max_per_img)
+
+
+def _run_heads(image: torch.Tensor, extractors: Any, heads: Any, boxes: int) -> None:
+    """Run one head, or one for each stage of a cascade, on what its extractor would give."""
+    from torch import nn
+
+    cascade = isinstance(heads, nn.ModuleList)
+    for extractor, head in zip(
+        extractors if cascade else [extractors], heads if cascade else [heads], strict=True
+    ):
+        size = extractor.roi_layers[0].output_size
+        head(image.new_zeros(boxes, extractor.out_channels, *size))

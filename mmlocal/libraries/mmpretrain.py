@@ -1,0 +1,159 @@
+"""Image classification with MMPreTrain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmlocal.errors import UsageError
+from mmlocal.libraries.base import (
+    Demo,
+    Library,
+    metrics_of,
+    type_name,
+    visualization_hook,
+    with_flips,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mmengine.config import Config, ConfigDict
+    from mmengine.visualization import Visualizer
+
+    from mmlocal.cli.data.datasets import DataSet
+    from mmlocal.cli.data.report import Findings
+
+_LAYOUT = (
+    "ImageNet-1k",
+    """
+    {root}
+    ├── train
+    │   ├── n01440764/*.JPEG
+    │   └── ... one folder per class
+    └── val
+        ├── n01440764/*.JPEG
+        └── ... one folder per class""",
+)
+
+
+class MMPreTrain(Library):
+    """MMPreTrain."""
+
+    name = "mmpretrain"
+    packages = ("torch", "numpy", "torchvision", "mmengine", "mmcv", "mmpretrain")
+    modules = ("mmpretrain", "mmpretrain.models", "mmpretrain.datasets")
+    arguments = frozenset({"out_item", "interval", "rescale_factor"})
+    heads = ("head",)
+    downloads = frozenset({"CIFAR10", "CIFAR100", "FashionMNIST", "MNIST"})
+    demo = Demo(
+        name="cls",
+        config="elsa_swin_nano_shapes",
+        metrics={"top1": "accuracy/top1"},
+        losses=("loss",),
+        curves=("accuracy/top1",),
+        scale=0.01,
+        columns=6,
+    )
+
+    def takes_pretrained(self, backbone: dict) -> bool:
+        """There it means the weights of the whole model."""
+        return True
+
+    def complete_loader(self, loader: ConfigDict, training: bool) -> None:
+        """Its configs rely on these defaults of its tools."""
+        loader.setdefault("pin_memory", True)
+        loader.setdefault("collate_fn", {"type": "default_collate"})
+        if training:
+            loader.setdefault("persistent_workers", loader.get("num_workers", 0) > 0)
+
+    def check_output(self, out: str, out_item: str | None = None) -> None:
+        """A pickle of predictions, or a file of metrics."""
+        if out_item != "metrics":
+            super().check_output(out, out_item)
+        elif not out.endswith((".json", ".yml", ".yaml", ".pkl")):
+            raise UsageError(f"metrics are written as .json, .yml or .pkl, got {out!r}", "out")
+
+    def show_predictions(
+        self,
+        cfg: Config,
+        show: bool,
+        show_dir: str | None,
+        wait_time: float,
+        interval: int | None = None,
+    ) -> None:
+        """Its hook has an interval of its own."""
+        visualization_hook(cfg).update(
+            enable=True,
+            show=show,
+            wait_time=wait_time,
+            out_dir=show_dir,
+            interval=interval or 1,
+        )
+
+    def default_tta(self, pipeline: list[dict]) -> tuple[dict, list[dict]]:
+        """An image and its mirror image, by the mean of their scores."""
+        model = {"type": "mmpretrain.AverageClsScoreTTA"}
+        return model, with_flips(pipeline[:-1], pipeline[-1])
+
+    def draw(
+        self,
+        visualizer: Visualizer,
+        image: np.ndarray,
+        sample: Any,
+        rescale_factor: float | None = None,
+        **where: Any,
+    ) -> None:
+        """With the class."""
+        visualizer.visualize_cls(
+            image, sample, draw_pred=False, rescale_factor=rescale_factor, **where
+        )
+
+    def counts_classes(self, model: dict) -> bool:
+        """Models that learn without labels have heads for other things."""
+        return type_name(model.get("type")) == "ImageClassifier"
+
+    def default_prefix(self, dataset: dict) -> dict:
+        """ImageNet lies in a folder for each split."""
+        of_imagenet = type_name(dataset.get("type")) == "ImageNet"
+        return {"img_path": dataset.get("split", "")} if of_imagenet else {}
+
+    def layout_of(self, dataset: dict) -> tuple[str, str] | None:
+        """ImageNet has a class of its own."""
+        return _LAYOUT if type_name(dataset.get("type")) == "ImageNet" else None
+
+    def check_dataset(
+        self, cfg: Config, dataset: DataSet, classes: tuple[str, ...] | None, findings: Findings
+    ) -> list[str] | None:
+        """Class folders and annotation files."""
+        from mmpretrain.datasets import BaseDataset, CustomDataset, MultiLabelDataset
+
+        from mmlocal.cli.data.classification import check_classification
+        from mmlocal.cli.data.heads import compare_heads, heads_of
+
+        heads = heads_of(cfg)
+        found: tuple[str, ...] | int | None = classes
+        if dataset.takes_from(CustomDataset) or dataset.kind in (BaseDataset, MultiLabelDataset):
+            found = check_classification(dataset, findings)
+        if not found:
+            return None
+        number = found if isinstance(found, int) else len(found)
+        if not isinstance(found, int) or any(head.num_classes < number for head in heads):
+            # Without names, labels that do not occur may have an output.
+            compare_heads(heads, number, f"{dataset.key} has", dataset.phase == "train", findings)
+        _check_topk(cfg, dataset.phase, findings)
+        return None if isinstance(found, int) else list(found)
+
+
+def _check_topk(cfg: Config, phase: str, findings: Findings) -> None:
+    """Accuracy counts at most as many guesses as the head has outputs."""
+    from mmlocal.cli.data.heads import heads_of
+
+    for where, metric in metrics_of(cfg, phase).items():
+        if type_name(metric.get("type")) != "Accuracy":
+            continue
+        topk = metric.get("topk", 1)
+        topk = list(topk) if isinstance(topk, (list, tuple)) else [topk]
+        for head in heads_of(cfg):
+            if max(topk) > head.num_classes:
+                key = f"{where}.topk"
+                findings.error(f"{key} is {tuple(topk)}, {head.setting} is {head.num_classes}")
+                findings.set(key, f"[{','.join(str(k) for k in topk if k <= head.num_classes)}]")

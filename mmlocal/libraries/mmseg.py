@@ -1,0 +1,127 @@
+"""Semantic segmentation with MMSegmentation."""
+
+from __future__ import annotations
+
+import os.path as osp
+from typing import TYPE_CHECKING, Any
+
+from mmlocal.errors import UsageError
+from mmlocal.libraries.base import Demo, Library, metrics_of, type_name, visualization_hook
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mmengine.config import Config
+    from mmengine.visualization import Visualizer
+
+    from mmlocal.cli.data.datasets import DataSet
+    from mmlocal.cli.data.report import Findings
+
+_LAYOUT = (
+    "ADE20K (ADEChallengeData2016)",
+    """
+    {root}
+    ├── annotations
+    │   ├── training/*.png
+    │   └── validation/*.png
+    └── images
+        ├── training/*.jpg
+        └── validation/*.jpg""",
+)
+
+
+class MMSeg(Library):
+    """MMSegmentation."""
+
+    name = "mmseg"
+    packages = ("torch", "numpy", "mmengine", "mmcv", "mmseg")
+    modules = ("mmcv._ext", "mmseg", "mmseg.models", "mmseg.datasets")
+    heads = ("decode_head", "auxiliary_head")
+    demo = Demo(
+        name="seg",
+        config="elsa_swin_nano_upernet_shapes",
+        metrics={"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"},
+        losses=("loss", "decode.loss_ce", "aux.loss_ce"),
+        curves=("mIoU", "mAcc", "aAcc"),
+        scale=0.01,
+    )
+
+    def takes_pretrained(self, backbone: dict) -> bool:
+        """It hands the path to the backbone; a backbone of mmlocal has no such argument."""
+        return "mmlocal" not in str(backbone.get("type"))
+
+    def check_output(self, out: str, out_item: str | None = None) -> None:
+        """A folder for PNG files."""
+        if osp.isfile(out):
+            raise UsageError(f"mmseg writes PNG files into a folder, {out!r} is a file", "out")
+
+    def write_predictions(self, cfg: Config, out: str) -> None:
+        """The metrics write the PNG files."""
+        for metric in metrics_of(cfg, "test").values():
+            metric.update(output_dir=out, keep_results=True)
+
+    def show_predictions(
+        self,
+        cfg: Config,
+        show: bool,
+        show_dir: str | None,
+        wait_time: float,
+        interval: int | None = None,
+    ) -> None:
+        """The visualizer writes the pictures."""
+        hook = visualization_hook(cfg)
+        hook.draw = True
+        if show:
+            hook.update(show=True, wait_time=wait_time)
+        if show_dir:
+            cfg.visualizer.save_dir = show_dir
+
+    def draw(
+        self,
+        visualizer: Visualizer,
+        image: np.ndarray,
+        sample: Any,
+        rescale_factor: float | None = None,
+        **where: Any,
+    ) -> None:
+        """With the label map."""
+        visualizer.add_datasample(image=image, data_sample=sample.numpy(), draw_pred=False, **where)
+
+    def see_whole_image(self, model: dict) -> None:
+        """Sliding windows would see a part of the image each."""
+        model["test_cfg"] = {"mode": "whole"}
+
+    def default_shape(self, cfg: Config) -> tuple[int, int]:
+        """The size of the papers' figures, 512x2048."""
+        return 512, 2048
+
+    def layout_of(self, dataset: dict) -> tuple[str, str] | None:
+        """ADE20K has a class of its own."""
+        of_ade = type_name(dataset.get("type")) == "ADE20KDataset"
+        return _LAYOUT if of_ade else None
+
+    def check_dataset(
+        self, cfg: Config, dataset: DataSet, classes: tuple[str, ...] | None, findings: Findings
+    ) -> list[str] | None:
+        """Label maps."""
+        from mmseg.datasets import BaseSegDataset
+
+        from mmlocal.cli.data.heads import compare_heads, heads_of
+        from mmlocal.cli.data.segmentation import check_segmentation
+
+        if not (isinstance(dataset.kind, type) and issubclass(dataset.kind, BaseSegDataset)):
+            return None
+        if not classes and dataset.phase != "train":
+            _check_iou(cfg, dataset, findings)
+        faults = len(findings.errors)
+        check_segmentation(cfg, dataset, classes, findings)
+        if classes and len(findings.errors) == faults:
+            # Labels decide whether too few outputs are an error.
+            compare_heads(heads_of(cfg), len(classes), f"{dataset.key} has", False, findings)
+        return list(classes) if classes else None
+
+
+def _check_iou(cfg: Config, dataset: DataSet, findings: Findings) -> None:
+    """Mean IoU goes by class names; only predictions can be written without."""
+    for metric in metrics_of(cfg, dataset.phase).values():
+        if type_name(metric.get("type")) == "IoUMetric" and not metric.get("format_only"):
+            findings.error(f"{dataset.classes_key} is not set, and IoUMetric needs it")

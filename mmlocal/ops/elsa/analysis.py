@@ -1,0 +1,87 @@
+"""FLOPs of ELSA's operators, and the cases that the benchmark times.
+
+The module of another op has the same names: ``FLOPS``, ``CASES``, ``make_inputs``, ``settings`` and
+``window_values``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from mmlocal.ops import cases
+from mmlocal.ops.cases import Case, Make, Stage
+
+
+def _attention_flops(
+    value_shape, attn_shape, ghost_mul_shape, ghost_add_shape, kernel_size, *args, **kwargs
+) -> int:
+    """For each value and tap: one MAC for its weight, if a ghost head makes one, and one to add."""
+    steps = 1 if ghost_mul_shape is None and ghost_add_shape is None else 2
+    return 2 * steps * kernel_size**2 * prod(value_shape)
+
+
+def _projected_flops(
+    value_shape,
+    attn_shape,
+    proj_weight_shape,
+    proj_bias_shape,
+    ghost_mul_shape,
+    ghost_add_shape,
+    kernel_size,
+    *args,
+    **kwargs,
+) -> int:
+    """As above, and the convolution: one MAC for each pixel and number of its weight."""
+    op = _attention_flops(value_shape, None, ghost_mul_shape, ghost_add_shape, kernel_size)
+    pixels = attn_shape[0] * prod(attn_shape[2:])
+    return op + 2 * pixels * prod(proj_weight_shape)
+
+
+# Formulas of torch.utils.flop_counter by operator: they take the shapes of its tensors and its
+# settings in order, and ``out_shape``. One multiply-accumulate (MAC) is two FLOPs.
+FLOPS: dict[str, Callable[..., int]] = {
+    "mmlocal::elsa_attention": _attention_flops,
+    "mmlocal::elsa_attention_projected": _projected_flops,
+}
+
+# Embedding dimensions of the published ELSA-Swins. Their last stage has window attention.
+_EMBED_DIMS = {"tiny": 96, "small": 96, "base": 128}
+
+_STAGES = [
+    Stage(f"ELSA-Swin {arch}", i + 1, dims * 2**i, dims * 2**i // 32, kernel_size=7)
+    for arch, dims in _EMBED_DIMS.items()
+    for i in range(3)
+]
+
+# Sets of shapes by name. Heads have 32 channels, as in the published models.
+CASES: dict[str, list[Case]] = {
+    "stages": cases.stages("elsa", _STAGES),
+    "figure2": cases.figure2("elsa", heads=2),
+    "resolution": cases.resolution("elsa", heads=2),
+    "smoke": [
+        Case("elsa", "tiny, 3x3", 2, 16, 2, 9, 11, 3),
+        Case("elsa", "tiny, 5x5", 1, 16, 2, 9, 11, 5),
+    ],
+}
+
+
+def make_inputs(case: Case, make: Make) -> dict[str, Tensor]:
+    """Tensors of a call by argument. The ghost head is additive only, as published."""
+    size, k = (case.height, case.width), case.kernel_size
+    value = make(case.batch, case.channels, *size)
+    attn = make(case.batch, case.heads * k**2, *size)
+    return dict(value=value, attn=attn, ghost_add=make(case.channels, k, k))
+
+
+def settings(case: Case) -> dict[str, Any]:
+    """The other arguments of a call."""
+    return dict(kernel_size=case.kernel_size)
+
+
+def window_values(case: Case) -> int:
+    """Values in the windows that ``reference`` writes out."""
+    return case.batch * case.channels * case.height * case.width * case.kernel_size**2

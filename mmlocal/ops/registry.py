@@ -1,0 +1,49 @@
+"""The ops: ``info``, FLOPs, benchmarks and tests read them here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+from torch import Tensor
+
+from mmlocal.ops.backends import Backend
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op, and where the rest of the package finds what it needs to know about it.
+
+    Args:
+        name: short and unique, such as ``"elsa"``.
+        function: the public function.
+        backends: its implementations, fastest first.
+        analysis: dotted path of a module with the FLOPs formulas and the benchmark cases;
+            ``mmlocal.ops.elsa.analysis`` shows the names in it. Imported when it is needed.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    backends: tuple[Backend, ...]
+    analysis: str
+
+    def load_analysis(self) -> ModuleType:
+        """Import the module that ``analysis`` names."""
+        return importlib.import_module(self.analysis)
+
+
+# All ops by name. The folders of mmlocal.ops come first.
+OPS: dict[str, Op] = {}
+
+
+def register_op(op: Op) -> None:
+    """Add an op to ``OPS``. Other packages may call it too.
+
+    Raises:
+        ValueError: another op has this name.
+    """
+    if op.name in OPS:
+        raise ValueError(f"name must be new, got {op.name!r}, which {OPS[op.name].function} has")
+    OPS[op.name] = op

@@ -1,0 +1,57 @@
+"""The shapes of the published models are those that their layers hand to the ops."""
+
+import pytest
+import torch
+
+from mmlocal.layers import ELSA, QnA
+from mmlocal.models.backbones import ELSASwin, QnAViT
+from mmlocal.ops import OPS
+
+
+def layer_shapes(model: torch.nn.Module, batch: int, size: tuple[int, int]) -> set[tuple]:
+    """What the op of each local-attention layer of a model gets, without computing anything."""
+    shapes = set()
+
+    def hook(layer, args):
+        height, width = args[0].shape[1:3]
+        if isinstance(layer, ELSA):
+            heads, channels, stride = layer.num_heads, layer.v_dims, 1
+        else:
+            heads, channels, stride = layer.num_heads, layer.value.out_features, layer.stride
+        shapes.add((batch, channels, heads, height, width, layer.kernel_size, stride))
+
+    for layer in model.modules():
+        if isinstance(layer, (ELSA, QnA)):
+            layer.register_forward_pre_hook(hook)
+    with torch.no_grad():
+        model(torch.empty(batch, 3, *size, device="meta"))
+    return shapes
+
+
+MODELS = [
+    (f"{family} {arch}", kind, arch)
+    for family, kind in {"ELSA-Swin": ELSASwin, "QnA-ViT": QnAViT}.items()
+    for arch in kind.arch_zoo
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "arch"), MODELS, ids=[name for name, *_ in MODELS])
+def test_stages_are_those_of_the_models(name, kind, arch):
+    stages = [case for op in OPS.values() for case in op.load_analysis().CASES["stages"]]
+    cases = [case for case in stages if name in case.name.split(",")[0].split(" = ")]
+    with torch.device("meta"):
+        model = kind(arch).eval()
+    for batch, *size in ((4, 224, 224), (1, 800, 1280)):
+        expected = {
+            (c.batch, c.channels, c.heads, c.height, c.width, c.kernel_size, c.stride)
+            for c in cases
+            if c.name.endswith(f"{size[0]}x{size[1]}")
+        }
+        assert expected
+        assert layer_shapes(model, batch, size) == expected
+
+
+def test_each_case_belongs_to_its_op():
+    for op in OPS.values():
+        for cases in op.load_analysis().CASES.values():
+            assert {case.op for case in cases} == {op.name}

@@ -1,0 +1,98 @@
+"""The whole benchmark of backbones."""
+
+import json
+
+import pytest
+import torch
+from tool_scripts import TIMES, run_tool
+from torch import nn
+
+from benchmarks import models
+from benchmarks.by_kind import KINDS
+from mmlocal.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(models=["vgg"]), "models: must be among elsa_swin_tiny.*, got 'vgg'"),
+        (dict(models=[], batch_size=0), "batch_size: must be at least 1, got 0"),
+        (dict(models=[], size=(0, 64)), "size: must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_of_benchmark_models(options, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        models.benchmark_models(tmp_path, device="cpu", **options)
+
+
+def test_benchmark_models(tmp_path):
+    names = ["elsa_swin_tiny", "qna_vit_tiny", "swin_tiny", "resnet_50"]
+    arguments = ["--size", "64", "32", "--batch-size", "1", "--rounds", "1", "--device", "cpu"]
+    arguments += ["--out", tmp_path]
+    printed = run_tool(
+        "benchmark_models.py", "--models", *names, *arguments, MMLOCAL_BACKEND="eager"
+    )
+    result = json.loads((tmp_path / "models_cpu_64x32_b1.json").read_text())
+    assert result.keys() == {"hardware", "versions", "date", "settings", "results"}
+    assert result["settings"] == dict(
+        batch_size=1,
+        size=[64, 32],
+        amp=False,
+        compile=False,
+        rounds=1,
+        backends=dict.fromkeys(("elsa", "qna"), "eager"),
+    )
+    for mode in ("inference", "training"):
+        rows = {row["model"]: row for row in result["results"] if row["mode"] == mode}
+        assert list(rows) == names
+        for row in rows.values():
+            assert row.keys() >= TIMES | {"parameters", "macs", "images_per_second", "peak_bytes"}
+            assert tuple(row["ms_by_kind"]) == KINDS
+            ours = row["model"] in names[:2]
+            assert (row["ms_by_kind"]["local attention"] > 0) == ours
+            assert row["images_per_second"] == pytest.approx(1e3 / row["median_ms"])
+        # torchvision's without the classifier
+        assert rows["resnet_50"]["parameters"] == 25_557_032 - 2_049_000
+        if mode == "training":  # gradients of all weights are held at once
+            assert all(row["peak_bytes"] > 4 * row["parameters"] for row in rows.values())
+    assert all(name in printed for name in names)
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return (self.conv(x),)
+
+
+def test_compiled_models_stand_beside_the_others(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.PEERS, "tiny", Tiny)
+    result = models.benchmark_models(
+        tmp_path, ["tiny"], size=(32, 32), compiled=True, rounds=1, device="cpu"
+    )
+    assert (tmp_path / "models_cpu_32x32_b4_compile.json").exists()
+    rows = [(row["mode"], row["compiled"], "ms_by_kind" in row) for row in result["results"]]
+    assert rows == [
+        (mode, compiled, not compiled)
+        for mode in ("inference", "training")
+        for compiled in (False, True)
+    ]
+    printed = models.format_models(result)
+    assert printed.count("tiny, compiled") == 1
+
+
+def test_peers_that_do_not_compile_are_left_out(tmp_path, monkeypatch):
+    def fail(model):
+        raise RuntimeError("no compiler\nhere")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setitem(models.PEERS, "tiny", Tiny)
+    settings = dict(size=(32, 32), compiled=True, rounds=1, device="cpu")
+    result = models.benchmark_models(tmp_path, ["tiny"], **settings)
+    assert [row.get("skipped") for row in result["results"]] == [None, "no compiler"] * 2
+    printed = models.format_models(result)
+    assert "not run, training: tiny, compiled: no compiler" in printed
+    with pytest.raises(RuntimeError, match="no compiler"):
+        models.benchmark_models(tmp_path, ["qna_vit_tiny"], **settings)

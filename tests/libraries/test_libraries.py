@@ -1,0 +1,60 @@
+"""The object of a library: which config gets which, and libraries that other packages add."""
+
+import pytest
+from mmengine.config import Config
+
+from mmlocal.errors import UsageError
+from mmlocal.libraries import LIBRARIES, Library, MMDet, library_of, register_library
+
+
+@pytest.fixture(autouse=True)
+def _libraries():
+    """Forget what a test registers."""
+    known = dict(LIBRARIES)
+    yield
+    LIBRARIES.clear()
+    LIBRARIES.update(known)
+
+
+def test_library_of_a_config():
+    for name, library in LIBRARIES.items():
+        assert library_of(Config(dict(default_scope=name))) is library
+        assert library.name == name
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"), [({"default_scope": "mmpose"}, "mmpose"), ({}, "mmengine")]
+)
+def test_everything_else_is_plain_mmengine(settings, name):
+    library = library_of(Config(settings))
+    assert type(library) is Library
+    assert library.name == name
+    assert library.why_not() is None
+
+
+def test_registered_library_is_found():
+    @register_library
+    class Toy(Library):
+        name = "toy"
+        packages = ("torch", "no_such_package")
+        arguments = frozenset({"interval"})
+
+    library = library_of(Config(dict(default_scope="toy")))
+    assert isinstance(library, Toy)
+    with pytest.raises(UsageError, match=r"config for toy\. toy cannot run here: no_such_"):
+        library.require()
+    library.refuse_foreign(interval=2, out_item=None)
+    with pytest.raises(UsageError, match="applies to mmpretrain and toy configs") as error:
+        LIBRARIES["mmdet"].refuse_foreign(interval=2)
+    assert error.value.argument == "interval"
+
+
+def test_names_are_unique():
+    assert register_library(MMDet) is MMDet
+
+    class Other(Library):
+        name = "mmdet"
+
+    for cls in (Other, Library):
+        with pytest.raises(ValueError, match="name of a new library, got 'mm"):
+            register_library(cls)
