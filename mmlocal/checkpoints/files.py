@@ -1,16 +1,17 @@
-"""Files: checkpoints read without executing what they hold, and all written whole or not at all."""
+"""Checkpoint files: reading them executes nothing, and writing them is all or nothing."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import io
-import os
 import re
 import warnings
 from pathlib import Path
 
 import torch
+
+from mmlocal.files import write_whole
 
 
 class _StandIn:
@@ -23,8 +24,8 @@ class _StandIn:
         pass
 
 
-# What MMEngine's training runs write beside the weights: NumPy numbers, and loss histories with
-# bound methods. None of it is needed here, and the real things must not be callable from a file:
+# MMEngine's training runs write these beside the weights: NumPy numbers, and loss histories with
+# bound methods. None of it is needed here, and the real objects must not be callable from a file:
 # with the real `getattr` a file reaches every module of this process.
 _STAND_INS = [
     type(name, (_StandIn,), {"__module__": module})
@@ -110,20 +111,6 @@ def save_file(checkpoint: dict, folder: str | Path, stem: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
     return path
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write or replace a file, which appears under its name only when it is complete.
-
-    Raises:
-        OSError: it cannot be written; what was there before still is.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def name_output(source: Path, out: Path) -> tuple[Path, str]:

@@ -181,14 +181,9 @@ def _build(cfg: Config) -> BaseModel:
     model = deepcopy(cfg.model)
     if cfg.get("data_preprocessor"):  # as MMEngine's runner does
         model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    _see_whole_image(cfg, model)
+    library_of(cfg).see_whole_image(model)
     with build_errors(cfg):
         return MODELS.build(model).eval()
-
-
-def _see_whole_image(cfg: Config, model: dict) -> None:
-    if cfg.default_scope == "mmseg":  # sliding windows would see a part of the image each
-        model["test_cfg"] = dict(mode="whole")
 
 
 def _find_layers(model: nn.Module, config: str) -> dict[str, nn.Module]:

@@ -84,7 +84,11 @@ class OtherBackbone(BaseModule):
     def forward(self, x):
         return (self.ghost(self.attn(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),)
 """
-QNA_LAYERS = ["backbone.stages.0.0.attn", "backbone.stages.1.1.attn", "backbone.downsamples.0.attn"]
+QNA_LAYERS = [
+    "backbone.stages.0.blocks.0.attn",
+    "backbone.stages.0.downsample.attn",
+    "backbone.stages.1.blocks.1.attn",
+]
 
 
 @pytest.fixture(scope="module")
