@@ -16,12 +16,13 @@ from mmengine.utils import track_iter_progress
 
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
-from mmlocal.cli.building import build_errors, type_name
+from mmlocal.cli.building import build_errors
 from mmlocal.cli.config import load_config
 from mmlocal.cli.data import check_data
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
+from mmlocal.libraries.base import type_name
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -108,7 +109,8 @@ def browse(
         dataset_cfg = _without_augmentation(dataset_cfg)
     with build_errors(cfg):
         dataset = DATASETS.build(deepcopy(dataset_cfg))
-        visualizer = VISUALIZERS.build({"name": "browse", **cfg.visualizer, "vis_backends": None})
+        settings = cfg.get("visualizer") or {"type": "Visualizer"}
+        visualizer = VISUALIZERS.build({"name": "browse", **settings, "vis_backends": None})
     visualizer.dataset_meta = dataset.metainfo
     number = min(show_number or len(dataset), len(dataset))
     for index in track_iter_progress(range(number)):
