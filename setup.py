@@ -25,15 +25,17 @@ except ImportError:  # setuptools before 70.1
 
 ROOT = Path(__file__).resolve().parent
 MIM = ("configs", "tools", "model-index.yml")
+# In no copy: bytecode, and the scripts that need the folder benchmarks/ of a clone.
+LEFT_OUT = ("__pycache__", "benchmark_*.py")
 OPS = Path("mmlocal", "ops")
 # By path: importing mmlocal.ops imports torch, which a build environment does not have.
 BUILD = runpy.run_path(str(ROOT / OPS / "build.py"))
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder, without the bytecode that Python left there."""
+    """Copy a file or a folder, but for ``LEFT_OUT``."""
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(*LEFT_OUT))
     else:
         shutil.copyfile(source, target)
 

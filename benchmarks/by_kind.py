@@ -24,13 +24,13 @@ KINDS = (*_KINDS, "other")
 
 
 def kind_of(name: str, shapes: Sequence[Sequence[int]] = ()) -> str:
-    """The kind of an operator, one of ``KINDS``; ``"other"`` is element by element for the most.
+    """The kind of an operator, one of ``KINDS``. Most of ``"other"`` works element by element.
 
     A convolution of 1x1 pixels is ``"linear"``.
 
     Args:
-        name: as the profiler has it.
-        shapes: of its inputs.
+        name: name of the operator in the profiler.
+        shapes: shapes of its inputs.
     """
     kind = next((kind for kind, pattern in _KINDS.items() if re.match(pattern, name)), "other")
     if kind == "convolution":
@@ -41,9 +41,10 @@ def kind_of(name: str, shapes: Sequence[Sequence[int]] = ()) -> str:
 
 
 def time_by_kind(call: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Milliseconds of one call by kind of operation, without the operators that they call in turn.
+    """Milliseconds of one call by kind of operation.
 
-    On a GPU, the time of the kernels that an operator started.
+    An operator counts without the operators that it calls in turn. On a GPU, the kernels
+    that an operator started count.
     """
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":

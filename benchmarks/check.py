@@ -21,7 +21,7 @@ class WrongResultError(Exception):
 
 
 def _results(function: Callable[..., Tensor], tensors: dict[str, Tensor], make) -> tuple:
-    """Output and gradients by name, and the cotangent they are for."""
+    """Output and gradients by name, and the cotangent of the gradients."""
     out = function(**tensors)
     cotangent = make(*out.shape).detach()
     grads = torch.autograd.grad(out, list(tensors.values()), cotangent)
@@ -44,7 +44,7 @@ def _compare(
     where: str,
 ) -> None:
     for name, expected in exact.items():
-        scale = expected.abs().max().item() or 1.0  # what is all zero is matched absolutely
+        scale = expected.abs().max().item() or 1.0  # zeros are compared absolutely
         error = (ours[name].double() - expected).abs().max().item() / scale
         if not error <= backend.atol[dtype]:  # also if not a number
             raise WrongResultError(
@@ -56,9 +56,9 @@ def _compare(
 def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torch.device) -> None:
     """Compare a backend with ``reference`` in float64, output and all gradients.
 
-    Once on a map of the same channels and at most ``2 * kernel_size + 8`` pixels a side, and once
-    on the whole map, of which the last corner is compared: the reference needs its surroundings
-    only. ``reference`` itself is not run on the whole map.
+    The first comparison is on a map of the same channels and at most ``2 * kernel_size + 8`` pixels
+    a side. In the second one the backend runs on the whole map, and ``reference`` on the last
+    corner and its surroundings only. ``reference`` itself passes the first one alone.
 
     Raises:
         WrongResultError: an error above the tolerance that the backend declares.

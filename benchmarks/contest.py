@@ -62,7 +62,7 @@ def _build(contestant: Contestant, kind: str, case: Case, device, dtype) -> _Ent
 
 
 def _forgiven(kind: str) -> tuple[type[Exception], ...]:
-    """Why a contestant is left out. Peers may fail as they like; ours only for lack of memory."""
+    """Errors that leave a contestant out: any error of a peer, only lack of memory of a backend."""
     return (Exception,) if kind == "peer" else (CannotRunError, torch.OutOfMemoryError)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mmlocal.checkpoints.files import write_whole
+from mmlocal.files import write_whole
 from mmlocal.version import __version__
 
 # Of the benchmark of ops.
@@ -77,7 +77,7 @@ def first_line(error: Exception) -> str:
 
 
 def format_case(rows: Sequence[dict]) -> str:
-    """The table of one shape, and below it who was left out and why."""
+    """The table of one shape, and below it the contestants that were left out, with the reason."""
     case = rows[0]["case"]
     table = [
         ["contestant", *(f"{mode} {unit}" for mode in MODES for unit in ("ms", "MiB", "copy"))]

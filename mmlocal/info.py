@@ -1,7 +1,7 @@
 """``mmlocal info``: versions, what can run here, and what mends the rest.
 
-Made for bug reports: nothing that is missing or broken makes it fail. ``python -m mmlocal.info`` is
-the same.
+It is made for bug reports, so it never fails: it tells of each part that is missing or broken.
+``python -m mmlocal.info`` is the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmlocal.version import __version__
 
 
 def program_version(*command: str) -> str:
-    """The first line with a version in it that a command prints, or that there is none."""
+    """The first line with a version in the output of a command, or a note that it does not run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -32,13 +32,13 @@ def program_version(*command: str) -> str:
 
 
 def library_line(name: str) -> str:
-    """Version, distribution and state of one library, found by import and not by distribution."""
+    """Version, distribution and state of one library, as it imports."""
     try:
         if importlib.util.find_spec(name) is None:
             return "not installed"
         compatibility.import_quietly(name)
         version = str(sys.modules[name].__version__)
-    except Exception as error:  # whatever a broken installation raises belongs in the report
+    except Exception as error:  # a broken installation raises anything, and all belongs here
         return f"does not import: {type(error).__name__}: {error}"
     others = [d for d in compatibility.distributions().get(name, ()) if d != name]
     origin = f" ({', '.join(others)})" if others else ""
@@ -46,7 +46,7 @@ def library_line(name: str) -> str:
 
 
 def _verdict(name: str, version: str) -> str:
-    """The verdict on a version in words, and what the tests run with if that is another."""
+    """The verdict on a version in words, with the tested version if this is another one."""
     words = {
         compatibility.TESTED: "tested",
         compatibility.EXPECTED: "expected to work, tested is {}",
@@ -96,7 +96,7 @@ def gpu_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Findings about this installation, by name."""
+    """Findings about this installation by name."""
     python = platform.python_version()
     system = {
         compatibility.TESTED: "tested",
@@ -157,7 +157,7 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
 
 
 def aligned_table(rows: list[dict[str, str]]) -> str:
-    """The same for a terminal."""
+    """Rows with the same keys as a table for a terminal."""
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (map(str.ljust, line, widths) for line in lines)
@@ -180,7 +180,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the report; ``argv`` is the command line, default: that of this process."""
+    """Print the report. ``argv`` is a command line; default: the one of this process."""
     args = parse_args(argv)
     if args.compatibility:
         print(markdown_table(compatibility.table()))

@@ -9,6 +9,7 @@ from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmlocal", locations=["mmlocal.models"])
@@ -25,7 +26,13 @@ METRICS = Registry(
     "metric",
     parent=MMENGINE_METRICS,
     scope="mmlocal",
-    locations=["mmlocal.models.autoencoders.metrics"],
+    locations=["mmlocal.evaluation"],
+)
+TRANSFORMS = Registry(
+    "transform",
+    parent=MMENGINE_TRANSFORMS,
+    scope="mmlocal",
+    locations=["mmlocal.datasets.transforms"],
 )
 OPTIM_WRAPPERS = Registry(
     "optim_wrapper",

@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mmlocal"
 
 # Modules by path, most specific first, and what they may import beside the standard library and
-# their own folder. The rest of the package (data sets, engine, ...) is free.
+# their own folder. The rest of the package (engine, ...) is free.
 RULES = {
+    "mmlocal/ops/registry.py": {"torch", "mmlocal.ops.backends"},
     "mmlocal/ops/**/triton*.py": {"torch", "triton", "mmlocal.ops"},
     "mmlocal/ops/**/*.py": {"torch", "mmlocal.ops"},
     "mmlocal/layers/**/*.py": {"torch", "mmlocal.ops", "mmlocal.layers"},
@@ -50,20 +51,64 @@ RULES = {
     "mmlocal/libraries/mmseg.py": {"numpy", "torch", "mmengine", "mmseg", "mmlocal"},
     "mmlocal/libraries/mmpretrain.py": {"numpy", "torch", "mmengine", "mmpretrain", "mmlocal"},
     "mmlocal/libraries/*.py": {"numpy", "torch", "cv2", "mmengine", "mmlocal"},
-    "mmlocal/checkpoints/**/*.py": {"torch", "msgpack", "mmlocal.checkpoints", "mmlocal.version"},
+    "mmlocal/checkpoints/**/*.py": {
+        "torch",
+        "msgpack",
+        "mmlocal.checkpoints",
+        "mmlocal.files",
+        "mmlocal.version",
+    },
+    "mmlocal/datasets/__init__.py": set(),
+    "mmlocal/datasets/shapes/**/*.py": {
+        "numpy",
+        "cv2",
+        "rich",
+        "mmlocal.datasets.shapes",
+        "mmlocal.files",
+    },
+    "mmlocal/datasets/transforms/**/*.py": {
+        "numpy",
+        "torch",
+        "mmcv.transforms",
+        "mmlocal.datasets.transforms",
+        "mmlocal.registry",
+    },
+    "mmlocal/evaluation/**/*.py": {
+        "numpy",
+        "skimage",
+        "torch",
+        "mmengine",
+        "mmlocal.evaluation",
+        "mmlocal.registry",
+    },
+    "tools/compile_mmcv.py": {"setuptools", "distutils", "torch"},
     "mmlocal/__init__.py": {"mmlocal.paths", "mmlocal.version"},
     "mmlocal/__main__.py": {"mmlocal.cli"},
     "mmlocal/cli/__init__.py": {"mmlocal.compatibility", "mmlocal.version"},
     "mmlocal/cli/configs.py": {"mmlocal.cli", "mmlocal.paths"},
     "mmlocal/cli/info.py": {"mmlocal.info"},
     "mmlocal/compatibility.py": set(),
+    "mmlocal/files.py": set(),
     "mmlocal/paths.py": set(),
     "mmlocal/version.py": set(),
     "mmlocal/registry.py": {"mmengine"},
+    "mmlocal/analysis/**/*.py": {
+        "torch",
+        "mmengine",
+        "mmlocal.analysis",
+        "mmlocal.libraries",
+        "mmlocal.ops",
+    },
+    # Peers of our ops and backbones may be missing.
+    "benchmarks/models.py": {"torch", "mmpretrain", "benchmarks", "mmlocal"},
+    "benchmarks/peers.py": {"torch", "natten", "benchmarks", "mmlocal"},
+    "benchmarks/plots.py": {"matplotlib", "benchmarks"},
+    "benchmarks/**/*.py": {"torch", "benchmarks", "mmlocal"},
+    "tools/benchmark_*.py": {"benchmarks", "mmlocal"},
     "tools/*.py": {"mmengine", "mmlocal"},
 }
-# A first run needs these before anything is installed.
-STANDARD_LIBRARY_ONLY = {"tools/setup_env.py", "mmlocal/ops/build.py"}
+# setup.py runs this by its path, before anything is installed.
+STANDARD_LIBRARY_ONLY = {"mmlocal/ops/build.py"}
 
 
 def imports(path: Path) -> set[str]:
@@ -108,12 +153,19 @@ def test_engine_knows_no_command_line(module):
 def test_the_rules_find_something():
     modules = set(ruled_modules())
     assert {
+        "mmlocal/datasets/__init__.py",
+        "mmlocal/datasets/shapes/export.py",
+        "mmlocal/datasets/transforms/__init__.py",
+        "mmlocal/evaluation/reconstruction.py",
+        "mmlocal/files.py",
         "mmlocal/ops/elsa/eager.py",
         "mmlocal/layers/elsa.py",
         "mmlocal/models/backbones/elsa_swin.py",
         "mmlocal/checkpoints/elsa.py",
         "mmlocal/engine/weights.py",
         "mmlocal/libraries/mmdet.py",
+        "mmlocal/analysis/flops.py",
+        "benchmarks/ops.py",
         "tools/train.py",
     } <= modules
     backbone = PACKAGE / "models" / "backbones" / "elsa_swin.py"
@@ -143,7 +195,7 @@ sys.meta_path.insert(0, Blocked())
 
 
 OPENMM = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
-TASKS = ("mmcv", "mmdet", "mmseg", "mmpretrain")
+LIBRARIES = ("mmcv", "mmdet", "mmseg", "mmpretrain")
 
 
 def test_the_block_blocks():
@@ -153,7 +205,8 @@ def test_the_block_blocks():
 
 def test_package_alone():
     """Also without torch: an error here would come out as a missing registry entry."""
-    run_without("import mmlocal; mmlocal.list_configs()", *OPENMM, "torch", "numpy", "triton")
+    code = "import mmlocal, mmlocal.files; mmlocal.list_configs()"
+    run_without(code, *OPENMM, "torch", "numpy", "triton")
 
 
 def test_libraries_without_any_of_them():
@@ -169,7 +222,7 @@ for library in LIBRARIES.values():
 
 def test_registry_without_torch():
     """It may only import MMEngine, whose own imports are its own affair."""
-    run_without("import mmlocal.registry", *TASKS, "triton")
+    run_without("import mmlocal.registry", *LIBRARIES, "triton")
 
 
 def test_ops_and_layers_without_openmmlab():
@@ -185,7 +238,7 @@ assert any(b.unavailable_reason() is None for b in OPS["elsa"].backends)
     run_without(code, *OPENMM, "triton")
 
 
-def test_backbones_without_task_libraries():
+def test_backbones_without_libraries():
     code = """
 import torch
 from mmengine.registry import MODELS
@@ -195,7 +248,7 @@ backbone = MODELS.build(dict(type="mmlocal.ELSASwin", arch=arch, out_indices=(0,
 backbone.init_weights()
 backbone(torch.zeros(1, 3, 32, 40))[1].sum().backward()
 """
-    run_without(code, *TASKS, "triton")
+    run_without(code, *LIBRARIES, "triton")
 
 
 def registries() -> dict[str, Registry]:
@@ -203,11 +256,19 @@ def registries() -> dict[str, Registry]:
             if isinstance(v, Registry) and v.scope == "mmlocal"}  # fmt: skip
 
 
+def test_where_registries_look():
+    """In folders that import without the libraries, which the next test proves."""
+    found = {name: registry._locations for name, registry in registries().items()}
+    assert found["DATASETS"] == ["mmlocal.datasets"]
+    assert found["METRICS"] == ["mmlocal.evaluation"]
+    assert found["TRANSFORMS"] == ["mmlocal.datasets.transforms"]
+
+
 @pytest.mark.parametrize("name", registries())
 def test_locations_import(name):
-    """MMEngine imports these on first use; here, and without the task libraries."""
+    """MMEngine imports these on first use; here, and without the libraries."""
     locations = registries()[name]._locations
     assert locations
     for location in locations:
         importlib.import_module(location)
-        run_without(f"import {location}", *TASKS, "triton")
+        run_without(f"import {location}", *LIBRARIES, "triton")

@@ -1,20 +1,21 @@
-"""Files: checkpoints read without executing what they hold, and all written whole or not at all."""
+"""Checkpoint files: reading them executes nothing, and writing them is all or nothing."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import io
-import os
 import re
 import warnings
 from pathlib import Path
 
 import torch
 
+from mmlocal.files import write_whole
+
 
 class _StandIn:
-    """Takes the place of an object beside the weights, and forgets what it is given."""
+    """Takes the place of an object beside the weights, and keeps nothing."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -23,9 +24,9 @@ class _StandIn:
         pass
 
 
-# What MMEngine's training runs write beside the weights: NumPy numbers, and loss histories with
-# bound methods. None of it is needed here, and the real things must not be callable from a file:
-# with the real `getattr` a file reaches every module of this process.
+# MMEngine's training runs write NumPy numbers, and loss histories with bound methods, beside the
+# weights. None of it is needed here. The real objects must not be callable from a file: with the
+# real `getattr`, a file reaches every module of this process.
 _STAND_INS = [
     type(name, (_StandIn,), {"__module__": module})
     for module, name in (
@@ -110,20 +111,6 @@ def save_file(checkpoint: dict, folder: str | Path, stem: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
     return path
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write or replace a file, which appears under its name only when it is complete.
-
-    Raises:
-        OSError: it cannot be written; what was there before still is.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def name_output(source: Path, out: Path) -> tuple[Path, str]:

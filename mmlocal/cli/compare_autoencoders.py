@@ -12,13 +12,13 @@ import torch
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli import program
 from mmlocal.cli.data import check_data
 from mmlocal.cli.runner import build_runner, complete_loaders, run_config, run_loop
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
+from mmlocal.files import write_whole
 from mmlocal.visualization import contact_sheet, plot_curves
 
 CONFIGS = (

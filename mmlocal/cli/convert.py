@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmlocal.checkpoints.convert import SYSTEMS, convert_file
+from mmlocal.checkpoints import SYSTEMS, convert_file
 from mmlocal.cli import program
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
@@ -48,7 +48,7 @@ def convert(source: str, out: str, system: str, dry_run: bool = False, **options
     Args:
         source: official checkpoint file; of QnA-ViT also a folder of them.
         out: folder, or file name in ``.pth``.
-        system: the code base, a key of :data:`mmlocal.checkpoints.convert.SYSTEMS`.
+        system: the code base, a key of :data:`mmlocal.checkpoints.SYSTEMS`.
         dry_run: report, but write nothing.
         options: arguments of the converter of this code base.
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmlocal.checkpoints.files import write_whole
 from mmlocal.cli import program
 from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
 from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
 from mmlocal.errors import UsageError
+from mmlocal.files import write_whole
 from mmlocal.libraries import LIBRARIES, library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -176,18 +177,13 @@ def _check_paths(image: str, out_dir: Path) -> None:
         raise UsageError(f"{str(out_dir)!r} is a file", argument="out_dir")
 
 
-def _build(cfg: Config) -> nn.Module:
+def _build(cfg: Config) -> BaseModel:
     model = deepcopy(cfg.model)
     if cfg.get("data_preprocessor"):  # as MMEngine's runner does
         model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    _see_whole_image(cfg, model)
+    library_of(cfg).see_whole_image(model)
     with build_errors(cfg):
         return MODELS.build(model).eval()
-
-
-def _see_whole_image(cfg: Config, model: dict) -> None:
-    if cfg.default_scope == "mmseg":  # sliding windows would see a part of the image each
-        model["test_cfg"] = dict(mode="whole")
 
 
 def _find_layers(model: nn.Module, config: str) -> dict[str, nn.Module]:
@@ -213,7 +209,7 @@ def _select(layers: dict[str, nn.Module], patterns: Sequence[str] | None) -> dic
     return {name: layer for name, layer in layers.items() if name in selected}
 
 
-def _load(model: nn.Module, checkpoint: str | None) -> None:
+def _load(model: BaseModel, checkpoint: str | None) -> None:
     if checkpoint is None:
         print("note: no checkpoint is given; the weights are random")
         model.init_weights()
@@ -240,7 +236,7 @@ def _move(model: nn.Module, device: str) -> None:
 
 
 def _run_model(
-    model: nn.Module, cfg: Config, path: str, layers: dict[str, nn.Module]
+    model: BaseModel, cfg: Config, path: str, layers: dict[str, nn.Module]
 ) -> tuple[np.ndarray, tuple[int, int], dict[str, LayerAttention]]:
     """The image as the network sees it, in RGB, its size after padding, and the attention."""
     dataset = cfg.test_dataloader.dataset

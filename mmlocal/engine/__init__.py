@@ -1,1 +1,1 @@
-"""What MMEngine's registries find: hooks, optimizer wrappers and their constructors."""
+"""Hooks, optimizer wrappers and their constructors: everything MMEngine finds by registry."""

@@ -132,10 +132,11 @@ class LearnedQueries(Unscripted, nn.Module):
         """Initialise as the official code does."""
         std = (self.query.shape[1] // self.num_heads) ** -0.5
         nn.init.trunc_normal_(self.query, std=std, a=-2 * std, b=2 * std)
-        for module in self.children():
-            lecun_normal_(module.weight)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        for weight in (self.key.weight, self.value.weight, self.proj.weight):
+            lecun_normal_(weight)
+        for bias in (self.value.bias, self.proj.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
         nn.init.zeros_(self.rel_pos_table)
         if self.attn_scale == "ones":
             nn.init.ones_(self.attn_scale_table)

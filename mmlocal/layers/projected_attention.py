@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlocal.ops import elsa_attention
+from mmlocal.ops.elsa import elsa_attention, elsa_attention_projected
 
 
 class ProjectedAttention(nn.Module):
@@ -50,24 +50,17 @@ class ProjectedAttention(nn.Module):
             ``(B, v_dims, H, W)``, or the logits ``(B, attn_dims, H, W)``.
         """
         dropout = self.training and self.drop_rate > 0
-        attn, weight, bias = features, self.weight, self.bias
-        if value is None or dropout or self.groups > 1:
-            attn, weight, bias = F.conv2d(attn, weight, bias, groups=self.groups), None, None
+        if value is not None and self.groups == 1 and not dropout:
+            return elsa_attention_projected(
+                value, features, self.weight, self.bias, ghost_mul, ghost_add, **settings
+            )
+        attn = F.conv2d(features, self.weight, self.bias, groups=self.groups)
         if value is None:
             return attn
         if dropout:
             maps = attn.unflatten(1, (-1, settings["kernel_size"] ** 2)).softmax(dim=2)
             attn = F.dropout(maps, self.drop_rate).flatten(1, 2)
-        return elsa_attention(
-            value,
-            attn,
-            ghost_mul,
-            ghost_add,
-            proj_weight=weight,
-            proj_bias=bias,
-            softmax=not dropout,
-            **settings,
-        )
+        return elsa_attention(value, attn, ghost_mul, ghost_add, softmax=not dropout, **settings)
 
     def extra_repr(self) -> str:
         attn_dims, group_dims = self.weight.shape[:2]

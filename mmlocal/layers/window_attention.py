@@ -71,6 +71,8 @@ class WindowAttention(Unscripted, nn.Module):
         Swin Transformer, Liu et al. 2021, eq. 4.
     """
 
+    relative_position_index: Tensor
+
     def __init__(
         self,
         embed_dims: int,

@@ -6,7 +6,6 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import numbers
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from mmlocal.ops import extension
 
 
 @dataclass(frozen=True)
@@ -131,45 +132,62 @@ def _triton_unavailable_reason() -> str | None:
     return None
 
 
-# What all Triton backends share. Triton's interpreter is there to test and debug them.
-TRITON = dict(
-    devices=("cpu", "cuda") if TRITON_INTERPRETED else ("cuda",),
-    requires=_triton_unavailable_reason,
-    only_if_named=TRITON_INTERPRETED,
-)
+# Defaults of each kind of backend, fastest first. ``module`` lies in the folder of the op.
+_KINDS: dict[str, dict] = {
+    "triton": dict(
+        description="Triton kernels",
+        module="triton_impl",
+        # Triton's interpreter is there to test and debug the kernels.
+        devices=("cpu", "cuda") if TRITON_INTERPRETED else ("cuda",),
+        requires=_triton_unavailable_reason,
+        only_if_named=TRITON_INTERPRETED,
+    ),
+    "cpp": dict(
+        description="C++ extension",
+        module="cpp",
+        devices=("cpu",),
+        requires=lambda: extension.unavailable_reason,
+    ),
+    "eager": dict(
+        description="plain PyTorch, one tap at a time",
+        module="eager",
+        devices=("any",),
+        any_threads=False,  # PyTorch's exp and convolutions are cut by threads
+    ),
+    "reference": dict(
+        description="the definition, every window written out",
+        module="reference",
+        devices=("any",),
+        any_threads=False,
+    ),
+}
 
 
-def check_counts(**counts: int) -> None:
-    """Raise a TypeError unless all are whole numbers, so that backends need not look."""
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, (numbers.Integral, torch.SymInt)):
-            raise TypeError(f"{name} must be an int, got {count!r} ({type(count).__name__})")
+def make_backends(
+    package: str, atol: Mapping[torch.dtype, float], **changes: dict
+) -> tuple[Backend, ...]:
+    """The backends of an op, fastest first: ``eager``, ``reference`` and those that are named.
 
+    Args:
+        package: dotted name of the op's folder, which has a module for each backend.
+        atol: largest error per dtype, see :class:`Backend`; its keys are the dtypes to support.
+        **changes: ``triton`` or ``cpp`` if the op has it, as a dict of what differs from the
+            defaults above; ``eager`` and ``reference`` likewise.
 
-def check_tensors(op: str, **tensors: Tensor | None) -> None:
-    """Raise unless all are tensors of floats on one device.
+    Example::
 
-    Raises:
-        TypeError: something else; names what to use in place of ``torch.fx`` and TorchScript.
-        ValueError: several devices.
+        BACKENDS = make_backends(__name__, ATOL, triton=dict(description="one program a head"))
     """
-    first = None
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if isinstance(tensor, torch.fx.Proxy):
-            raise TypeError(
-                f"{op}: torch.fx.symbolic_trace cannot follow its checks; use torch.export.export"
-            )
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-        first = first or (name, tensor.device)
-        if tensor.device != first[1]:
-            raise ValueError(
-                f"{name} must be on the device of {first[0]} ({first[1]}), got {tensor.device}"
-            )
+    if unknown := set(changes) - set(_KINDS):
+        raise ValueError(f"changes must be of {', '.join(_KINDS)}, got {', '.join(unknown)}")
+    backends = []
+    for name, defaults in _KINDS.items():
+        if name in changes or name in ("eager", "reference"):
+            settings = dict(atol=atol, deterministic=True) | defaults | changes.get(name, {})
+            settings["module"] = f"{package}.{settings['module']}"
+            settings.setdefault("dtypes", tuple(settings["atol"]))
+            backends.append(Backend(name=name, **settings))
+    return tuple(backends)
 
 
 def choose_backend(
@@ -222,4 +240,4 @@ def _tell_what_is_missing(candidates: tuple[Backend, ...], chosen: Backend, devi
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
+    warnings.warn(message, stacklevel=6)  # the caller of the public function

@@ -1,74 +1,158 @@
-"""Makes a PyTorch operator out of an op's backends: schema, fake, autograd, vmap, autocast."""
+"""One definition of an operator: schema, shapes, gradients, vmap, autocast, choice of backend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.layout import new_map
 
+_INT32 = 2**31 - 1
 
-def define_operator(
-    op: str,
-    name: str,
-    tensors: Sequence[str],
-    settings: str,
-    forward: Callable[..., Tensor],
-    backward: Callable[..., Sequence[Tensor | None]],
-    fake: Callable[..., Tensor],
-) -> Callable[..., Tensor]:
-    """Register ``mmlocal::<name>`` and ``mmlocal::<name>_backward``; return the function to call.
+
+def like_value(value: Tensor, *args) -> Tensor:
+    """An empty map of the shape, dtype and memory format of ``value``."""
+    return new_map(value, value.shape)
+
+
+class Operator:
+    """A PyTorch operator with several backends: ``mmlocal::<name>``, and its gradient.
 
     Compiled and exported code sees one node. All other code gets its gradient from a
-    ``torch.autograd.Function``, because the transforms of ``torch.func`` accept nothing else.
+    ``torch.autograd.Function``, because the transforms of ``torch.func`` accept nothing else. The
+    definition runs outside the operator, so autograd gives it derivatives of any order.
+
+    The module of a backend has two functions: ``forward`` with the signature of the definition,
+    and ``backward(grad, *args, needs_grad)``, which returns the gradient of each tensor, or
+    ``None`` where ``needs_grad`` is false.
+
+    Autocast never reaches a backend: it would have one convolve in bfloat16 what has to be added up
+    in float32.
 
     Args:
-        op: public function, for error messages.
-        name: operator.
-        tensors: names of the first arguments, with ``?`` behind those that may be ``None``. A
-            tensor of four dimensions is a map, whose samples do not depend on each other.
-        settings: the other arguments as a schema declares them; the last one is ``str backend``.
-        forward: takes all arguments.
-        backward: takes the gradient of the output, all arguments, and one bool per tensor; returns
-            the gradient of each tensor, or ``None`` where the bool is false.
-        fake: takes all arguments; returns a tensor of the output's shape, dtype and strides.
+        name: public function, and name of the operator.
+        definition: ``forward`` of the backend ``reference``. Its type hints give the schema. The
+            tensors come first; one of four dimensions is a map, whose samples do not depend on each
+            other, and the first one is a map.
+        backends: implementations, fastest first.
+        fake: takes all arguments; returns an empty tensor of the output's shape, dtype and strides.
+        step: name of the argument that is a distance in pixels, such as a dilation or a stride. One
+            that leads beyond the map, or beyond its ``padding`` where there is such an argument,
+            makes no difference. The operator cuts it there, so a backend can neither overflow nor
+            allocate by it.
     """
-    count = len(tensors)
-    declared = ", ".join(f"Tensor{'?' * t.endswith('?')} {t.rstrip('?')}" for t in tensors)
 
-    # The backends accumulate in float32; autocast would have them convolve in bfloat16.
-    def run(*args):
+    def __init__(
+        self,
+        name: str,
+        definition: Callable[..., Tensor],
+        backends: tuple[Backend, ...],
+        *,
+        fake: Callable[..., Tensor] = like_value,
+        step: str | None = None,
+    ) -> None:
+        self.name = name
+        self.definition = definition
+        self.backends = backends
+        schema = torch.library.infer_schema(definition, mutates_args=())
+        # Kernels are compiled for the window: its size is a number and never a symbol.
+        arguments = schema.partition(") -> ")[0].removeprefix("(").replace("SymInt", "int")
+        declared = arguments.split(", ")
+        self._arguments = [argument.split()[1] for argument in declared]
+        self._count = sum(argument.startswith("Tensor") for argument in declared)
+        self._step = step
+        self._forward_op = torch.library.custom_op(
+            f"mmlocal::{name}",
+            self._forward,
+            mutates_args=(),
+            schema=f"({arguments}, str backend) -> Tensor",
+        )
+        self._backward_op = torch.library.custom_op(
+            f"mmlocal::{name}_backward",
+            self._backward,
+            mutates_args=(),
+            schema=f"(Tensor grad, {arguments}, str backend, bool[] needs_grad) -> "
+            f"({', '.join(['Tensor'] * self._count)})",
+        )
+        self._forward_op.register_fake(fake)
+        self._backward_op.register_fake(self._fake_backward)
+        self._apply = _differentiable(name, self._forward_op, self._backward_op, self._count)
+
+    def __call__(self, *args, backend: str | None) -> Tensor:
+        """Run on the named backend, or on the fastest one that can take the first tensor.
+
+        Args:
+            *args: all arguments of the definition.
+            backend: name of a backend; see :func:`mmlocal.ops.backends.choose_backend`.
+        """
+        chosen = choose_backend(self.name, self.backends, args[0], backend).name
+        args = self._cut(args, _INT32)  # an integer of the schema has 64 bits
+        if chosen == "reference":
+            return self.definition(*args)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self._forward_op(*args, chosen)
+        return self._apply(*args, chosen)
+
+    def _cut(self, args: tuple, limit: int) -> tuple:
+        if self._step is None:
+            return args
+        index = self._arguments.index(self._step)
+        return (*args[:index], min(args[index], limit), *args[index + 1 :])
+
+    def _prepare(self, args: tuple) -> tuple:
+        padding = args[self._arguments.index("padding")] if "padding" in self._arguments else 0
+        return self._cut(args, max(args[0].shape[2:]) + 2 * padding)
+
+    def _implementation(self, backend: str):
+        return next(b for b in self.backends if b.name == backend).load()
+
+    def _forward(self, *args) -> Tensor:
+        *args, backend = args
         with torch.autocast(args[0].device.type, enabled=False):
-            return forward(*args)
+            return self._implementation(backend).forward(*self._prepare(args))
 
     # An operator returns tensors only: an empty one stands for a gradient that is not needed.
-    def run_backward(grad, *args):
+    def _backward(self, grad: Tensor, *args) -> tuple[Tensor, ...]:
+        *args, backend, needs_grad = args
         with torch.autocast(grad.device.type, enabled=False):
-            grads = backward(grad, *args)
+            grads = self._implementation(backend).backward(grad, *self._prepare(args), needs_grad)
         return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
-    def fake_backward(grad, *args):
+    def _fake_backward(self, grad: Tensor, *args) -> tuple[Tensor, ...]:
         return tuple(
             (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
             if needed
             else grad.new_empty(0)
-            for x, needed in zip(args[:count], args[-1], strict=True)
+            for x, needed in zip(args[: self._count], args[-1], strict=True)
         )
 
-    forward_op = torch.library.custom_op(
-        f"mmlocal::{name}", run, mutates_args=(), schema=f"({declared}, {settings}) -> Tensor"
-    )
-    backward_op = torch.library.custom_op(
-        f"mmlocal::{name}_backward",
-        run_backward,
-        mutates_args=(),
-        schema=f"(Tensor grad, {declared}, {settings}, bool[] needs_grad) -> "
-        f"({', '.join(['Tensor'] * count)})",
-    )
-    forward_op.register_fake(fake)
-    backward_op.register_fake(fake_backward)
+
+def as_for_convolution(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Cast as autocast, if it is on for the first tensor's device, casts for a convolution."""
+    device = tensors[0].device.type
+    # A tensor without numbers is of no device that has an autocast. Dynamo cannot trace
+    # torch.amp.is_autocast_available.
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+
+
+def _differentiable(
+    name: str, forward_op: Callable, backward_op: Callable, count: int
+) -> Callable[..., Tensor]:
+    """Give both operators their gradients, and return the first one as a function that the
+    transforms of ``torch.func`` can take.
+
+    Args:
+        name: public function, for error messages.
+        forward_op: takes ``count`` tensors and settings, the last of which is the backend.
+        backward_op: takes the gradient, the same, and which gradients are needed.
+        count: number of tensors.
+    """
 
     def remember(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs[:count])
@@ -89,11 +173,11 @@ def define_operator(
     def refuse(derivatives: str):
         def differentiate(ctx, *grads):
             raise RuntimeError(
-                f"{op}: backend={ctx.settings[-1]!r} has no {derivatives}; "
+                f"{name}: backend={ctx.settings[-1]!r} has no {derivatives}; "
                 "pass backend='reference', which has"
             )
 
-        return staticmethod(differentiate)
+        return differentiate
 
     no_second = refuse("second derivatives (autograd of the gradient)")
     no_jvp = refuse("forward-mode derivatives (torch.func.jvp)")
@@ -103,32 +187,30 @@ def define_operator(
         setup_context = staticmethod(remember)
         backward = staticmethod(gradients_by(lambda *args: Gradients.apply(*args)))
         vmap = staticmethod(lambda *args: _vmap(Attention.apply, count, 0, *args))
-        jvp = no_jvp
+        jvp = staticmethod(no_jvp)
 
     class Gradients(torch.autograd.Function):
         forward = staticmethod(lambda *args: backward_op(*args))
         setup_context = staticmethod(remember_settings)
-        backward = no_second
+        backward = staticmethod(no_second)
         vmap = staticmethod(lambda *args: _vmap(Gradients.apply, count, 1, *args))
-        jvp = no_jvp
+        jvp = staticmethod(no_jvp)
 
     forward_op.register_autograd(gradients_by(backward_op), setup_context=remember)
-    backward_op.register_autograd(no_second.__func__, setup_context=remember_settings)
-
-    def call(*args):
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return forward_op(*args)
-        return Attention.apply(*args)
-
-    return call
+    backward_op.register_autograd(no_second, setup_context=remember_settings)
+    return Attention.apply
 
 
 def _vmap(call: Callable, count: int, first: int, info, in_dims: tuple, *args):
     """Samples of vmap as more samples of one batch; one by one if each has tables of its own.
 
     Args:
-        count, first: number of tensors that the operator takes, and index of the first; for a
-            backward pass, the argument before them is the gradient.
+        call: the operator.
+        count: number of tensors that it takes.
+        first: index of the first one. In a backward pass, the gradient comes before them.
+        info: of ``torch.func``; has the number of samples.
+        in_dims: dimension of the samples in each argument, or ``None``.
+        *args: arguments of the operator.
     """
     batched = [isinstance(x, Tensor) and d is not None for x, d in zip(args, in_dims, strict=True)]
     args = [x.movedim(d, 0) if b else x for x, d, b in zip(args, in_dims, batched, strict=True)]

@@ -119,11 +119,7 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     Returns:
         Layers by name, each with the methods of :class:`~mmlocal.layers.HasLocalAttention`.
     """
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, HasLocalAttention)
-    }
+    return dict(filter(lambda item: isinstance(item[1], HasLocalAttention), model.named_modules()))
 
 
 @contextmanager

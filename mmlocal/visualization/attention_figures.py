@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmlocal.layers import HasGhostHead, HasLocalAttention
+from mmlocal.layers import HasGhostHead
 from mmlocal.visualization.attention import LayerAttention, enlarge, tile_kernels
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def draw_received(
     """
     from matplotlib.colors import Normalize
 
-    figure, first, axes = _grid(*maps.shape[:2], image.shape[1] / image.shape[0], title, first=True)
+    groups, number = maps.shape[:2]
+    aspect = image.shape[1] / image.shape[0]
+    figure, first, axes = _grid(groups, number, aspect, title, first=True)
     first.imshow(image)
     first.set_title("image", fontsize=9)
     grey = image @ np.array([0.299, 0.587, 0.114])
@@ -59,7 +61,8 @@ def draw_received(
         drawn = axis.imshow(values, cmap="inferno", norm=norm, alpha=0.65)
         axis.set_title(name, fontsize=9)
     bar = _colour_bar(figure, drawn, "sum over all windows that hold the position")
-    bar.solids.set_alpha(1)
+    if bar.solids is not None:  # the colours of the scale, as transparent as the maps
+        bar.solids.set_alpha(1)
     return figure
 
 
@@ -89,9 +92,9 @@ def draw_kernels(
     from matplotlib.colors import Normalize, PowerNorm
 
     tiles = tile_kernels(kernels).numpy()
-    height, width = tiles.shape[2:]
+    groups, number, height, width = tiles.shape
     dpi = np.clip(_PIXELS_PER_TAP * width / _PANEL, *_DPI)
-    figure, _, axes = _grid(*tiles.shape[:2], width / height, title, dpi)
+    figure, _, axes = _grid(groups, number, width / height, title, dpi)
     if signed:
         limit = np.quantile(np.abs(tiles), 0.97)
         style = dict(cmap="RdBu_r", norm=Normalize(-limit, limit))
@@ -107,7 +110,7 @@ def draw_kernels(
 
 def draw_layer(
     name: str,
-    layer: HasLocalAttention,
+    layer: nn.Module,
     attention: LayerAttention,
     max_heads: int,
     image: np.ndarray,
@@ -199,8 +202,15 @@ def _flat(axes: np.ndarray, panels: np.ndarray, titles: Sequence[Sequence[str]])
 def _colour_bar(figure: Figure, drawn: ScalarMappable, label: str) -> Colorbar:
     from matplotlib.ticker import MaxNLocator
 
-    style = dict(extend="both", extendfrac=0.02, pad=0.01, ticks=MaxNLocator(5))
-    bar = figure.colorbar(drawn, ax=figure.axes, aspect=8 * figure.get_size_inches()[1], **style)
+    bar = figure.colorbar(
+        drawn,
+        ax=figure.axes,
+        aspect=8 * figure.get_size_inches()[1],
+        extend="both",
+        extendfrac=0.02,
+        pad=0.01,
+        ticks=MaxNLocator(5),
+    )
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return bar

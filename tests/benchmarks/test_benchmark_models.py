@@ -1,6 +1,7 @@
 """The whole benchmark of backbones."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from benchmarks import models
 from benchmarks.by_kind import KINDS
 from mmlocal.errors import UsageError
+from mmlocal.models.backbones.base import LocalBackbone
+from mmlocal.registry import MODELS
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,23 @@ class Tiny(nn.Module):
 
     def forward(self, x):
         return (self.conv(x),)
+
+
+def test_all_registered_backbones_are_listed(monkeypatch):
+    class Other(LocalBackbone):
+        """A backbone of another package."""
+
+        arch_zoo: ClassVar[dict] = {"tiny": {}}
+
+        def __init__(self, arch: str) -> None:
+            super().__init__()
+            self.arch = arch
+
+    monkeypatch.setitem(MODELS.module_dict, "Other", Other)
+    found = models.list_models()
+    assert found["test_benchmark_models_tiny"]().arch == "tiny"
+    ours = {"elsa_swin_base", "ghost_deit_tiny", "qna_vit_tiny_7x7"}
+    assert found.keys() > ours | models.PEERS.keys()
 
 
 def test_compiled_models_stand_beside_the_others(tmp_path, monkeypatch):

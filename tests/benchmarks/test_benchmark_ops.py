@@ -1,17 +1,23 @@
 """The whole benchmark of ops."""
 
 import json
+import sys
+import types
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tool_scripts import TIMES, run_tool
 
 from benchmarks import ops
 from benchmarks.contest import measure_case
 from benchmarks.contestants import Contestant, list_backends
 from benchmarks.report import MODES
+from mmlocal import info
 from mmlocal.errors import UsageError
-from mmlocal.ops import OPS
+from mmlocal.ops import OPS, Op, register_op
+from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.cases import Case
 
 CPU = torch.device("cpu")
@@ -78,6 +84,42 @@ def test_peers_may_fail_backends_may_not():
     ]
     with pytest.raises(NotImplementedError):
         measure_case(case, [("backend", failing)], torch.float32, CPU, rounds=1)
+
+
+@pytest.fixture
+def box(monkeypatch) -> Iterator[None]:
+    """An op of another package: the mean of each window."""
+
+    def box_mean(value, *, kernel_size, backend=None):
+        choose_backend("box_mean", backends, value, backend)
+        return F.avg_pool2d(value, kernel_size, stride=1, padding=kernel_size // 2)
+
+    atol = {torch.float32: 1e-6, torch.float64: 1e-14}
+    settings = dict(devices=("any",), dtypes=tuple(atol), deterministic=True, atol=atol)
+    backends = tuple(Backend(x, "mean", "torch", **settings) for x in ("eager", "reference"))
+    analysis = types.ModuleType("analysis_of_box")
+    analysis.FLOPS = {}
+    analysis.CASES = {"smoke": [Case("box", "tiny", 1, 4, 1, 9, 11, 3)], "boxes": []}
+    analysis.make_inputs = lambda case, make: dict(
+        value=make(case.batch, case.channels, case.height, case.width)
+    )
+    analysis.settings = lambda case: dict(kernel_size=case.kernel_size)
+    analysis.window_values = lambda case: 0
+    monkeypatch.setitem(sys.modules, analysis.__name__, analysis)
+    register_op(Op("box", box_mean, backends, analysis.__name__))
+    yield
+    del OPS["box"]
+
+
+@pytest.mark.usefixtures("box")
+def test_an_op_of_another_package(tmp_path):
+    assert "boxes" in ops.case_sets()
+    found = ops.benchmark_ops(tmp_path, shapes="smoke", peers=["conv", "exp_conv"], rounds=1)
+    rows = [row for row in found["results"] if row["case"]["op"] == "box"]
+    names = {row["contestant"] for row in rows if "skipped" not in row}
+    assert names == {"eager", "reference", "conv"}  # the other peer is one of QnA
+    assert {row["case"]["op"] for row in found["results"]} == {"elsa", "qna", "box"}
+    assert "box" in {row["op"] for row in info.backends()}
 
 
 def test_plots(monkeypatch, tmp_path):

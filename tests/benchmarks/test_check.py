@@ -57,9 +57,10 @@ def broken(request, monkeypatch) -> str:
             deterministic=True,
             atol={torch.float32: 1e-5, torch.bfloat16: 8e-3},
         )
-        monkeypatch.setattr(op, "BACKENDS", (backend, *op.BACKENDS))
-        known = next(known for known in OPS.values() if known.backends[-1] is op.BACKENDS[-1])
-        monkeypatch.setitem(OPS, known.name, replace(known, backends=op.BACKENDS))
+        backends = (backend, *op.BACKENDS)
+        monkeypatch.setattr(op._operator, "backends", backends)
+        known = next(known for known in OPS.values() if known.backends is op.BACKENDS)
+        monkeypatch.setitem(OPS, known.name, replace(known, backends=backends))
     return request.param
 
 

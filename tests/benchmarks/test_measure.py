@@ -28,6 +28,24 @@ def test_summary():
     assert measure.summarise([0.5])["quartile3_ms"] == 500
 
 
+@torch.library.custom_op("mmlocal_tests::temporary", mutates_args=())
+def temporary(x: torch.Tensor, size: int) -> torch.Tensor:
+    return x + x.new_ones(size, 1000).sum(dim=0)
+
+
+@pytest.mark.parametrize("size", [10, 500])
+def test_peak_memory_inside_an_operator(size):
+    """The temporaries of an operator count, and so does all that the call holds beside them."""
+    x = torch.ones(1000)
+
+    def call():
+        kept = torch.zeros(3000)
+        return kept, temporary(x, size)
+
+    call()
+    assert measure.peak_memory(call, CPU) == 4 * (3000 + 1000 * size + 1000)
+
+
 def test_peak_memory():
     def call():
         first = torch.zeros(1000, dtype=torch.float64)

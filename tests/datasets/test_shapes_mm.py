@@ -18,8 +18,7 @@ def data(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("poly2mask", [True, False])
-def test_mmdet_coco_dataset(data, poly2mask):
+def test_mmdet_coco_dataset(data):
     pytest.importorskip("mmdet", reason="mmdet is optional")
     from mmdet.datasets import CocoDataset
 
@@ -31,12 +30,7 @@ def test_mmdet_coco_dataset(data, poly2mask):
         filter_cfg={"filter_empty_gt": True, "min_size": 32},
         pipeline=[
             {"type": "LoadImageFromFile"},
-            {
-                "type": "mmdet.LoadAnnotations",
-                "with_bbox": True,
-                "with_mask": True,
-                "poly2mask": poly2mask,
-            },
+            {"type": "mmdet.LoadAnnotations", "with_bbox": True, "with_mask": True},
             {"type": "mmdet.PackDetInputs"},
         ],
     )

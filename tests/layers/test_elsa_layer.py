@@ -132,15 +132,14 @@ def test_the_op_gets_the_projection(groups, monkeypatch):
     out = layer.eval()(x)
     calls = []
 
-    def op(value, attn, *ghosts, proj_weight, proj_bias, **kwargs):
-        calls.append(proj_weight)
-        return elsa_attention(value, attn if proj_weight is None else layer.attn_proj(attn),
-                              *ghosts, **kwargs)  # fmt: skip
+    def op(value, features, weight, bias, *ghosts, **kwargs):
+        calls.append(weight)
+        return elsa_attention(value, layer.attn_proj(features), *ghosts, **kwargs)
 
-    monkeypatch.setattr("mmlocal.layers.projected_attention.elsa_attention", op)
+    monkeypatch.setattr("mmlocal.layers.projected_attention.elsa_attention_projected", op)
     assert torch.equal(layer(x), out)
     layer.train()(x)
-    assert calls == [layer.attn_proj.weight if groups == 1 else None, None]
+    assert calls == ([layer.attn_proj.weight] if groups == 1 else [])
 
 
 def test_projection_dropout():

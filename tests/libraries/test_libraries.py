@@ -1,10 +1,16 @@
 """The object of a library: which config gets which, and libraries that other packages add."""
 
+import ast
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
 
+import mmlocal
 from mmlocal.errors import UsageError
 from mmlocal.libraries import LIBRARIES, Library, MMDet, library_of, register_library
+
+PACKAGE = Path(mmlocal.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +64,16 @@ def test_names_are_unique():
     for cls in (Other, Library):
         with pytest.raises(ValueError, match="name of a new library, got 'mm"):
             register_library(cls)
+
+
+def test_nothing_else_asks_which_library_it_is():
+    """A name as a whole string is a comparison, or a key of a table by library."""
+    owners = {"libraries/", "compatibility.py", "models/__init__.py"}
+    found = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        if not any(path.relative_to(PACKAGE).as_posix().startswith(owner) for owner in owners)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in ("mmdet", "mmseg", "mmpretrain")
+    }
+    assert found == set()

@@ -1,7 +1,6 @@
-"""The auto-encoder, its metric, its configs, and the comparison of its kinds."""
+"""The auto-encoder, its configs, and the comparison of its kinds."""
 
 import json
-import sys
 from itertools import product
 
 import cv2
@@ -164,70 +163,6 @@ def test_wrong_inputs():
         make()(torch.zeros(1, 4, 8, 8))
     with pytest.raises(ValueError, match="mode must be tensor, loss or predict, got 'train'"):
         make()(torch.zeros(1, 3, 8, 8), mode="train")
-
-
-# The metric
-
-
-@pytest.fixture
-def quality():
-    pytest.importorskip("skimage")
-    from mmlocal.models.autoencoders.metrics import image_quality
-
-    return image_quality
-
-
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Wang et al. 2004, equation 13, over all whole windows."""
-    x = np.arange(-5, 6)
-    line = np.exp(-(x**2) / (2 * 1.5**2))
-    window = torch.from_numpy(np.outer(line, line) / line.sum() ** 2)[None, None]
-
-    def mean(image: np.ndarray) -> np.ndarray:
-        return nn.functional.conv2d(torch.from_numpy(image)[:, None], window)[:, 0].numpy()
-
-    mu_a, mu_b = mean(a), mean(b)
-    var_a, var_b, cov = mean(a * a) - mu_a**2, mean(b * b) - mu_b**2, mean(a * b) - mu_a * mu_b
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mu_a * mu_b + c1) * (2 * cov + c2)
-    return (similarity / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))).mean()
-
-
-def test_metrics_against_formulas(quality):
-    rng = np.random.default_rng(0)
-    a, b = rng.random((2, 3, 17, 20))
-    found = quality(a, b)
-    assert found["l1"] == pytest.approx(np.abs(a - b).mean())
-    assert found["mse"] == pytest.approx(((a - b) ** 2).mean())
-    assert found["psnr"] == pytest.approx(-10 * np.log10(((a - b) ** 2).mean()))
-    assert found["ssim"] == pytest.approx(ssim(a, b), rel=1e-9)
-    assert quality(a, a) == dict(l1=0.0, mse=0.0, psnr=np.inf, ssim=pytest.approx(1.0))
-    with pytest.raises(ValueError, match=r"shape of image, \(3, 17, 19\), got \(3, 17, 20\)"):
-        quality(a, b[:, :, 1:])
-
-
-def test_metric_averages_over_images(quality):
-    from mmlocal.models.autoencoders.metrics import ReconstructionMetric
-
-    metric = ReconstructionMetric()
-    pairs = images(3, 2, 3, 16, 16)
-    samples = [dict(pred_image=pred, gt_image=image) for pred, image in pairs]
-    for batch in (samples[:2], samples[2:]):
-        metric.process({}, batch)
-    results = metric.evaluate(size=3)
-    expected = [quality(pred.numpy(), image.numpy()) for pred, image in pairs]
-    assert results == {
-        f"reconstruction/{name}": pytest.approx(np.mean([value[name] for value in expected]))
-        for name in ("l1", "mse", "psnr", "ssim")
-    }
-
-
-def test_metric_without_its_library(monkeypatch):
-    from mmlocal.models.autoencoders.metrics import ReconstructionMetric
-
-    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
-    with pytest.raises(ImportError, match="pip install scikit-image"):
-        ReconstructionMetric()
 
 
 # Configs and comparison

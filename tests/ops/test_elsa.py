@@ -5,17 +5,29 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
+from cases import (
+    FLOATS,
+    leaves,
+    make_cotangent,
+    make_projected,
+    peak_memory,
+    restride,
+    running,
+    worst_error,
+)
+from cases import make_elsa as make
+from cases import run as run_op
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
-from torch.profiler import ProfilerActivity, profile
 
 from mmlocal.ops import OPS, elsa_attention
 from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.elsa import BACKENDS as ALL_BACKENDS
-from mmlocal.ops.elsa import eager
+from mmlocal.ops.elsa import eager, elsa_attention_projected
 
-# Those that take CPU tensors here; test_triton.py runs Triton's.
-BACKENDS = [b for b in ALL_BACKENDS if not b.not_supported_reasons(torch.empty(0))]
+run = functools.partial(run_op, elsa_attention)
+BACKENDS = running(ALL_BACKENDS)
 NAMES = [b.name for b in BACKENDS]
 FAST = [b for b in BACKENDS if b.name != "reference"]
 # (lam, gamma): every kind of ghost head
@@ -40,62 +52,6 @@ SHAPES = [
 def shape_id(shape: tuple) -> str:
     b, n, c, h, w, k, d = shape
     return f"B{b}-heads{n}-C{n * c}-{h}x{w}-k{k}-d{d}"
-
-
-def make(shape, ghost=(1, 1), dtype=torch.float64, seed=0) -> tuple[dict, dict]:
-    """Leaf tensors and settings; the multiplicative ghost head is positive where it has to be."""
-    batch, heads, per_head, height, width, k, dilation = shape
-    lam, gamma = ghost
-    g = torch.Generator().manual_seed(seed)
-
-    def randn(*size):
-        return torch.randn(*size, generator=g, dtype=torch.float64)
-
-    channels = heads * per_head
-    tensors = {
-        "value": randn(batch, channels, height, width),
-        "attn": randn(batch, heads * k * k, height, width),
-    }
-    if lam:
-        tensors["ghost_mul"] = randn(channels, k, k)
-        if lam != int(lam):
-            tensors["ghost_mul"] = tensors["ghost_mul"].abs() + 0.1
-    if gamma:
-        tensors["ghost_add"] = randn(channels, k, k)
-    tensors = {name: x.to(dtype).requires_grad_() for name, x in tensors.items()}
-    return tensors, dict(kernel_size=k, dilation=dilation, lam=lam, gamma=gamma)
-
-
-def make_cotangent(out: torch.Tensor) -> torch.Tensor:
-    """Varied numbers in [-2, 2] that every dtype holds exactly."""
-    return (torch.arange(out.numel()).view(out.shape) * 37 % 65 - 32).to(out.dtype) / 16
-
-
-def run(tensors, settings, **kwargs) -> dict[str, torch.Tensor]:
-    """Output and gradients for one fixed cotangent."""
-    out = elsa_attention(**tensors, **settings, **kwargs)
-    cotangent = make_cotangent(out)
-    leaves = {name: x for name, x in tensors.items() if x.requires_grad}
-    grads = torch.autograd.grad(out, list(leaves.values()), cotangent)
-    return {"out": out.detach()} | {
-        f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)
-    }
-
-
-def worst_error(ours: dict, expected: dict) -> float:
-    """Largest error relative to the largest value, over the tensors of two results."""
-    assert ours.keys() == expected.keys()
-    errors = [0.0]
-    for name, x in ours.items():
-        ref = expected[name].double()
-        assert x.shape == ref.shape, name
-        assert x.isfinite().all(), name
-        assert ref.isfinite().all(), name
-        if ref.numel():
-            # A gradient that is all zero has to be matched absolutely.
-            scale = ref.abs().max().clamp_min(1e-30) if ref.any() else 1.0
-            errors.append(((x.double() - ref).abs().max() / scale).item())
-    return max(errors)
 
 
 def naive(value, attn, ghost_mul=None, ghost_add=None, *, kernel_size, dilation, lam, gamma):
@@ -174,7 +130,7 @@ def _unsupported(backend: Backend) -> str | None:
     return "; ".join(reasons) or None
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 @pytest.mark.parametrize("backend", BACKENDS, ids=NAMES)
 def test_backend_holds_its_tolerance(backend, shape, dtype):
@@ -205,19 +161,7 @@ def test_eager_works_sample_by_sample(monkeypatch):
 def test_memory_layouts(layout, backend):
     tensors, settings = make((2, 3, 2, 6, 5, 3, 1))
 
-    def change(x: torch.Tensor) -> torch.Tensor:
-        x = x.detach()
-        if layout == "channels-last":
-            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-        elif layout == "sliced":
-            x = torch.stack((x, x + 1), dim=-1)[..., 0]
-        elif layout == "transposed":
-            x = x.transpose(-1, -2).contiguous().transpose(-1, -2)
-        elif x.dim() == 4:
-            x = x[:1].expand(2, -1, -1, -1)
-        return x
-
-    changed = {name: change(x).requires_grad_() for name, x in tensors.items()}
+    changed = {n: restride(x, layout).requires_grad_() for n, x in tensors.items()}
     assert not changed["value"].is_contiguous()
     plain = {n: x.detach().contiguous().requires_grad_() for n, x in changed.items()}
     expected = run(plain, settings, backend="reference")
@@ -277,42 +221,50 @@ def test_switched_off_ghosts_are_not_read(backend):
 
 
 @pytest.mark.parametrize("backend", NAMES)
-@pytest.mark.parametrize("softmax", [True, False], ids=["logits", "weights"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-def test_projection(bias, softmax, backend):
+def test_projection(bias, backend):
     """Bit by bit what a convolution before the op gives, where a backend does not fold it."""
-    tensors, settings = make((2, 3, 2, 6, 5, 3, 1), dtype=torch.float32)
-    torch.manual_seed(0)
-    conv = nn.Conv2d(7, 27, 1, bias=bias)
-    tensors["attn"] = torch.randn(2, 7, 6, 5, requires_grad=True)
-    settings |= dict(softmax=softmax, backend=backend)
+    tensors, settings = make_projected((2, 3, 2, 6, 5, 3, 1), (1, 1, bias), 7, torch.float32)
 
-    def by_conv(attn, proj_weight, proj_bias=None, **kwargs):
-        return elsa_attention(attn=conv(attn), **kwargs)
+    def by_convolution(value, features, proj_weight, proj_bias=None, **kwargs):
+        attn = F.conv2d(features, proj_weight[:, :, None, None], proj_bias)
+        return elsa_attention(value, attn, **kwargs)
 
-    tensors["proj_weight"] = conv.weight
-    if bias:
-        tensors["proj_bias"] = conv.bias
-    for weight in (conv.weight, conv.weight.detach().flatten(1).requires_grad_()):
-        results = []
-        for op, w in ((by_conv, conv.weight), (elsa_attention, weight)):
-            leaves = tensors | {"proj_weight": w}
-            out = op(**leaves, **settings)
-            results.append((out, *torch.autograd.grad(out, leaves.values(), make_cotangent(out))))
-        for expected, ours in zip(*results, strict=True):
-            assert torch.equal(ours.view(expected.shape), expected)
+    expected = run_op(by_convolution, tensors, settings, backend=backend)
+    ours = run_op(elsa_attention_projected, tensors, settings, backend=backend)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(x, expected[n]) for n, x in ours.items())
+    weight = tensors["proj_weight"].detach()[:, :, None, None]  # as a convolution has it
+    ours = run_op(elsa_attention_projected, leaves(tensors, proj_weight=weight), settings,
+                  backend=backend)  # fmt: skip
+    assert ours["grad of proj_weight"].shape == (27, 7, 1, 1)
+    assert all(torch.equal(x.view_as(expected[n]), expected[n]) for n, x in ours.items())
 
 
-def test_projection_under_autocast():
+@pytest.mark.parametrize("backend", NAMES)
+def test_projection_under_autocast(backend):
     """As the convolution: in the lower precision, whatever the dtype of the weight."""
-    tensors, settings = make((2, 3, 2, 6, 5, 3, 1), dtype=torch.float32)
-    torch.manual_seed(0)
-    conv, attn = nn.Conv2d(7, 27, 1), torch.randn(2, 7, 6, 5)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = elsa_attention(**tensors | {"attn": conv(attn)}, **settings)
-        projection = dict(proj_weight=conv.weight, proj_bias=conv.bias)
-        ours = elsa_attention(**tensors | {"attn": attn}, **projection, **settings)
-    assert torch.equal(ours, expected)
+    tensors, settings = make_projected((2, 3, 2, 6, 5, 3, 1), (1, 1, True), 7, torch.float32)
+    value, features, weight, bias, *ghosts = tensors.values()
+    settings |= dict(backend=backend)
+    for other in (torch.float32, torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", torch.bfloat16):
+            attn = F.conv2d(features, weight[:, :, None, None].to(other), bias)
+            expected = elsa_attention(value, attn, *ghosts, **settings)
+            ours = elsa_attention_projected(
+                value, features, weight.to(other), bias, *ghosts, **settings
+            )
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_projection_of_several_dtypes(backend):
+    tensors, settings = make_projected((2, 3, 2, 6, 5, 3, 1), (1, 1, True), 7, torch.float32)
+    tensors["proj_bias"] = tensors["proj_bias"].to(torch.bfloat16)
+    message = "features, proj_weight and proj_bias must have one dtype, got torch.bf.*, torch.float"
+    with pytest.raises(TypeError, match=message):
+        elsa_attention_projected(**tensors, **settings, backend=backend)
 
 
 @pytest.mark.parametrize("backend", NAMES)
@@ -429,17 +381,6 @@ def test_export_is_one_node(backend):
     assert torch.equal(program.module()(*args), Op()(*args))
 
 
-def peak_memory(function) -> int:
-    """Largest sum of CPU memory that ``function`` held at once, in bytes, from PyTorch's records
-    of every allocation and release; temporaries inside kernels count as well."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        result = function()
-    del result
-    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in events))
-
-
 def extra_memory(backend: str, k: int, ghost: tuple, side: int) -> tuple[int, int, int]:
     """Bytes of ``value``, and of what the forward and the backward pass hold at once beside the
     op's inputs and outputs, and one softmax map, or two in the backward pass."""
@@ -551,28 +492,34 @@ def test_bad_input(changes, error, message):
     ("changes", "error", "message"),
     [
         ({"kernel_size": 5}, ValueError, r"proj_weight must have .*multiple of 25\), got 27"),
+        ({"kernel_size": 4}, ValueError, "kernel_size must be a positive odd number, got 4"),
+        ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
+        ({"lam": float("nan")}, ValueError, "lam must be a finite number, got nan"),
         ({"value": torch.zeros(2, 4, 5, 4)}, ValueError, "value must have .* heads=3 channels"),
-        ({"attn": torch.zeros(7, 5, 4)}, ValueError, r"attn must have the 4 .* got \(7, 5, 4\)"),
-        ({"attn": torch.zeros(2, 7, 4, 5)}, ValueError, "attn must have the batch size and map"),
-        ({"proj_weight": None}, ValueError, "proj_bias must be None without proj_weight"),
+        ({"features": torch.zeros(7, 5, 4)}, ValueError, r"features must .* 4 .* got \(7, 5, 4\)"),
+        ({"features": torch.zeros(2, 7, 4, 5)}, ValueError, "features must have the batch size"),
+        ({"proj_weight": None}, TypeError, "proj_weight must be a tensor, got NoneType"),
         ({"proj_weight": torch.zeros(27)}, ValueError, r"proj_weight must .* got \(27,\)"),
         ({"proj_weight": torch.zeros(27, 6)}, ValueError, r"\(heads \* .*, 7\) .* \(27, 6\)"),
         ({"proj_weight": torch.zeros(27, 7, 3, 3)}, ValueError, r"got \(27, 7, 3, 3\)"),
         ({"proj_weight": torch.zeros(0, 7), "proj_bias": None}, ValueError, "of 9.*, got 0"),
         ({"proj_bias": torch.zeros(26)}, ValueError, r"shape \(27,\), got \(26,\)"),
         ({"proj_bias": torch.zeros(27).int()}, TypeError, "proj_bias must be .* torch.int32"),
+        ({"ghost_add": torch.zeros(2, 3, 3)}, ValueError, r"ghost_add .* got \(2, 3, 3\)"),
+        ({"backend": "cuda"}, ValueError, "elsa_attention_projected: backend must .* got 'cuda'"),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else None,
 )
 def test_bad_projection(changes, error, message):
-    projection = {
-        "attn": torch.zeros(2, 7, 5, 4),
-        "proj_weight": torch.zeros(27, 7),
-        "proj_bias": torch.zeros(27),
-    }
-    elsa_attention(**_bad(**projection))
+    good = _bad(
+        features=torch.zeros(2, 7, 5, 4),
+        proj_weight=torch.zeros(27, 7),
+        proj_bias=torch.zeros(27),
+    )
+    del good["attn"]
+    elsa_attention_projected(**good)
     with pytest.raises(error, match=message):
-        elsa_attention(**_bad(**projection | changes))
+        elsa_attention_projected(**good | changes)
 
 
 def _backend(name: str, **changes) -> Backend:

@@ -190,6 +190,7 @@ def test_calls_that_no_backend_sees():
             (call | {"kernel_size": 3.0}, TypeError, r"kernel_size must be an int, got 3.0 \(flo"),
             (call | {"kernel_size": True}, TypeError, r"kernel_size must be an int, got True"),
             (call | {"value": [1.0]}, TypeError, "value must be a tensor, got list"),
+            (call | {second: None}, TypeError, f"{second} must be a tensor, got NoneType"),
         ]:
             with pytest.raises(error, match=message):
                 op(**changes)

@@ -7,20 +7,21 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import FLOATS, leaves, make_cotangent, peak_memory, restride, running, worst_error
+from cases import make_qna as make
+from cases import run as run_op
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
-from torch.profiler import ProfilerActivity, profile
 
 from mmlocal.ops import qna_attention
 from mmlocal.ops.backends import Backend
 from mmlocal.ops.qna import BACKENDS as ALL_BACKENDS
 from mmlocal.ops.qna import attention_maps, eager, output_size
 
-# Those that take CPU tensors here; test_triton.py runs Triton's.
-BACKENDS = [b for b in ALL_BACKENDS if not b.not_supported_reasons(torch.empty(0))]
+run = functools.partial(run_op, qna_attention)
+BACKENDS = running(ALL_BACKENDS)
 NAMES = [b.name for b in BACKENDS]
 FAST = [b for b in BACKENDS if b.name != "reference"]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 INF = float("inf")
 # (rel_pos, tap_weight): which tables there are
 TABLES = [(False, False), (True, False), (False, True), (True, True)]
@@ -62,64 +63,6 @@ def tables_id(tables: tuple) -> str:
 
 over_tables = pytest.mark.parametrize("tables", TABLES, ids=tables_id)
 over_sums = pytest.mark.parametrize("sum_queries", [True, False], ids=["sum", "each"])
-
-
-def make(shape, tables=(True, True), dtype=torch.float64, seed=0) -> tuple[dict, dict]:
-    """Leaf tensors and settings."""
-    batch, heads, per_head, height, width, k, stride, padding, queries = shape
-    g = torch.Generator().manual_seed(seed)
-
-    def randn(*size):
-        return torch.randn(*size, generator=g, dtype=torch.float64)
-
-    tensors = {
-        "value": randn(batch, heads * per_head, height, width),
-        "scores": randn(batch, queries * heads, height, width),
-    }
-    for name, there in zip(("rel_pos", "tap_weight"), tables, strict=True):
-        if there:
-            tensors[name] = randn(queries * heads, k, k)
-    tensors = {name: x.to(dtype).requires_grad_() for name, x in tensors.items()}
-    return tensors, dict(num_queries=queries, kernel_size=k, stride=stride, padding=padding)
-
-
-def leaves(tensors: dict, dtype: torch.dtype | None = None, **changes) -> dict:
-    """Fresh leaf tensors of the same numbers, some of them changed."""
-    return {
-        name: x.detach().to(dtype or x.dtype).clone().requires_grad_()
-        for name, x in (tensors | changes).items()
-    }
-
-
-def make_cotangent(out: torch.Tensor) -> torch.Tensor:
-    """Varied numbers in [-2, 2] that every dtype holds exactly."""
-    return (torch.arange(out.numel()).view(out.shape) * 37 % 65 - 32).to(out.dtype) / 16
-
-
-def run(tensors, settings, **kwargs) -> dict[str, torch.Tensor]:
-    """Output and gradients for one fixed cotangent."""
-    out = qna_attention(**tensors, **settings, **kwargs)
-    live = {name: x for name, x in tensors.items() if x.requires_grad}
-    grads = torch.autograd.grad(out, list(live.values()), make_cotangent(out))
-    return {"out": out.detach()} | {
-        f"grad of {name}": grad for name, grad in zip(live, grads, strict=True)
-    }
-
-
-def worst_error(ours: dict, expected: dict) -> float:
-    """Largest error relative to the largest value, over the tensors of two results."""
-    assert ours.keys() == expected.keys()
-    errors = [0.0]
-    for name, x in ours.items():
-        ref = expected[name].double()
-        assert x.shape == ref.shape, name
-        assert x.isfinite().all(), name
-        assert ref.isfinite().all(), name
-        if ref.numel():
-            # What is left of a zero, as for the score of a lone token, has to match absolutely.
-            scale = ref.abs().max().item()
-            errors.append((x.double() - ref).abs().max().item() / (scale if scale > 1e-12 else 1.0))
-    return max(errors)
 
 
 def check_tolerance(backend: Backend, tensors: dict, settings: dict, **kwargs) -> None:
@@ -256,7 +199,7 @@ def test_second_derivatives_are_refused_elsewhere(backend):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 @pytest.mark.parametrize("backend", BACKENDS, ids=NAMES)
 def test_backend_holds_its_tolerance(backend, shape, dtype):
@@ -292,7 +235,7 @@ KINDS = ["mixed", "two-levels", "all-high", "all-low", "spike", "spike-down", "a
          "lowest", "largest-and-lowest"]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", BACKENDS, ids=NAMES)
 def test_extreme_scores(backend, kind, dtype):
@@ -308,7 +251,7 @@ def test_extreme_scores(backend, kind, dtype):
 
 
 @pytest.mark.parametrize("backend", NAMES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_adding_to_all_scores_of_a_query_changes_nothing(dtype, backend):
     """The softmax ignores it. The numbers are exact in every dtype."""
     tensors, settings = make((2, 2, 2, 6, 5, 3, 1, 1, 2), dtype=dtype)
@@ -340,7 +283,7 @@ def drop(tensors: dict, mask: torch.Tensor) -> dict:
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=NAMES)
 @over_sums
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_masked_tokens(dtype, sum_queries, backend):
     """They contribute nothing, get no gradient, and the others share the attention."""
     tensors, settings = make((2, 2, 2, 7, 6, 3, 1, 1, 2), dtype=dtype)
@@ -375,7 +318,7 @@ def test_a_masked_border_is_no_border(tables, backend):
     assert worst_error(ours, expected) < 1e-13
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("backend", NAMES)
 def test_windows_without_tokens_give_zero(backend, dtype):
     tensors, settings = make((2, 2, 2, 8, 9, 3, 2, 1, 2), dtype=dtype)
@@ -487,21 +430,7 @@ def test_eager_works_sample_by_sample(monkeypatch):
 def test_memory_layouts(layout, backend):
     tensors, settings = make((2, 3, 2, 6, 5, 3, 2, 1, 2))
 
-    def change(x: torch.Tensor) -> torch.Tensor:
-        x = x.detach()
-        if layout == "channels-last":
-            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-        elif layout == "sliced":
-            x = torch.stack((x, x + 1), dim=-1)[..., 0]
-        elif layout == "transposed":
-            x = x.transpose(-1, -2).contiguous().transpose(-1, -2)
-        elif x.dim() == 4:
-            x = x[:1].expand(2, -1, -1, -1)
-        else:  # one number for all taps, as the layer has
-            x = x[:, :1, :1].expand(-1, *x.shape[1:])
-        return x
-
-    changed = {name: change(x).requires_grad_() for name, x in tensors.items()}
+    changed = {n: restride(x, layout).requires_grad_() for n, x in tensors.items()}
     assert not changed["value"].is_contiguous()
     assert not changed["scores"].is_contiguous()
     expected = run({n: x.detach().contiguous().requires_grad_() for n, x in changed.items()},
@@ -683,17 +612,6 @@ def test_export_is_one_node(sum_queries, backend):
     targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
     assert [t for t in targets if "qna" in t] == ["mmlocal.qna_attention.default"]
     assert torch.equal(program.module()(*args), Op()(*args))
-
-
-def peak_memory(function) -> int:
-    """Largest sum of CPU memory that ``function`` held at once, in bytes, from PyTorch's records
-    of every allocation and release; temporaries inside kernels count as well."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        result = function()
-    del result
-    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in events))
 
 
 def extra_memory(backend: str, k: int, sum_queries: bool, side: int) -> tuple[int, int, int]:

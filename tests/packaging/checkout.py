@@ -5,8 +5,8 @@ from shutil import copyfile, copytree, ignore_patterns
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a release is made of.
-PARTS = ["configs", "mmlocal", "requirements", "tools", "LICENSE", "MANIFEST.in", "README.md"]
-PARTS += ["model-index.yml", "pyproject.toml", "setup.py"]
+PARTS = ["benchmarks", "configs", "mmlocal", "requirements", "tools"]
+PARTS += ["LICENSE", "MANIFEST.in", "README.md", "model-index.yml", "pyproject.toml", "setup.py"]
 
 
 def copy_tree(target):

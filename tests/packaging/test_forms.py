@@ -133,7 +133,11 @@ def test_wheel_holds_mim_and_types(form, request):
         )
     assert "mmlocal/py.typed" in names
     expected = tracked_files("configs", "tools") | {"model-index.yml"}
-    assert {f"mmlocal/.mim/{name}" for name in expected} <= names
+    # They need the folder benchmarks/ of a clone.
+    only_in_clones = {"tools/benchmark_models.py", "tools/benchmark_ops.py"}
+    assert only_in_clones < expected
+    assert {f"mmlocal/.mim/{name}" for name in expected - only_in_clones} <= names
+    assert not [name for name in names if "benchmark" in name]
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"mmlocal"}
     assert not [name for name in names if "__pycache__" in name]
     assert metadata["Name"] == "mmlocal"
@@ -160,6 +164,7 @@ def test_sdist_holds_no_links_and_no_mim(sdist):
     assert not [member.name for member in members if member.issym() or ".mim" in member.name]
     names = {member.name.partition("/")[2] for member in members}
     assert "requirements/torch.txt" in names
+    assert tracked_files("benchmarks", "tools") <= names
     sources = (ROOT / "mmlocal" / "ops" / "csrc").iterdir()
     assert {str(path.relative_to(ROOT)) for path in sources} <= names
 
@@ -272,6 +277,25 @@ runpy.run_path({str(ROOT / "setup.py")!r})
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "pip install wheel, or leave out --no-build-isolation" in line
+
+
+def test_benchmarks_of_a_clone_use_the_installed_package(wheel, source, tmp_path):
+    """The scripts find benchmarks/ beside them, and do not take the clone's mmlocal with it."""
+    site = tmp_path / "site"
+    pip("install", "--no-deps", "--no-index", "--target", site, wheel)
+    code = """
+import runpy, sys
+runpy.run_path(sys.argv[1])
+import benchmarks, mmlocal
+print("found:", benchmarks.__file__, mmlocal.__file__, sep="|")
+"""
+    script = source / "tools" / "benchmark_ops.py"
+    env = {"PYTHONPATH": str(site)}
+    output = call(sys.executable, "-c", code, script, cwd=tmp_path, env=env)
+    _, benchmarks, package = output.splitlines()[-1].split("|")
+    assert Path(benchmarks) == source / "benchmarks" / "__init__.py"
+    assert Path(package) == site / "mmlocal" / "__init__.py"
+    assert "--shapes" in call(sys.executable, script, "--help", cwd=tmp_path, env=env)
 
 
 def test_source_tree_without_installation(tmp_path):

@@ -297,6 +297,20 @@ def test_broken_file(spoil, message, refused, own):
     assert re.search(message, refused("mmdet", mends=False))
 
 
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_run_lengths_where_polygons_are_loaded(crowd, train, refused, own):
+    """mmdet drops them without a word."""
+    rle = {"size": [64, 64], "counts": [0, 4096]}
+    edit_coco(own, "train", change("annotations", index=0, segmentation=rle, iscrowd=crowd))
+    train("mmdet")
+    polygons = "train_dataloader.dataset.pipeline.1.poly2mask=False"
+    if crowd:
+        train("mmdet", polygons)
+    else:
+        message = refused("mmdet", polygons, mends=False)
+        assert re.search(r"1 of 4 .*run-length encoded .*ignores with poly2mask=False", message)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlocal.checkpoints.convert import SYSTEMS
+from mmlocal.checkpoints import SYSTEMS
 from mmlocal.checkpoints.system import System
 from mmlocal.cli.tool import run_tool
 from mmlocal.registry import MODELS
@@ -158,7 +158,7 @@ def test_code_base_of_somebody_else(convert, official, monkeypatch):
         raise ValueError("nothing to convert")
 
     options = {"ema": dict(action="store_true"), "top_k": dict(type=int, help="how many")}
-    monkeypatch.setitem(SYSTEMS, "other", System("Other", rename, options))
+    monkeypatch.setitem(SYSTEMS, "other", System("other", "Other", rename, options))
     assert "options of other:" in convert("--help")[1]
     message = fails(convert("--from", "other", official, "out", "--ema", "--top-k", "3"))
     assert "nothing to convert" in message
@@ -200,9 +200,10 @@ def test_qna_at_another_size(convert, tmp_path):
     code, out, _ = convert("--from", "qna", QNA / "checkpoint_375300", "new.pth", *sizes)
     assert code == 0
     assert "'kernel_size': 5}, in_channels=3, window_sizes=(7, 7, 4, 2)" in out
-    assert "backbone: 98 loaded; 14 resized (stages.0.0.attn.rel_pos_table: (9, 2) for" in out
+    resized = "backbone: 98 loaded; 14 resized (stages.0.blocks.0.attn.rel_pos_table: (9, 2) for"
+    assert resized in out
     (path,) = tmp_path.glob("new-*.pth")
-    table = "backbone.stages.3.0.attn.w_msa.relative_position_bias_table"
+    table = "backbone.stages.3.blocks.0.attn.w_msa.relative_position_bias_table"
     assert torch.load(path, weights_only=True)["state_dict"][table].shape == (9, 4)
 
 

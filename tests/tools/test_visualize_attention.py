@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from mmlocal.cli.visualize_attention import visualize_attention
 from mmlocal.errors import UsageError
 from mmlocal.layers import MIXERS
 
@@ -83,7 +84,11 @@ class OtherBackbone(BaseModule):
     def forward(self, x):
         return (self.ghost(self.attn(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),)
 """
-QNA_LAYERS = ["backbone.stages.0.0.attn", "backbone.stages.1.1.attn", "backbone.downsamples.0.attn"]
+QNA_LAYERS = [
+    "backbone.stages.0.blocks.0.attn",
+    "backbone.stages.0.downsample.attn",
+    "backbone.stages.1.blocks.1.attn",
+]
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +253,11 @@ def test_mistakes(run, qna, image, tmp_path, arguments, message):
         run(qna, *arguments)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["qna.py"]
+
+
+def test_no_heads(qna, image, tmp_path):
+    with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
+        visualize_attention(str(qna), None, str(image), tmp_path / "out", heads=0)
 
 
 def test_checkpoint_of_another_model(run, qna, image, tmp_path):

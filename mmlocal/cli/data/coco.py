@@ -129,7 +129,7 @@ def _check_boxes(
     usable = sum(found.boxes[id_] for id_ in ids)
     reasons = ""
     for fault, which in found.faults.items():
-        if fault == "have no segmentation":
+        if fault in (found.NO_MASK, found.RUN_LENGTHS):
             continue
         text = f"{len(which)} of {found.annotations} annotations {fault} (such as id {which[0]})"
         reasons += f"; {text}"
@@ -147,13 +147,18 @@ def _check_boxes(
         findings.error(
             f"{path}: filter_cfg={dict(built.filter_cfg)} of {dataset.key} leaves no image"
         )
-    masks = any(
-        step.get("with_mask") for step in dataset.cfg.get("pipeline") or [] if hasattr(step, "get")
-    )
-    if masks and (bare := found.faults.get("have no segmentation")):
+    steps = [step for step in dataset.cfg.get("pipeline") or [] if hasattr(step, "get")]
+    loaders = [step for step in steps if step.get("with_mask")]
+    if loaders and (which := found.faults.get(found.NO_MASK)):
         findings.error(
-            f"{path}: {len(bare)} of {found.annotations} annotations have no segmentation (such "
-            f"as id {bare[0]}), but {dataset.key}.pipeline loads masks (with_mask=True)"
+            f"{path}: {len(which)} of {found.annotations} annotations {found.NO_MASK} (such "
+            f"as id {which[0]}), but {dataset.key}.pipeline loads masks (with_mask=True)"
+        )
+    polygons = any(not step.get("poly2mask", True) for step in loaders)
+    if polygons and (which := found.faults.get(found.RUN_LENGTHS)):
+        findings.error(
+            f"{path}: {len(which)} of {found.annotations} annotations {found.RUN_LENGTHS} (such "
+            f"as id {which[0]}), which mmdet ignores with poly2mask=False in {dataset.key}.pipeline"
         )
 
 

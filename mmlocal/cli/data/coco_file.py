@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from mmlocal.cli.data.report import shorten
 
@@ -34,6 +34,10 @@ class CocoFile:
         errors: what is wrong with the file as a whole.
         faults: what is wrong with annotations -> their ids.
     """
+
+    # Faults that matter only to a pipeline that loads masks.
+    NO_MASK: ClassVar[str] = "have no segmentation"
+    RUN_LENGTHS: ClassVar[str] = "have a run-length encoded segmentation (RLE)"
 
     categories: dict[int, str] = field(default_factory=dict)
     parents: set[str] = field(default_factory=set)
@@ -159,8 +163,11 @@ def _read_annotations(annotations: list, images: list, found: CocoFile) -> None:
             fault = _fault_of_box(annotation, *bounds[annotation["image_id"]])
         if fault is None:
             found.boxes[category] += 1
-            if not annotation.get("segmentation"):
-                found.faults.setdefault("have no segmentation", []).append(annotation["id"])
+            mask = annotation.get("segmentation")
+            if not mask:
+                found.faults.setdefault(found.NO_MASK, []).append(annotation["id"])
+            elif isinstance(mask, dict) and not annotation.get("iscrowd"):
+                found.faults.setdefault(found.RUN_LENGTHS, []).append(annotation["id"])
         else:
             found.faults.setdefault(fault, []).append(annotation["id"])
         found.images_with.setdefault(category, set()).add(annotation["image_id"])

@@ -1,9 +1,9 @@
 """A generated data set: textured pictures of overlapping shapes, for three tasks.
 
-Nothing is downloaded. The outline tells the class; colour is a hint to it, texture is random. The
-scenes hold objects of all three COCO sizes, turned, on top of each other and cut by the border;
-what is hidden is not annotated, and more than half of each object shows. ``det`` and ``seg`` share
-the pictures; ``cls`` has its own, with one whole object each::
+Nothing is downloaded. The outline tells the class. Colour is a hint to it, and texture is random.
+The scenes hold objects of all three COCO sizes, which are turned, lie on top of each other and are
+cut by the border. Masks cover the visible part of an object, which is more than half of it.
+``det`` and ``seg`` share the pictures. ``cls`` has its own, with one whole object each::
 
     shapes/
       shapes.json                              arguments, classes, counts
@@ -12,7 +12,7 @@ the pictures; ``cls`` has its own, with one whole object each::
       annotations/train/000001.png    val/     label maps, for seg
       cls/train/<class>/000001.jpg    val/     class folders, for cls
 
-What to write in a config, for ``train``; ``val`` is alike:
+Configs name the training data as follows. ``val`` takes the place of ``train`` for the other split.
 
 mmdet (instances)::
 
@@ -50,7 +50,8 @@ mmpretrain; its class numbers are the indices into ``CLASSES``::
 or ``dict(type="ImageNet", data_root="data/shapes/cls", split="train",
 metainfo=dict(classes=CLASSES))``.
 
-Needs OpenCV, rich and Shapely, which mmcv, mmengine and mmdet bring along.
+The masks in the COCO files are run-length encoded (RLE), which mmdet reads with its default
+``poly2mask=True``. The generator needs OpenCV and rich, which mmcv and mmengine bring along.
 """
 
 from mmlocal.datasets.shapes.export import (

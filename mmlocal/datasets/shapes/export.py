@@ -1,11 +1,9 @@
-"""Writes the data set: folders, annotation formats, and the promise of all or nothing."""
+"""Writes the data set: folders and annotation formats."""
 
-import contextlib
-import fcntl
 import json
 import operator
 import os
-import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,16 +11,17 @@ from typing import Any
 
 import cv2
 import numpy as np
-import shapely
 from rich.console import Console
 from rich.progress import track
 
 from mmlocal.datasets.shapes.render import CLASSES, Scene, draw_scene
+from mmlocal.files import whole_folder, write_whole
 
 TASKS = ("det", "seg", "cls")
 SPLITS = ("train", "val")
 MANIFEST = "shapes.json"
-VERSION = 2  # goes up when the same arguments give other files
+GENERATOR = "mmlocal.datasets.shapes"  # tells our manifests from other files of that name
+VERSION = 3  # goes up when the same arguments give other files
 MIN_SIZE = 32  # smallest picture, in pixels; MAX_SIDE of it must not be below MIN_SIDE
 
 OBJECTS_PER_IMAGE = (3, 7)
@@ -49,12 +48,12 @@ def generate_shapes(
 ) -> dict[str, Any]:
     """Writes the data set described in :mod:`mmlocal.datasets.shapes`.
 
-    The same arguments give the same bytes with the same versions of NumPy, OpenCV and Shapely, and
-    picture ``i`` of a split does not depend on how many pictures there are.
+    The same arguments give the same bytes with the same versions of NumPy and OpenCV. Picture ``i``
+    of a split does not depend on how many pictures there are.
 
-    All files are written to a hidden folder beside ``out_dir`` that is renamed at the end: whenever
-    the process dies, ``out_dir`` is either as it was before or complete. The next run for the same
-    ``out_dir`` clears what a dead one has left.
+    All files are written to a hidden folder beside ``out_dir`` that is renamed at the end. So
+    ``out_dir`` is either as it was before or complete, whenever the process ends. Of two processes
+    that write the same data set at once, the slower one uses the files of the faster one.
 
     Args:
         out_dir: folder to make. It may exist if it is empty, or, with ``overwrite``, if it is a
@@ -78,45 +77,48 @@ def generate_shapes(
         TypeError: a number that is not an integer, or ``tasks`` given as one string.
         FileExistsError: ``out_dir`` is a file, is a data set and ``overwrite`` is False, or is a
             folder that holds anything else.
-        BlockingIOError: another process is writing to the same ``out_dir``.
         OSError: the disk is full or ``out_dir`` cannot be written.
     """
     if isinstance(tasks, str):
         raise TypeError(f"tasks={tasks!r} is a string; give a sequence such as ({tasks!r},)")
     if not tasks or set(tasks) - set(TASKS):
         raise ValueError(f"tasks={tuple(tasks)!r}: give one or more of {TASKS}")
-    counts = {
-        "train": _integer("num_train", num_train, 1),
-        "val": _integer("num_val", num_val, 1),
-    }
-    arguments = {
-        "tasks": [task for task in TASKS if task in tasks],
-        "num_train": counts["train"],
-        "num_val": counts["val"],
+    arguments: dict[str, Any] = {
+        "tasks": _in_order(tasks),
+        "num_train": _integer("num_train", num_train, 1),
+        "num_val": _integer("num_val", num_val, 1),
         "image_size": _integer("image_size", image_size, MIN_SIZE),
         "cls_size": _integer("cls_size", cls_size, MIN_SIZE),
         "seed": _integer("seed", seed, 0),
     }
     target = Path(out_dir).resolve()
     _check_target(target, overwrite)
+    counts = {split: {"images": arguments[f"num_{split}"]} for split in SPLITS}
     manifest = {
-        "generator": "mmlocal.datasets.shapes",
+        "generator": GENERATOR,
         "version": VERSION,
         "classes": list(CLASSES),
         "arguments": arguments,
-        "counts": {split: {"images": count} for split, count in counts.items()},
+        "counts": counts,
     }
-    with _staging(target, overwrite) as root:
-        _write_tasks(root, arguments, manifest["counts"], progress)
-        _write_json(root / MANIFEST, manifest, indent=2)
+    try:
+        with whole_folder(target, overwrite) as root:
+            _write_tasks(root, arguments, counts, progress)
+            _write_json(root / MANIFEST, manifest, indent=2)
+    except OSError as error:
+        if not overwrite and read_manifest(target) == manifest:
+            return manifest  # another process was faster
+        _check_target(target, overwrite)
+        raise _cannot_write(target, error) from error
     return manifest
 
 
 def add_task(out_dir: str | os.PathLike, task: str, *, progress: bool = True) -> dict[str, Any]:
     """Adds a task to a data set, with the arguments that the data set was made with.
 
-    All files that are there already stay. As with :func:`generate_shapes`, ``out_dir`` is at any
-    time either as it was before or complete.
+    All files that are there already stay. ``shapes.json`` names the task when all its files are
+    there. A process that is stopped before leaves files or folders that are whole, and the next
+    call completes them.
 
     Args:
         out_dir: a data set of this generator.
@@ -129,24 +131,29 @@ def add_task(out_dir: str | os.PathLike, task: str, *, progress: bool = True) ->
     Raises:
         ValueError: an unknown task, or ``out_dir`` is no data set of this version of the generator.
         FileExistsError: ``out_dir`` holds something else.
-        BlockingIOError: another process is writing to the same ``out_dir``.
         OSError: the disk is full or ``out_dir`` cannot be written.
     """
     if task not in TASKS:
         raise ValueError(f"task={task!r}: give one of {TASKS}")
     target = Path(out_dir).resolve()
-    with _staging(target, overwrite=True) as root:
-        manifest = read_manifest(target)
-        if manifest is None or manifest["version"] != VERSION:
-            raise ValueError(
-                f"out_dir={str(target)!r} is no data set of version {VERSION} of the generator"
-            )
-        arguments = manifest["arguments"]
-        _write_tasks(root, arguments | {"tasks": [task]}, manifest["counts"], progress)
-        shutil.copytree(target, root, symlinks=True, dirs_exist_ok=True)
-        tasks = {task, *arguments["tasks"]}
-        arguments["tasks"] = [name for name in TASKS if name in tasks]
-        _write_json(root / MANIFEST, manifest, indent=2)
+    _check_target(target, overwrite=True)
+    manifest = read_manifest(target)
+    if manifest is None or manifest["version"] != VERSION:
+        raise ValueError(
+            f"out_dir={str(target)!r} is no data set of version {VERSION} of the generator"
+        )
+    arguments, counts = manifest["arguments"], manifest["counts"]
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as stage:
+            _write_tasks(Path(stage), arguments | {"tasks": [task]}, counts, progress)
+            _move_missing(Path(stage), target)
+        manifest = read_manifest(target) or manifest  # another process may have added its task
+        manifest["arguments"]["tasks"] = _in_order([task, *manifest["arguments"]["tasks"]])
+        for split in SPLITS:
+            manifest["counts"][split].update(counts[split])
+        _write_json(target / MANIFEST, manifest, indent=2)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
     return manifest
 
 
@@ -156,7 +163,7 @@ def read_manifest(out_dir: str | os.PathLike) -> dict[str, Any] | None:
         manifest = json.loads((Path(out_dir) / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    ours = isinstance(manifest, dict) and manifest.get("generator") == "mmlocal.datasets.shapes"
+    ours = isinstance(manifest, dict) and manifest.get("generator") == GENERATOR
     return manifest if ours else None
 
 
@@ -199,7 +206,8 @@ def _write_scenes(root: Path, split: str, arguments: dict, progress: bool) -> di
     (root / split).mkdir()
     if "seg" in tasks:
         (root / "annotations" / split).mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in _bar(range(arguments[f"num_{split}"]), f"{split} scenes", progress):
         scene = make_scene(arguments["seed"], split, index, size)
         name = f"{index + 1:06d}"
@@ -241,7 +249,7 @@ def _write_class_folders(root: Path, split: str, arguments: dict, progress: bool
 
 
 def coco_annotations(scene: Scene) -> list[dict[str, Any]]:
-    """COCO annotations, without ``id`` and ``image_id``, of what shows of each object."""
+    """COCO annotations of the visible part of each object, without ``id`` and ``image_id``."""
     annotations = []
     for index, shape in enumerate(scene.shapes):
         mask = scene.mask(index)
@@ -253,7 +261,7 @@ def coco_annotations(scene: Scene) -> list[dict[str, Any]]:
                 "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
                 "area": int(mask.sum()),
                 "iscrowd": 0,
-                "segmentation": mask_to_polygons(mask),
+                "segmentation": mask_to_rle(mask),
             }
         )
     return annotations
@@ -265,41 +273,20 @@ def semantic_map(scene: Scene) -> np.ndarray:
     return labels[scene.owner]  # BACKGROUND is -1, the last entry
 
 
-def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """Polygons that pycocotools rasterises to exactly this mask.
-
-    They run along the edges of the pixels. A COCO polygon cannot have a hole, so a part with a hole
-    is cut in two through it; a mask in several parts gives several polygons.
+def mask_to_rle(mask: np.ndarray) -> dict[str, list[int]]:
+    """COCO's run-length encoding of a mask, not compressed, so that plain JSON holds it.
 
     Args:
         mask: ``(H, W)`` bool.
 
     Returns:
-        One flat list ``[x0, y0, x1, y1, ...]`` for each polygon. Floats, because mmdet scales
-        polygons in place and would round integers.
+        ``size``, which is ``[H, W]``, and ``counts``: the lengths of the runs of equal pixels, down
+        the columns from left to right. The first run is outside the mask and may be empty.
     """
-    steps = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    rows, starts = np.nonzero(steps == 1)
-    stops = np.nonzero(steps == -1)[1]
-    todo = _polygons(shapely.union_all(shapely.box(starts, rows, stops, rows + 1)))
-    done = []
-    while todo:
-        part = todo.pop()
-        if not part.interiors:
-            ring = part.simplify(0).exterior.coords[:-1]  # without points on straight edges
-            done.append([float(value) for point in ring for value in point])
-            continue
-        hole_left, _, hole_right, _ = part.interiors[0].bounds
-        left, top, right, bottom = part.bounds
-        cut = (hole_left + hole_right) // 2
-        for side in (shapely.box(left, top, cut, bottom), shapely.box(cut, top, right, bottom)):
-            todo += _polygons(part.intersection(side))
-    return done
-
-
-def _polygons(geometry: shapely.Geometry) -> list[shapely.Polygon]:
-    """The polygons in a geometry, without the lines and points that a cut may leave."""
-    return [part for part in shapely.get_parts(geometry) if part.geom_type == "Polygon"]
+    pixels = mask.ravel(order="F")
+    starts = np.flatnonzero(np.diff(pixels, prepend=False))  # of all runs but the first
+    counts = np.diff(starts, prepend=0, append=pixels.size)
+    return {"size": list(mask.shape), "counts": counts.tolist()}
 
 
 def _coco_size(area: int) -> str:
@@ -323,7 +310,11 @@ def _write_image(path: Path, image: np.ndarray) -> None:
 
 def _write_json(path: Path, content: dict, indent: int | None = None) -> None:
     separators = (",", ": ") if indent else (",", ":")
-    path.write_text(json.dumps(content, indent=indent, separators=separators) + "\n")
+    write_whole(path, json.dumps(content, indent=indent, separators=separators) + "\n")
+
+
+def _in_order(tasks: Sequence[str]) -> list[str]:
+    return [task for task in TASKS if task in tasks]
 
 
 def _integer(name: str, value: Any, minimum: int) -> int:
@@ -357,66 +348,16 @@ def _check_target(target: Path, overwrite: bool) -> None:
         )
 
 
-@contextlib.contextmanager
-def _staging(target: Path, overwrite: bool) -> Iterator[Path]:
-    """An empty folder beside ``target`` that takes its place when the block ends without error.
-
-    The folder is locked while in use. The kernel drops the lock of a dead process, so a folder that
-    exists and can be locked is stale, and one that cannot be locked belongs to a live process.
-    """
-    stage = target.with_name(f".{target.name}.shapes-new")
-    old = target.with_name(f".{target.name}.shapes-old")
-    lock = _lock_folder(target, stage)
-    try:
-        _put_back(old, target)
-        _check_target(target, overwrite)
-        _clear(stage)
-        yield stage
-        if target.exists():
-            target.rename(old)
-        stage.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        _put_back(old, target)
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
+def _move_missing(source: Path, target: Path) -> None:
+    """Moves the files and folders that ``target`` lacks, each of them in one go."""
+    for path in source.iterdir():
+        place = target / path.name
+        if not place.exists():
+            path.rename(place)
+        elif path.is_dir():
+            _move_missing(path, place)
 
 
-def _put_back(old: Path, target: Path) -> None:
-    """Undoes the first of the two renames that replace a data set, or ends what follows them."""
-    if old.exists() and not target.exists():
-        old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _lock_folder(target: Path, stage: Path) -> int:
-    """Makes ``stage`` and locks it; returns the open file descriptor that holds the lock."""
-    while True:
-        try:
-            stage.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"out_dir={str(target)!r} cannot be written: {error.strerror}"
-            raise type(error)(error.errno, message) from None
-        # Between any two of these calls, the process that held the folder may end and rename it.
-        try:
-            lock = os.open(stage, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), os.stat(stage)):
-                return lock
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            os.close(lock)
-            message = f"out_dir={str(target)!r}: another process is writing this data set"
-            raise BlockingIOError(message) from None
-        os.close(lock)
-
-
-def _clear(folder: Path) -> None:
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+def _cannot_write(target: Path, error: OSError) -> OSError:
+    reason = error.strerror or error
+    return OSError(error.errno, f"out_dir={str(target)!r} cannot be written: {reason}")

@@ -82,7 +82,7 @@ _UNIT_RINGS = [_normalise(_RINGS[name]) for name in CLASSES]
 
 @dataclass(frozen=True)
 class Shape:
-    """One object: its class, its outline and the pixels that it shows.
+    """One object: its class and its outline.
 
     Attributes:
         category: index into ``CLASSES``.
@@ -96,7 +96,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it.
+    """A picture and the objects in it.
 
     Attributes:
         image: ``(H, W, 3)`` uint8, BGR.
@@ -124,13 +124,13 @@ def draw_scene(
 ) -> Scene:
     """Draws one square picture with the given objects on a textured background.
 
-    Backgrounds are dark, objects bright, so that a small model learns in minutes what an object is
-    and spends its time on the class. As in nature, colour is a hint to it and not more: the
-    class whose hue is nearest is right for three objects in five. Texture tells nothing.
+    Backgrounds are dark and objects bright. So a small model learns in minutes to find objects, and
+    spends its time on the class. Colour is only a hint to the class: the class with the nearest hue
+    is right for three objects in five. Texture tells nothing.
 
     Sizes are uniform in the square root of the side, so that small objects are common and large
-    ones not rare. An object that finds no place where it and all objects below it stay visible
-    enough is left out altogether, so a picture never holds an object without annotation.
+    ones not rare. An object must have a place where it and all objects below it stay visible
+    enough. It is left out if there is none, so every object in a picture has its annotation.
 
     Args:
         rng: source of all randomness.
@@ -138,8 +138,8 @@ def draw_scene(
         categories: class index of each object, in drawing order; later ones cover earlier ones.
         side_range: smallest and largest object, as the square root of its area in pixels.
         spread: share of the width and height, around the middle, where objects have their centres.
-        min_visible: share of each object's area that must show, of what other objects and the
-            border of the picture could hide.
+        min_visible: share of each object's area that must show. Other objects and the border of
+            the picture may hide the rest.
     """
     colours = [rng.uniform(30, 85, 3)]
     colours.append(_shade(rng, colours[0], 15, 40))
@@ -169,7 +169,8 @@ def draw_scene(
         # A small object is nearly plain: a pattern as large as its features would hide its shape.
         shade = _shade(rng, colour, 0, min(30, side / 2))
         colours += [colour, shade]
-        skin = _texture(rng, *alpha.shape, colour, shade)
+        height, width = alpha.shape
+        skin = _texture(rng, height, width, colour, shade)
         image[window] += alpha[..., None] * (skin - image[window])
 
     image += rng.normal(0, rng.uniform(2, 6), image.shape)  # sensor noise

@@ -1,4 +1,4 @@
-"""Auto-encoders: need MMEngine and no task library. The metric is imported on first use."""
+"""Auto-encoders. They need MMEngine and no library of a task."""
 
 from mmlocal.models.autoencoders.autoencoder import AutoEncoder
 

@@ -1,75 +1,45 @@
 """ELSA's neighbourhood aggregation: softmax over the window, ghost head, weighted sum.
 
 To add a backend, write a module with ``forward`` and ``backward`` of the signatures in ``eager``
-and list it in ``BACKENDS``, fastest first.
+and name it in ``BACKENDS``.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlocal.ops import extension
-from mmlocal.ops.backends import TRITON, Backend, check_counts, check_tensors, choose_backend
-from mmlocal.ops.elsa import projection, reference
-from mmlocal.ops.layout import new_map
-from mmlocal.ops.operator import define_operator
+from mmlocal.ops.backends import choose_backend, make_backends
+from mmlocal.ops.checks import (
+    check_counts,
+    check_maps,
+    check_positive,
+    check_tables,
+    check_tensors,
+    count_heads,
+)
+from mmlocal.ops.elsa import reference
+from mmlocal.ops.operator import Operator, as_for_convolution
 from mmlocal.ops.registry import Op, register_op
 
-_INT32 = 2**31 - 1
+BACKENDS = make_backends(
+    __name__,
+    # Half precision: the rounding of the result; nothing else is done in it.
+    {torch.float64: 5e-15, torch.float32: 1.5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3},
+    triton=dict(description="Triton kernels, pixels of a head together"),
+    cpp=dict(description="C++ extension, vectors of channels"),
+)
+_operator = Operator("elsa_attention", reference.forward, BACKENDS, step="dilation")
 
-# Half precision: the rounding of the result; nothing else is done in it.
-_ATOL = {
-    torch.float64: 5e-15,
-    torch.float32: 1.5e-6,
-    torch.bfloat16: 8e-3,
-    torch.float16: 1e-3,
-}
-
-BACKENDS = (
-    Backend(
-        name="triton",
-        description="Triton kernels, pixels of a head together",
-        module="mmlocal.ops.elsa.triton_impl",
-        dtypes=tuple(_ATOL),
-        deterministic=True,
-        atol=_ATOL,
-        **TRITON,
-    ),
-    Backend(
-        name="cpp",
-        description="C++ extension, vectors of channels",
-        module="mmlocal.ops.elsa.cpp",
-        devices=("cpu",),
-        dtypes=tuple(_ATOL),
-        deterministic=True,
-        atol=_ATOL,
-        requires=lambda: extension.unavailable_reason,
-    ),
-    Backend(
-        name="eager",
-        description="plain PyTorch, one tap at a time",
-        module="mmlocal.ops.elsa.eager",
-        devices=("any",),
-        dtypes=tuple(_ATOL),
-        deterministic=True,
-        any_threads=False,  # PyTorch's exp and convolutions are cut by threads
-        atol=_ATOL,
-    ),
-    Backend(
-        name="reference",
-        description="the definition, every window written out",
-        module="mmlocal.ops.elsa.reference",
-        devices=("any",),
-        dtypes=tuple(_ATOL),
-        deterministic=True,
-        any_threads=False,
-        atol=_ATOL,
-    ),
+# The backends that fold the convolution into the op; all others get their logits from PyTorch's.
+_FOLDING = (replace(BACKENDS[0], module=f"{__name__}.triton_projected"), BACKENDS[-1])
+_projected_operator = Operator(
+    "elsa_attention_projected", reference.forward_projected, _FOLDING, step="dilation"
 )
 
 
@@ -79,8 +49,6 @@ def elsa_attention(
     ghost_mul: Tensor | None = None,
     ghost_add: Tensor | None = None,
     *,
-    proj_weight: Tensor | None = None,
-    proj_bias: Tensor | None = None,
     kernel_size: int,
     dilation: int = 1,
     lam: float = 1.0,
@@ -96,29 +64,22 @@ def elsa_attention(
                           * value[c, p + offset(t)]
         a[n, :, p] = softmax_t(attn[n, :, p])
 
-    Taps are in row-major order, as in a cross-correlation. With ``proj_weight``, the logits are a
-    1x1 convolution of ``attn``, which a backend may fold into its kernels (``triton`` does)::
-
-        logits[p] = proj_weight @ attn[p] + proj_bias
+    Taps are in row-major order, as in a cross-correlation.
 
     Args:
         value: ``(B, C, H, W)``, any float dtype and memory format. Zero outside the map.
-        attn: ``(B, heads * kernel_size**2, H, W)``, head-major. Logits, or the weights themselves
-            if ``softmax`` is false. Channels ``[n * C / heads, (n + 1) * C / heads)`` of ``value``
-            use head ``n``. With ``proj_weight``, features ``(B, qk_dims, H, W)``.
+        attn: ``(B, heads * kernel_size**2, H, W)``, head-major. Attention of each pixel to its
+            taps: logits, which still have to pass the softmax, unless ``softmax`` is false.
+            Channels ``[n * C / heads, (n + 1) * C / heads)`` of ``value`` use head ``n``.
         ghost_mul: ``(C, kernel_size, kernel_size)``, multiplicative ghost head, or ``None`` for 1.
             Not read if ``lam`` is 0. Must be positive if ``lam`` is no integer.
         ghost_add: ``(C, kernel_size, kernel_size)``, additive ghost head, or ``None`` for 0.
             Not read if ``gamma`` is 0.
-        proj_weight: ``(heads * kernel_size**2, qk_dims)`` or, as in a convolution,
-            ``(heads * kernel_size**2, qk_dims, 1, 1)``, dtype of ``attn``; ``None`` if ``attn``
-            has the logits.
-        proj_bias: ``(heads * kernel_size**2,)``, dtype of ``attn``; ``None`` for 0.
         kernel_size: odd width of the window, in taps.
         dilation: distance between taps, in pixels.
         lam: exponent of the multiplicative ghost head.
         gamma: factor of the additive ghost head.
-        softmax: whether ``attn``, or what is made of it, still has to pass a softmax over the taps.
+        softmax: ``False`` takes ``attn`` as it is, for weights that have passed a dropout.
         backend: name out of ``BACKENDS``; ``None`` takes the one in the environment variable
             ``MMLOCAL_BACKEND`` or, if that is not set, the fastest that runs here.
 
@@ -127,13 +88,12 @@ def elsa_attention(
 
     Raises:
         TypeError: a tensor is not floating point, ``kernel_size`` or ``dilation`` is no int,
-            ``lam`` or ``gamma`` is no number; ``triton`` is to fold a convolution of several
-            dtypes. (Others leave that error to PyTorch's convolution.)
+            ``lam`` or ``gamma`` is no number.
         ValueError: even ``kernel_size``, ``dilation`` below 1, shapes that do not fit each other,
             a map without pixels or channels, tensors on several devices, ``lam`` or ``gamma`` that
             is not finite, unknown ``backend``.
-        RuntimeError: the named backend cannot run here, or has no derivatives of the kind asked
-            for: all have first derivatives, ``torch.func.grad`` and ``vmap``; ``reference`` has
+        RuntimeError: the named backend cannot run here, or it has no derivatives of the kind asked
+            for. All have first derivatives, ``torch.func.grad`` and ``vmap``; ``reference`` has
             higher and forward-mode derivatives too.
 
     Note:
@@ -142,10 +102,6 @@ def elsa_attention(
         there. Infinity and NaN go where the equation takes them, in every backend: into the outputs
         and gradients of the windows that hold them, and into no others. An infinite result may be
         NaN where a weight is too small for the dtype of the computation (infinity times 0).
-
-        A folded convolution does not round its logits to half precision, keeps ``attn`` for the
-        backward pass in their place, and needs ``softmax`` (else it is not folded). Under autocast
-        it is computed in the lower precision, as any.
 
         ``torch.compile`` and ``torch.export`` see one node. ``torch.fx.symbolic_trace`` cannot
         follow the checks: use ``torch.export.export``. ``torch.jit.script`` cannot read the
@@ -156,123 +112,134 @@ def elsa_attention(
         https://arxiv.org/abs/2112.12786, section 5, eq. 7 and 8. All published models have
         ``lam=0`` and ``gamma=1``.
     """
-    _check(value, attn, proj_weight, proj_bias, ghost_mul, ghost_add, kernel_size, dilation)
+    ghosts = dict(ghost_mul=ghost_mul, ghost_add=ghost_add)
+    check_tensors("elsa_attention", ghosts, value=value, attn=attn)
+    _check_settings(kernel_size, dilation, lam, gamma)
+    check_maps(value, attn=attn)
+    _check_heads(value, "attn", attn.shape[1], kernel_size, **ghosts)
+    tables = _ghost_head(value, **ghosts, lam=lam, gamma=gamma)
+    return _operator(value, attn, *tables, kernel_size, dilation, softmax, backend=backend)
+
+
+def elsa_attention_projected(
+    value: Tensor,
+    features: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None = None,
+    ghost_mul: Tensor | None = None,
+    ghost_add: Tensor | None = None,
+    *,
+    kernel_size: int,
+    dilation: int = 1,
+    lam: float = 1.0,
+    gamma: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Make the logits by a ``1 x 1`` convolution and attend by them: :func:`elsa_attention` of ::
+
+        attn[p] = proj_weight @ features[p] + proj_bias
+
+    The logits are by far the largest map. The backend ``triton`` folds the convolution into its
+    kernels and never writes them; all others let PyTorch convolve.
+
+    Args:
+        value: ``(B, C, H, W)``, any float dtype and memory format. Zero outside the map.
+        features: ``(B, qk_dims, H, W)``, any float dtype and memory format.
+        proj_weight: ``(heads * kernel_size**2, qk_dims)`` or, as in a convolution,
+            ``(heads * kernel_size**2, qk_dims, 1, 1)``, dtype of ``features``.
+        proj_bias: ``(heads * kernel_size**2,)``, dtype of ``features``; ``None`` for 0.
+        ghost_mul: multiplicative ghost head, as in :func:`elsa_attention`.
+        ghost_add: additive ghost head, as in :func:`elsa_attention`.
+        kernel_size: odd width of the window, in taps.
+        dilation: distance between taps, in pixels.
+        lam: exponent of the multiplicative ghost head.
+        gamma: factor of the additive ghost head.
+        backend: as in :func:`elsa_attention`.
+
+    Returns:
+        ``(B, C, H, W)``, dtype of ``value``; channels-last in memory if ``value`` is.
+
+    Raises:
+        TypeError: as :func:`elsa_attention`; or ``features``, ``proj_weight`` and ``proj_bias``
+            have several dtypes.
+        ValueError: as :func:`elsa_attention`; or the three make no ``1 x 1`` convolution.
+        RuntimeError: as :func:`elsa_attention`.
+
+    Note:
+        Under autocast, the convolution is computed in the lower precision, as any. A folded one
+        does not round its logits to half precision. It keeps ``features`` for the backward pass,
+        in place of the logits.
+    """
+    ghosts = dict(ghost_mul=ghost_mul, ghost_add=ghost_add)
+    tensors = dict(value=value, features=features, proj_weight=proj_weight)
+    check_tensors("elsa_attention_projected", {"proj_bias": proj_bias, **ghosts}, **tensors)
+    _check_settings(kernel_size, dilation, lam, gamma)
+    check_maps(value, features=features)
+    _check_convolution(features, proj_weight, proj_bias)
+    _check_heads(value, "proj_weight", proj_weight.shape[0], kernel_size, **ghosts)
+    convolution = as_for_convolution(features, proj_weight.flatten(1), proj_bias)
+    if len(dtypes := {x.dtype for x in convolution if x is not None}) > 1:
+        raise TypeError(
+            "features, proj_weight and proj_bias must have one dtype, "
+            f"got {', '.join(sorted(map(str, dtypes)))}"
+        )
+    backend = choose_backend("elsa_attention_projected", BACKENDS, value, backend).name
+    if backend not in [b.name for b in _FOLDING]:
+        features, weight, bias = convolution
+        attn = F.conv2d(features, weight[:, :, None, None], bias)
+        settings = dict(kernel_size=kernel_size, dilation=dilation, lam=lam, gamma=gamma)
+        return elsa_attention(value, attn, **ghosts, **settings, backend=backend)
+    ghosts = _ghost_head(value, **ghosts, lam=lam, gamma=gamma)
+    return _projected_operator(value, *convolution, *ghosts, kernel_size, dilation, backend=backend)
+
+
+def _check_settings(kernel_size: int, dilation: int, lam: float, gamma: float) -> None:
+    check_counts(kernel_size=kernel_size, dilation=dilation)
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+    check_positive(dilation=dilation)
     for name, factor in (("lam", lam), ("gamma", gamma)):
         if not isinstance(factor, (numbers.Real, torch.SymFloat)):
             raise TypeError(f"{name} must be a number, got {factor!r}")
         if not -math.inf < factor < math.inf:
             raise ValueError(f"{name} must be a finite number, got {factor}")
-    dilation = min(dilation, _INT32)  # no map is larger; backends compute with it in int64
-    # The ghost heads are small: raise and scale them in the precision of the accumulation.
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    ghost_mul = None if lam == 0 or ghost_mul is None else ghost_mul.to(dtype) ** lam
-    ghost_add = None if gamma == 0 or ghost_add is None else gamma * ghost_add.to(dtype)
-    name = choose_backend("elsa_attention", BACKENDS, value, backend).name
-    if proj_weight is not None:
-        if softmax and name in projection.MODULES:
-            tensors = (value, attn, proj_weight, proj_bias, ghost_mul, ghost_add)
-            return projection.attend_projected(*tensors, kernel_size, dilation, name)
-        weight = proj_weight if proj_weight.dim() == 4 else proj_weight[:, :, None, None]
-        attn = F.conv2d(attn, weight, proj_bias)
-    args = (value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
-    if name == "reference":
-        return reference.forward(*args)
-    return _elsa_attention(*args, name)
 
 
-def _check(
+def _check_convolution(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    dims = features.shape[1]
+    if dims == 0 or weight.shape[1:] not in ((dims,), (dims, 1, 1)):
+        raise ValueError(
+            f"proj_weight must have the shape (heads * kernel_size**2, {dims}) of a 1x1 "
+            f"convolution of features {tuple(features.shape)}, got {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"proj_bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}"
+        )
+
+
+def _check_heads(
     value: Tensor,
-    attn: Tensor,
-    proj_weight: Tensor | None,
-    proj_bias: Tensor | None,
+    name: str,
+    logits: int,
+    kernel_size: int,
     ghost_mul: Tensor | None,
     ghost_add: Tensor | None,
-    kernel_size: int,
-    dilation: int,
 ) -> None:
-    check_counts(kernel_size=kernel_size, dilation=dilation)
-    check_tensors(
-        "elsa_attention",
-        value=value,
-        attn=attn,
-        proj_weight=proj_weight,
-        proj_bias=proj_bias,
-        ghost_mul=ghost_mul,
-        ghost_add=ghost_add,
+    count_heads(value, name, logits, kernel_size**2, "heads * kernel_size**2")
+    shape = (value.shape[1], kernel_size, kernel_size)
+    check_tables(shape, "(C, kernel_size, kernel_size)", ghost_mul=ghost_mul, ghost_add=ghost_add)
+
+
+def _ghost_head(
+    value: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None, lam: float, gamma: float
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both tables with ``lam`` and ``gamma`` in them. They are small: in float32 at least."""
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    return (
+        None if lam == 0 or ghost_mul is None else ghost_mul.to(dtype) ** lam,
+        None if gamma == 0 or ghost_add is None else gamma * ghost_add.to(dtype),
     )
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-    if dilation < 1:
-        raise ValueError(f"dilation must be at least 1, got {dilation}")
-    for name, tensor in (("value", value), ("attn", attn)):
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"{name} must have the 4 dimensions (B, C, H, W), got {tuple(tensor.shape)}"
-            )
-    if 0 in value.shape[1:]:
-        raise ValueError(
-            f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
-        )
-    taps = kernel_size**2
-    name, logits = "attn", attn.shape[1]
-    if proj_weight is not None:
-        projection.check(attn, proj_weight, proj_bias)
-        name, logits = "proj_weight", proj_weight.shape[0]
-    elif proj_bias is not None:
-        raise ValueError("proj_bias must be None without proj_weight")
-    if logits == 0 or logits % taps:
-        raise ValueError(
-            f"{name} must have heads * kernel_size**2 channels (a multiple of {taps}), got {logits}"
-        )
-    heads = logits // taps
-    if value.shape[1] % heads:
-        raise ValueError(
-            f"value must have a multiple of heads={heads} channels, got {value.shape[1]}"
-        )
-    if attn.shape[0] != value.shape[0] or attn.shape[2:] != value.shape[2:]:
-        raise ValueError(
-            f"attn must have the batch size and map of value {tuple(value.shape)}, "
-            f"got {tuple(attn.shape)}"
-        )
-    ghost_shape = (value.shape[1], kernel_size, kernel_size)
-    for name, ghost in (("ghost_mul", ghost_mul), ("ghost_add", ghost_add)):
-        if ghost is not None and ghost.shape != ghost_shape:
-            raise ValueError(
-                f"{name} must have shape (C, kernel_size, kernel_size) = {ghost_shape}, "
-                f"got {tuple(ghost.shape)}"
-            )
 
-
-def _implementation(backend: str):
-    return next(b for b in BACKENDS if b.name == backend).load()
-
-
-def _forward(value: Tensor, attn: Tensor, *args) -> Tensor:
-    *args, backend = args
-    return _implementation(backend).forward(value, attn, *_reachable(value, args))
-
-
-def _backward(grad: Tensor, value: Tensor, attn: Tensor, *args) -> tuple[Tensor | None, ...]:
-    *args, backend, needs_grad = args
-    args = _reachable(value, args)
-    return _implementation(backend).backward(grad, value, attn, *args, needs_grad)
-
-
-def _reachable(value: Tensor, args: list) -> list:
-    """The arguments behind ``attn``, with no ``dilation`` beyond the size of the map: it makes no
-    difference, and cannot overflow."""
-    *ghosts, kernel_size, dilation, softmax = args
-    return [*ghosts, kernel_size, min(dilation, max(value.shape[2:])), softmax]
-
-
-_elsa_attention = define_operator(
-    op="elsa_attention",
-    name="elsa_attention",
-    tensors=("value", "attn", "ghost_mul?", "ghost_add?"),
-    settings="int kernel_size, int dilation, bool softmax, str backend",
-    forward=_forward,
-    backward=_backward,
-    fake=lambda value, *args: new_map(value, value.shape),
-)
 
 register_op(Op("elsa", elsa_attention, BACKENDS, "mmlocal.ops.elsa.analysis"))

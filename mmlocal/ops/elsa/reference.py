@@ -41,3 +41,18 @@ def forward(
     windows = unfold(value.to(dtype))
     windows = windows.reshape(batch, heads, channels // heads, taps, height * width)
     return (filters * windows).sum(dim=3).reshape(value.shape).to(value.dtype)
+
+
+def forward_projected(
+    value: Tensor,
+    features: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    ghost_mul: Tensor | None,
+    ghost_add: Tensor | None,
+    kernel_size: int,
+    dilation: int,
+) -> Tensor:
+    """See :func:`mmlocal.ops.elsa.elsa_attention_projected`; differentiable by autograd."""
+    attn = F.conv2d(features, proj_weight[:, :, None, None], proj_bias)
+    return forward(value, attn, ghost_mul, ghost_add, kernel_size, dilation, True)

@@ -1,7 +1,7 @@
 """QnA's aggregation: learned queries attend to the tokens of overlapping windows.
 
 To add a backend, write a module with ``forward`` and ``backward`` of the signatures in ``eager``
-and list it in ``BACKENDS``, fastest first.
+and name it in ``BACKENDS``.
 """
 
 from __future__ import annotations
@@ -9,70 +9,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmlocal.ops import extension
-from mmlocal.ops.backends import TRITON, Backend, check_counts, check_tensors, choose_backend
+from mmlocal.ops.backends import make_backends
+from mmlocal.ops.checks import (
+    check_counts,
+    check_maps,
+    check_positive,
+    check_tables,
+    check_tensors,
+    count_heads,
+)
 from mmlocal.ops.layout import new_map
-from mmlocal.ops.operator import define_operator
+from mmlocal.ops.operator import Operator
 from mmlocal.ops.qna import reference
 from mmlocal.ops.qna.reference import attention_maps, output_size
 from mmlocal.ops.registry import Op, register_op
 
 __all__ = ["BACKENDS", "attention_maps", "output_size", "qna_attention"]
 
-_INT32 = 2**31 - 1
-
 # Half precision: the rounding of the result; nothing else is done in it.
-_ATOL = {
-    torch.float64: 5e-15,
-    torch.float32: 2e-6,
-    torch.bfloat16: 8e-3,
-    torch.float16: 1e-3,
-}
-
+_ATOL = {torch.float64: 5e-15, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 # The gradient of the scores is the difference of two sums: of what a lone token should not get,
 # the rounding of both is left.
 _CPP_ATOL = _ATOL | {torch.float64: 1e-14, torch.float32: 4e-6}
 
-BACKENDS = (
-    Backend(
-        name="triton",
-        description="Triton kernels, windows of a head together",
-        module="mmlocal.ops.qna.triton_impl",
-        dtypes=tuple(_ATOL),
-        deterministic=True,
-        atol=_ATOL,
-        **TRITON,
-    ),
-    Backend(
-        name="cpp",
-        description="C++ extension, vectors of channels",
-        module="mmlocal.ops.qna.cpp",
-        devices=("cpu",),
-        dtypes=tuple(_ATOL),
-        deterministic=True,
-        atol=_CPP_ATOL,
-        requires=lambda: extension.unavailable_reason,
-    ),
-    Backend(
-        name="eager",
-        description="plain PyTorch, one tap at a time",
-        module="mmlocal.ops.qna.eager",
-        devices=("any",),
-        dtypes=tuple(_ATOL),
-        deterministic=True,
-        any_threads=False,  # PyTorch's exp and convolutions are cut by threads
-        atol=_ATOL,
-    ),
-    Backend(
-        name="reference",
-        description="the definition, every window written out",
-        module="mmlocal.ops.qna.reference",
-        devices=("any",),
-        dtypes=tuple(_ATOL),
-        deterministic=True,
-        any_threads=False,
-        atol=_ATOL,
-    ),
+BACKENDS = make_backends(
+    __name__,
+    _ATOL,
+    triton=dict(description="Triton kernels, windows of a head together"),
+    cpp=dict(description="C++ extension, vectors of channels", atol=_CPP_ATOL),
 )
 
 
@@ -153,13 +117,11 @@ def qna_attention(
         appendix F.
     """
     _check(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
-    args = (value, scores, rel_pos, tap_weight)
-    stride = min(stride, _INT32)  # no map is larger; backends compute with it in int64
-    settings = (num_queries, kernel_size, stride, padding, sum_queries)
-    name = choose_backend("qna_attention", BACKENDS, value, backend).name
-    if name == "reference":
-        return reference.forward(*args, *settings)
-    return _qna_attention(*args, *settings, name)
+    return _operator(
+        *(value, scores, rel_pos, tap_weight),
+        *(num_queries, kernel_size, stride, padding, sum_queries),
+        backend=backend,
+    )
 
 
 def _check(
@@ -172,40 +134,15 @@ def _check(
     stride: int,
     padding: int,
 ) -> None:
-    check_tensors(
-        "qna_attention", value=value, scores=scores, rel_pos=rel_pos, tap_weight=tap_weight
-    )
+    tables = dict(rel_pos=rel_pos, tap_weight=tap_weight)
+    check_tensors("qna_attention", tables, value=value, scores=scores)
     counts = dict(num_queries=num_queries, kernel_size=kernel_size, stride=stride)
     check_counts(**counts, padding=padding)
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    check_positive(**counts)
     if not 0 <= padding < kernel_size:
         raise ValueError(f"padding must be 0 to kernel_size - 1 = {kernel_size - 1}, got {padding}")
-    for name, tensor in (("value", value), ("scores", scores)):
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"{name} must have the 4 dimensions (B, C, H, W), got {tuple(tensor.shape)}"
-            )
-    if 0 in value.shape[1:]:
-        raise ValueError(
-            f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
-        )
-    if scores.shape[1] == 0 or scores.shape[1] % num_queries:
-        raise ValueError(
-            f"scores must have num_queries * heads channels (a multiple of {num_queries}), "
-            f"got {scores.shape[1]}"
-        )
-    heads = scores.shape[1] // num_queries
-    if value.shape[1] % heads:
-        raise ValueError(
-            f"value must have a multiple of heads={heads} channels, got {value.shape[1]}"
-        )
-    if scores.shape[0] != value.shape[0] or scores.shape[2:] != value.shape[2:]:
-        raise ValueError(
-            f"scores must have the batch size and map of value {tuple(value.shape)}, "
-            f"got {tuple(scores.shape)}"
-        )
+    check_maps(value, scores=scores)
+    count_heads(value, "scores", scores.shape[1], num_queries, "num_queries * heads")
     height, width = value.shape[2:]
     # Not of their minimum: torch 2.6 would compile anew wherever the other side is the smaller one.
     if height + 2 * padding < kernel_size or width + 2 * padding < kernel_size:
@@ -213,34 +150,8 @@ def _check(
             f"value must be at least one window of kernel_size={kernel_size} with "
             f"padding={padding}, got a map of {height}x{width}"
         )
-    table_shape = (scores.shape[1], kernel_size, kernel_size)
-    for name, table in (("rel_pos", rel_pos), ("tap_weight", tap_weight)):
-        if table is not None and table.shape != table_shape:
-            raise ValueError(
-                f"{name} must have shape (num_queries * heads, kernel_size, kernel_size) = "
-                f"{table_shape}, got {tuple(table.shape)}"
-            )
-
-
-def _implementation(backend: str):
-    return next(b for b in BACKENDS if b.name == backend).load()
-
-
-def _forward(value: Tensor, *args) -> Tensor:
-    *args, backend = args
-    return _implementation(backend).forward(value, *_reachable(value, args))
-
-
-def _backward(grad: Tensor, value: Tensor, *args) -> tuple[Tensor | None, ...]:
-    *args, backend, needs_grad = args
-    return _implementation(backend).backward(grad, value, *_reachable(value, args), needs_grad)
-
-
-def _reachable(value: Tensor, args: list) -> list:
-    """The arguments behind ``value``, with no ``stride`` beyond the padded map: it makes no
-    difference, and cannot overflow."""
-    *args, stride, padding, sum_queries = args
-    return [*args, min(stride, max(value.shape[2:]) + 2 * padding), padding, sum_queries]
+    shape = (scores.shape[1], kernel_size, kernel_size)
+    check_tables(shape, "(num_queries * heads, kernel_size, kernel_size)", **tables)
 
 
 def _fake(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding, *args):
@@ -251,15 +162,6 @@ def _fake(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, 
     return new_map(value, (batch, *queries, channels, *size))
 
 
-_qna_attention = define_operator(
-    op="qna_attention",
-    name="qna_attention",
-    tensors=("value", "scores", "rel_pos?", "tap_weight?"),
-    settings="int num_queries, int kernel_size, int stride, int padding, bool sum_queries, "
-    "str backend",
-    forward=_forward,
-    backward=_backward,
-    fake=_fake,
-)
+_operator = Operator("qna_attention", reference.forward, BACKENDS, fake=_fake, step="stride")
 
 register_op(Op("qna", qna_attention, BACKENDS, "mmlocal.ops.qna.analysis"))

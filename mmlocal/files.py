@@ -1,0 +1,64 @@
+"""Files and folders that appear under their names only when they are complete.
+
+This module needs the standard library only.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write or replace a file, which appears under its name only when it is complete.
+
+    Args:
+        path: the file. Its folder must exist.
+        content: text is written as UTF-8.
+
+    Raises:
+        OSError: the file cannot be written; an earlier one is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a folder, which appears under its name only when the block ends without error.
+
+    An error in the block, or an interrupt, leaves nothing behind. A killed process leaves a hidden
+    folder beside ``path``. Several processes may write the same folder: without ``overwrite``, the
+    first one that ends wins.
+
+    Args:
+        path: the folder to make. Missing parents are made.
+        overwrite: replace a folder that is there; it stays until the new one is complete.
+
+    Yields:
+        An empty folder beside ``path``.
+
+    Raises:
+        OSError: the folder cannot be written, or ``path`` is there, is not empty, and ``overwrite``
+            is False; what was there before is as it was.
+    """
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as stage:
+        new, old = Path(stage, "new"), Path(stage, "old")
+        new.mkdir()
+        yield new
+        try:
+            if overwrite:
+                with contextlib.suppress(FileNotFoundError):
+                    path.rename(old)
+            new.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise

@@ -1,0 +1,177 @@
+"""Cases and helpers that the tests of all ops share."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from mmlocal.ops.backends import Backend
+
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def running(backends: tuple[Backend, ...]) -> list[Backend]:
+    """Those that take CPU tensors here; test_triton.py runs Triton's."""
+    return [b for b in backends if not b.not_supported_reasons(torch.empty(0))]
+
+
+# ------------------------------------------------------------------------------- calls of the ops
+
+
+def _randn(seed: int) -> Callable[..., Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return lambda *size: torch.randn(*size, generator=g, dtype=torch.float64)
+
+
+def make_elsa(shape, ghost=(1, 1), dtype=torch.float64, seed=0) -> tuple[dict, dict]:
+    """Leaf tensors and settings; the multiplicative ghost head is positive where it has to be.
+
+    Args:
+        shape: batch, heads, channels per head, height, width, kernel, dilation.
+        ghost: ``lam`` and ``gamma``; there is no table for a 0.
+        dtype: of all tensors.
+        seed: of their numbers.
+    """
+    batch, heads, per_head, height, width, k, dilation = shape
+    lam, gamma = ghost
+    randn, channels = _randn(seed), heads * per_head
+    tensors = {
+        "value": randn(batch, channels, height, width),
+        "attn": randn(batch, heads * k * k, height, width),
+    }
+    if lam:
+        tensors["ghost_mul"] = randn(channels, k, k)
+        if lam != int(lam):
+            tensors["ghost_mul"] = tensors["ghost_mul"].abs() + 0.1
+    if gamma:
+        tensors["ghost_add"] = randn(channels, k, k)
+    return leaves(tensors, dtype), dict(kernel_size=k, dilation=dilation, lam=lam, gamma=gamma)
+
+
+def make_projected(shape, switches, dims: int, dtype=torch.float64) -> tuple[dict, dict]:
+    """As ``make_elsa``, with features and a projection in place of the logits.
+
+    Args:
+        shape: as for ``make_elsa``.
+        switches: ``lam``, ``gamma``, and whether there is a bias.
+        dims: channels of the features.
+        dtype: of all tensors.
+    """
+    *ghost, bias = switches
+    tensors, settings = make_elsa(shape, ghost)
+    batch, heads, _, height, width, k, _ = shape
+    randn = _randn(1)
+    projection = {
+        "features": randn(batch, dims, height, width),
+        "proj_weight": randn(heads * k * k, dims) / dims**0.5,
+    }
+    if bias:
+        projection["proj_bias"] = randn(heads * k * k)
+    ghosts = {n: x for n, x in tensors.items() if n.startswith("ghost")}
+    return leaves({"value": tensors["value"]} | projection | ghosts, dtype), settings
+
+
+def make_qna(shape, tables=(True, True), dtype=torch.float64, seed=0) -> tuple[dict, dict]:
+    """Leaf tensors and settings.
+
+    Args:
+        shape: batch, heads, channels per head, height, width, kernel, stride, padding, queries.
+        tables: whether there are ``rel_pos`` and ``tap_weight``.
+        dtype: of all tensors.
+        seed: of their numbers.
+    """
+    batch, heads, per_head, height, width, k, stride, padding, queries = shape
+    randn = _randn(seed)
+    tensors = {
+        "value": randn(batch, heads * per_head, height, width),
+        "scores": randn(batch, queries * heads, height, width),
+    }
+    for name, there in zip(("rel_pos", "tap_weight"), tables, strict=True):
+        if there:
+            tensors[name] = randn(queries * heads, k, k)
+    settings = dict(num_queries=queries, kernel_size=k, stride=stride, padding=padding)
+    return leaves(tensors, dtype), settings
+
+
+def leaves(tensors: dict, dtype: torch.dtype | None = None, **changes) -> dict:
+    """Fresh leaf tensors of the same numbers, some of them changed."""
+    return {
+        name: x.detach().to(dtype or x.dtype).clone().requires_grad_()
+        for name, x in (tensors | changes).items()
+    }
+
+
+def restride(x: Tensor, layout: str) -> Tensor:
+    """The same shape in another memory format.
+
+    A table is left alone where the format is about maps. ``"expanded"`` gives other numbers: all
+    samples of a map, or all taps of a table, are one.
+    """
+    x = x.detach()
+    if layout == "channels-last":
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    if layout == "sliced":
+        return torch.stack((x, x + 1), dim=-1)[..., 0]
+    if layout == "transposed":
+        return x.mT.contiguous().mT
+    assert layout == "expanded"
+    if x.dim() == 4:
+        return x[:1].expand(len(x), -1, -1, -1)
+    return x[:, :1, :1].expand(-1, *x.shape[1:])
+
+
+# ------------------------------------------------------------------------------- and their results
+
+
+def make_cotangent(out: Tensor) -> Tensor:
+    """Varied numbers in [-2, 2] that every dtype holds exactly."""
+    return (torch.arange(out.numel()).view(out.shape) * 37 % 65 - 32).to(out.dtype) / 16
+
+
+def run(op: Callable[..., Tensor], tensors: dict, settings: dict, **kwargs) -> dict[str, Tensor]:
+    """Output, and gradients of the tensors that need one, for one fixed cotangent."""
+    out = op(**tensors, **settings, **kwargs)
+    live = {name: x for name, x in tensors.items() if x.requires_grad}
+    grads = torch.autograd.grad(out, list(live.values()), make_cotangent(out).to(out.device))
+    return {"out": out.detach()} | {
+        f"grad of {name}": grad for name, grad in zip(live, grads, strict=True)
+    }
+
+
+def worst_error(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest error relative to the largest value, over the tensors of two results."""
+    assert ours.keys() == expected.keys()
+    errors = [0.0]
+    for name, x in ours.items():
+        ref = expected[name].double()
+        assert x.shape == ref.shape, name
+        assert x.isfinite().all(), name
+        assert ref.isfinite().all(), name
+        if ref.numel():
+            # What is left of a zero, as for the score of a lone token, has to match absolutely.
+            scale = ref.abs().max().item()
+            errors.append((x.double() - ref).abs().max().item() / (scale if scale > 1e-12 else 1.0))
+    return max(errors)
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Largest sum of CPU memory that ``function`` held at once, in bytes, from PyTorch's records
+    of every allocation and release; temporaries inside kernels count as well."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        result = function()
+    del result
+    # The trace is the public form of these records: the profiler's tables add them up by operator.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        prof.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    events = [e for e in events if e["name"] == "[memory]" and e["args"]["Device Type"] == 0]
+    events.sort(key=lambda event: event["ts"])
+    return max(itertools.accumulate(event["args"]["Bytes"] for event in events))
