@@ -89,7 +89,7 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part in parts and leaf in LEAVES:
             out[f"{parts[part]}.{LEAVES[leaf]}"] = to_pytorch(leaf, value)
         else:
-            raise ValueError(f"it is no official QnA-ViT: it has no parameter {key}")
+            raise ValueError(f"it is no official QnA-ViT, which has no parameter {key}")
     for (prefix, name), layer in layers.items():
         if name == "FusedKQnA_0":
             infix = "" if prefix == "neck.qna" else ".attn"
