@@ -112,7 +112,7 @@ def _accept_pretrained(cfg: Config) -> None:
         UsageError: the value is no path, or the backbone has an ``init_cfg`` already.
     """
     model: Any = cfg.get("model")
-    backbone = model.get("backbone") if isinstance(model, dict) else None
+    backbone: Any = model.get("backbone") if isinstance(model, dict) else None
     if not isinstance(backbone, dict) or "pretrained" not in model:
         return
     if library_of(cfg).takes_pretrained(backbone):
@@ -129,4 +129,4 @@ def _accept_pretrained(cfg: Config) -> None:
             f"model.pretrained={checkpoint} and model.backbone.init_cfg both say where the "
             "weights of the backbone come from; keep one of them"
         )
-    backbone.init_cfg = ConfigDict(type="Pretrained", checkpoint=checkpoint)
+    backbone["init_cfg"] = ConfigDict(type="Pretrained", checkpoint=checkpoint)

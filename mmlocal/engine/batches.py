@@ -48,7 +48,7 @@ class CheckBatchHook(Hook):
 def find_pooled_batch_norms(model: nn.Module) -> Iterator[str]:
     """Names of the BatchNorm layers in training that follow a pooling to one pixel.
 
-    Only those are found that stand behind the pooling in one ``nn.Sequential``, as in mmseg.
+    The pooling and the layers have to stand in one ``nn.Sequential``, as they do in mmseg.
     """
     names = {module: name for name, module in model.named_modules()}
     for module in model.modules():

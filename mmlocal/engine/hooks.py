@@ -1,7 +1,7 @@
 """Hooks of the runs that the configs describe."""
 
-import math
 import random
+import sys
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class _SeededWorkers:
         self.seed, self.rank = seed, rank
         self.iteration = 0  # of the next batch
         # Workers that outlive an epoch start with the first batches of the next one.
-        self.batches = len(loader) if by_epoch and loader.persistent_workers else math.inf
+        self.batches = len(loader) if by_epoch and loader.persistent_workers else sys.maxsize
         self.batch = 0
         self._init_fn, self._collate_fn = loader.worker_init_fn, loader.collate_fn
         loader.worker_init_fn, loader.collate_fn = self.start, self.collate
@@ -102,6 +102,7 @@ class _SeededWorkers:
     def collate(self, samples: list) -> object:
         batch = self._collate_fn(samples)
         worker = get_worker_info()
+        assert worker is not None, "only workers collate with this"
         self.batch += worker.num_workers
         if self.batch >= self.batches:
             self.batch = worker.id

@@ -1,4 +1,4 @@
-"""Optimizer wrappers and constructors for what MMEngine and the task libraries leave out."""
+"""An optimizer wrapper and a constructor that neither MMEngine nor its libraries have."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from mmlocal.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 class CPUAmpOptimWrapper(OptimWrapper):
     """Mixed precision on the CPU, in bfloat16; MMEngine's ``AmpOptimWrapper`` demands a GPU.
 
-    Only ``model.backbone`` computes in bfloat16, its outputs are float32 again: mmcv's ops for the
-    CPU (NMS, RoIAlign) know no bfloat16. A model without backbone computes in it as a whole. It has
-    the range of float32, so no loss is scaled.
-    Arguments are those of ``OptimWrapper``.
+    Only ``model.backbone`` computes in bfloat16, and its outputs are float32 again, because mmcv's
+    ops for the CPU (NMS, RoIAlign) know no bfloat16. A model without a backbone computes in
+    bfloat16 as a whole. bfloat16 has the range of float32, so no loss is scaled. The arguments are
+    the same as for ``OptimWrapper``.
     """
 
     @contextmanager
@@ -53,10 +53,11 @@ class CPUAmpOptimWrapper(OptimWrapper):
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Layer-wise learning-rate decay for any model around a backbone with ``get_layer_depth``.
 
-    Those of mmdet and mmseg know a few backbones by name, that of mmpretrain takes only models with
-    a ``get_layer_depth`` of their own, which detectors and segmentors lack. The learning rate of a
-    parameter is multiplied by ``layer_decay_rate ** (num_layers - 1 - layer)``; whatever is not of
-    the backbone counts as its last layer.
+    The constructors of mmdet and mmseg know a few backbones by name. The one of mmpretrain needs a
+    model with a ``get_layer_depth`` of its own, which detectors and segmentors lack. Here the
+    learning rate of a parameter is multiplied by
+    ``layer_decay_rate ** (num_layers - 1 - layer)``. Parameters outside the backbone count as its
+    last layer.
 
     Args:
         optim_wrapper_cfg: as in MMEngine's default constructor.
@@ -79,7 +80,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if prefix:
             return
         backbone = getattr(module, "backbone", None)
-        if not hasattr(backbone, "get_layer_depth"):
+        if backbone is None or not hasattr(backbone, "get_layer_depth"):
             raise TypeError(
                 "layer-wise decay needs model.backbone.get_layer_depth, got a "
                 f"{type(module).__name__} with the backbone {type(backbone).__name__}"

@@ -68,6 +68,8 @@ class Library:
     """Arguments of the commands that this library has and others lack, such as ``out_item``."""
     heads: tuple[str, ...] = ()
     """Keys below ``model`` of the heads whose ``num_classes`` counts the classes of the data."""
+    odd_heads: frozenset[str] = frozenset()
+    """Types among these heads that make labels of their own, and so count something else."""
     downloads: frozenset[str] = frozenset()
     """Data sets that download themselves, unless their config has ``download=False``."""
     demo: Demo | None = None
@@ -248,7 +250,10 @@ class Library:
     # ---------------------------------------------------------------------------------- data
 
     def counts_classes(self, model: dict) -> bool:
-        """Whether the heads of a model have an output for each class of the data."""
+        """Whether the heads of a model have an output for each class of the data.
+
+        Models that compare images with a text, or learn without labels, do not.
+        """
         return True
 
     def default_prefix(self, dataset: dict) -> dict:

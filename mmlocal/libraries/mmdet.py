@@ -133,6 +133,10 @@ class MMDet(Library):
             return lambda image: _detect_in_two_stages(model, cfg.model.test_cfg, image)
         return lambda image: _detect(model, image)
 
+    def counts_classes(self, model: dict) -> bool:
+        """GLIP and Grounding DINO compare with a text."""
+        return "language_model" not in model
+
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
         """COCO 2017 has its year in the names of its files."""
         of_coco = type_name(dataset.get("type")) == "CocoDataset"

@@ -36,6 +36,7 @@ class MMSeg(Library):
     packages = ("torch", "numpy", "mmengine", "mmcv", "mmseg")
     modules = ("mmcv._ext", "mmseg", "mmseg.models", "mmseg.datasets")
     heads = ("decode_head", "auxiliary_head")
+    odd_heads = frozenset({"STDCHead"})  # finds the borders of the classes
     demo = Demo(
         name="seg",
         config="elsa_swin_nano_upernet_shapes",
@@ -93,6 +94,10 @@ class MMSeg(Library):
     def default_shape(self, cfg: Config) -> tuple[int, int]:
         """The size of the papers' figures, 512x2048."""
         return 512, 2048
+
+    def counts_classes(self, model: dict) -> bool:
+        """SAN compares with a text."""
+        return "text_encoder" not in model
 
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
         """ADE20K has a class of its own."""

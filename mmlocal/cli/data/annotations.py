@@ -35,7 +35,7 @@ def check_annotations(cfg: Config, phases: Sequence[str]) -> None:
         return
     findings = Findings()
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        labels = {}
+        labels: dict[str, list[str]] = {}
         for phase in phases:
             for dataset in datasets_of(cfg, phase):
                 found = _check(cfg, dataset, findings)

@@ -7,13 +7,8 @@ from typing import Any
 from mmengine.config import Config
 
 from mmlocal.cli.data.report import Findings
-from mmlocal.libraries import library_of
+from mmlocal.libraries import Library, library_of
 from mmlocal.libraries.base import type_name
-
-# Heads with labels of their own making: STDC's finds the borders of the classes.
-_OTHER_LABELS = ("STDCHead",)
-# Models with one of these compare images with a text, and not with numbered classes.
-_TEXT = ("language_model", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -34,17 +29,14 @@ class Head:
 
 
 def heads_of(cfg: Config) -> list[Head]:
-    """Heads of a config that set ``num_classes``.
-
-    None for models that compare images with a text, and not with classes.
-    """
+    """Heads of a config that set ``num_classes``; none of a model without numbered classes."""
     model, library = cfg.get("model"), library_of(cfg)
-    if not isinstance(model, dict) or any(part in model for part in _TEXT):
+    if not isinstance(model, dict) or not library.counts_classes(model):
         return []
-    return list(_walk(model, "model", library.heads)) if library.counts_classes(model) else []
+    return list(_walk(model, "model", library))
 
 
-def _walk(node: Any, key: str, names: tuple[str, ...]) -> Iterator[Head]:
+def _walk(node: Any, key: str, library: Library) -> Iterator[Head]:
     for name, child in node.items():
         parts = (
             {f"{key}.{name}.{i}": part for i, part in enumerate(child)}
@@ -55,10 +47,10 @@ def _walk(node: Any, key: str, names: tuple[str, ...]) -> Iterator[Head]:
             if not isinstance(part, dict):
                 continue
             number = part.get("num_classes")
-            counts = type(number) is int and type_name(part.get("type")) not in _OTHER_LABELS
-            if name in names and counts and not part.get("class_agnostic"):
+            counts = name in library.heads and type_name(part.get("type")) not in library.odd_heads
+            if counts and type(number) is int and not part.get("class_agnostic"):
                 yield Head(path, number)
-            yield from _walk(part, path, names)
+            yield from _walk(part, path, library)
 
 
 def compare_heads(

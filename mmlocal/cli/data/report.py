@@ -51,6 +51,6 @@ class Findings:
 
 def shorten(names: Iterable[object]) -> str:
     """Names in a list, the first few if there are many."""
-    names = [str(name) for name in names]
-    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    texts = [str(name) for name in names]
+    more = f", ... ({len(texts)} in all)" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
