@@ -66,12 +66,6 @@ def convert_qna_layer(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[f"{dict(to_v='value', to_out='proj')[name]}.{_LEAVES[leaf]}"] = _leaf(leaf, value)
         elif key == "rpe_bias":
             out["rel_pos_table"] = value
-        elif key == "rpe_bias/kernel":  # (h, d, taps, h)
-            out["pos_proj.weight"] = value.permute(2, 3, 0, 1).flatten(2).flatten(0, 1)
-        elif key == "rpe_bias/bias":
-            out["pos_proj.bias"] = value.flatten()
-        elif key == "absolute_pos_embedding":
-            out["abs_pos_embed"] = value
         elif key in ("attn_scale_weights", "attn_scale_pos"):  # (1, 1, taps, ...)
             out["attn_scale_table"] = value[0, 0].flatten(1)
         elif key != "Wk_b":

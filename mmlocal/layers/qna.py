@@ -18,7 +18,6 @@ from mmlocal.layers.checks import (
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.ops.qna import attention_maps, qna_attention
 
-POS_EMBEDS = ("relative", "absolute", "contextual", "none")
 ATTN_SCALES = ("normal", "normal_elementwise", "ones", "posneg", "avg", "none")
 
 
@@ -71,7 +70,6 @@ class _LearnedQueries(Unscripted, nn.Module):
         qkv_bias: bool,
         normalize_query: bool,
         detach_query_norm: bool,
-        pos_embed: str,
         scale_pos_embed: bool,
         attn_scale: str,
         backend: str | None,
@@ -87,7 +85,6 @@ class _LearnedQueries(Unscripted, nn.Module):
             detach_query_norm=detach_query_norm,
             scale_pos_embed=scale_pos_embed,
         )
-        check_choice(POS_EMBEDS, pos_embed=pos_embed)
         check_choice(ATTN_SCALES, attn_scale=attn_scale)
         if not is_int(padding) or not 0 <= padding < kernel_size:
             raise ValueError(
@@ -111,7 +108,6 @@ class _LearnedQueries(Unscripted, nn.Module):
         self.padding = padding
         self.normalize_query = normalize_query
         self.detach_query_norm = detach_query_norm
-        self.pos_embed = pos_embed
         self.scale_pos_embed = scale_pos_embed
         self.attn_scale = attn_scale
         self.backend = backend
@@ -122,12 +118,7 @@ class _LearnedQueries(Unscripted, nn.Module):
         self.proj = nn.Linear(attn_dims, out_dims, bias=qkv_bias)
 
         taps, tables = kernel_size**2, num_queries * num_heads
-        if pos_embed == "relative":
-            self.rel_pos_table = nn.Parameter(torch.empty(taps, tables))
-        elif pos_embed == "absolute":
-            self.abs_pos_embed = nn.Parameter(torch.empty(taps, num_queries, attn_dims))
-        elif pos_embed == "contextual":
-            self.pos_proj = nn.Linear(attn_dims, taps * num_heads)
+        self.rel_pos_table = nn.Parameter(torch.empty(taps, tables))
         if attn_scale in ("normal", "ones"):
             self.attn_scale_table = nn.Parameter(torch.empty(taps, tables))
         elif attn_scale == "normal_elementwise":
@@ -142,10 +133,7 @@ class _LearnedQueries(Unscripted, nn.Module):
             lecun_normal_(module.weight)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        if self.pos_embed == "relative":
-            nn.init.zeros_(self.rel_pos_table)
-        elif self.pos_embed == "absolute":
-            nn.init.zeros_(self.abs_pos_embed)
+        nn.init.zeros_(self.rel_pos_table)
         if self.attn_scale == "ones":
             nn.init.ones_(self.attn_scale_table)
         elif self.attn_scale in ("normal", "normal_elementwise"):
@@ -164,20 +152,11 @@ class _LearnedQueries(Unscripted, nn.Module):
         scores = self.key(x, query).permute(0, 3, 1, 2)
         return scores if mask is None else scores.masked_fill(mask[:, None], float("-inf"))
 
-    def _rel_pos(self, query: Tensor) -> Tensor | None:
+    def _rel_pos(self) -> Tensor:
         """``(num_queries * num_heads, kernel_size, kernel_size)``."""
-        if self.pos_embed == "none":
-            return None
-        if self.pos_embed == "relative":
-            bias = self.rel_pos_table.t()
-        elif self.pos_embed == "absolute":
-            embed = self.abs_pos_embed.unflatten(2, (self.num_heads, -1))
-            bias = torch.einsum("lhd,tlhd->lht", query, embed)
-        else:
-            bias = self.pos_proj(query.flatten(1))  # (queries, taps * heads)
-            bias = bias.unflatten(1, (-1, self.num_heads)).transpose(1, 2)
+        bias = self.rel_pos_table.t()
         if self.scale_pos_embed:
-            bias = bias * query.shape[2] ** -0.5
+            bias = bias * (self.query.shape[1] // self.num_heads) ** -0.5
         return bias.reshape(-1, self.kernel_size, self.kernel_size)
 
     def _attn_scale(self) -> Tensor | None:
@@ -208,7 +187,7 @@ class _LearnedQueries(Unscripted, nn.Module):
         return qna_attention(
             self.value(x).permute(0, 3, 1, 2),
             self._scores(x, query, mask),
-            self._rel_pos(query),
+            self._rel_pos(),
             self._attn_scale(),
             num_queries=self.num_queries,
             kernel_size=self.kernel_size,
@@ -233,7 +212,7 @@ class _LearnedQueries(Unscripted, nn.Module):
         scores = self._scores(x, query, mask)
         return attention_maps(
             scores,
-            self._rel_pos(query),
+            self._rel_pos(),
             self.num_queries,
             self.kernel_size,
             self.stride,
@@ -263,10 +242,8 @@ class QnA(_LearnedQueries):
         qkv_bias: whether values and output have a bias (on keys it would have no effect).
         normalize_query: whether each head's query has unit length.
         detach_query_norm: whether gradients ignore the division by the length of the query.
-        pos_embed: term that is added to the scores of a tap. ``'relative'``: a learned number per
-            query and head. ``'absolute'``: the product of the query with a learned key.
-            ``'contextual'``: a linear function of the query. ``'none'``: nothing.
-        scale_pos_embed: whether the term of ``pos_embed`` is divided by ``sqrt(head_dims)``.
+        scale_pos_embed: whether the position bias, a learned number per tap, query and head, is
+            divided by ``sqrt(head_dims)`` before it is added to the scores.
         attn_scale: how the queries' attention maps are weighted before they are added.
             ``'normal'``: learned per tap, query and head, starting at N(0, 0.02).
             ``'normal_elementwise'``: the same for all taps. ``'ones'``: as ``'normal'``, starting
@@ -276,14 +253,13 @@ class QnA(_LearnedQueries):
 
     Raises:
         ValueError: ``num_heads`` does not divide ``attn_dims``, a count below 1, ``padding`` out of
-            range, unknown ``pos_embed`` or ``attn_scale``.
+            range, unknown ``attn_scale``.
         TypeError: an argument of another type.
 
     Note:
-        The published models have two queries, ``'relative'`` positions, ``'normal'`` scales and
-        queries of unit length. The official code multiplies ``'absolute'`` positions by the batch
-        size, permutes ``'contextual'`` ones if there are several queries, and fails for
-        ``'none'``. This layer computes all three as described above.
+        The published models have two queries of unit length and ``'normal'`` scales. The official
+        code has three other kinds of position bias. All three are broken there: they depend on the
+        size of the batch or fail. No published model uses them, and this layer leaves them out.
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022, section 3.
@@ -302,7 +278,6 @@ class QnA(_LearnedQueries):
         qkv_bias: bool = False,
         normalize_query: bool = True,
         detach_query_norm: bool = False,
-        pos_embed: str = "relative",
         scale_pos_embed: bool = False,
         attn_scale: str = "normal",
         backend: str | None = None,
@@ -320,7 +295,6 @@ class QnA(_LearnedQueries):
             qkv_bias,
             normalize_query,
             detach_query_norm,
-            pos_embed,
             scale_pos_embed,
             attn_scale,
             backend,
@@ -361,8 +335,7 @@ class UpsampleQnA(_LearnedQueries):
         qkv_bias: whether values and output have a bias (on keys it would have no effect).
         normalize_query: whether each head's query has unit length.
         detach_query_norm: whether gradients ignore the division by the length of the query.
-        pos_embed: as in :class:`QnA`.
-        scale_pos_embed: whether the term of ``pos_embed`` is divided by ``sqrt(head_dims)``.
+        scale_pos_embed: as in :class:`QnA`.
         backend: of :func:`mmlocal.ops.qna_attention`.
 
     Raises:
@@ -385,7 +358,6 @@ class UpsampleQnA(_LearnedQueries):
         qkv_bias: bool = False,
         normalize_query: bool = True,
         detach_query_norm: bool = False,
-        pos_embed: str = "relative",
         scale_pos_embed: bool = False,
         backend: str | None = None,
     ) -> None:
@@ -403,7 +375,6 @@ class UpsampleQnA(_LearnedQueries):
             qkv_bias,
             normalize_query,
             detach_query_norm,
-            pos_embed,
             scale_pos_embed,
             "none",
             backend,

@@ -112,7 +112,7 @@ CASES = [
     (layer(QnA, 12, 2), dict(
         embed_dims=COUNT, num_heads=[*COUNT, 5], kernel_size=SQUARE, num_queries=COUNT,
         stride=COUNT, padding=[-1, 3, 1.5, "1", True, (1, 1)], attn_dims=COUNT, out_dims=COUNT,
-        qkv_bias=FLAG, normalize_query=FLAG, detach_query_norm=FLAG, pos_embed=NAME,
+        qkv_bias=FLAG, normalize_query=FLAG, detach_query_norm=FLAG,
         scale_pos_embed=FLAG, attn_scale=NAME,
     )),
     (layer(UpsampleQnA, 12, 2), dict(embed_dims=COUNT, num_heads=[*COUNT, 5], scale_factor=SQUARE,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmlocal.layers import QnA, UpsampleQnA
-from mmlocal.layers.qna import ATTN_SCALES, POS_EMBEDS
+from mmlocal.layers.qna import ATTN_SCALES
 from mmlocal.ops.qna import BACKENDS
 
 # Those that take CPU tensors here.
@@ -50,7 +50,9 @@ def written_out(layer: QnA, x: torch.Tensor) -> torch.Tensor:
             y, z = row * layer.stride + i - layer.padding, col * layer.stride + j - layer.padding
             if 0 <= y < height and 0 <= z < width:
                 tap, table = i * k + j, q * heads + head
-                bias = layer.rel_pos_table[tap, table] if layer.pos_embed == "relative" else 0
+                bias = layer.rel_pos_table[tap, table]
+                if layer.scale_pos_embed:
+                    bias = bias / dims**0.5
                 logits.append(query[q, head] @ key[y, z, head] / dims**0.5 + bias)
                 values.append(value[y, z, head])
                 weights.append(layer.attn_scale_table[tap, table])
@@ -65,7 +67,7 @@ def written_out(layer: QnA, x: torch.Tensor) -> torch.Tensor:
         dict(),
         dict(stride=2, attn_dims=24, qkv_bias=True),
         dict(kernel_size=2, padding=0, num_queries=3, out_dims=5),
-        dict(kernel_size=5, num_queries=1, normalize_query=False, pos_embed="none"),
+        dict(kernel_size=5, num_queries=1, normalize_query=False, scale_pos_embed=True),
         dict(kernel_size=4, padding=3, stride=3, num_heads=1),
     ],
     ids=str,
@@ -201,8 +203,8 @@ def test_windows_without_tokens(kind):
 @pytest.mark.parametrize(
     ("kind", "kwargs"),
     [
-        *((QnA, dict(pos_embed=p, attn_scale=a)) for p in POS_EMBEDS for a in ATTN_SCALES),
-        *((UpsampleQnA, dict(pos_embed=p)) for p in POS_EMBEDS),
+        *((QnA, dict(attn_scale=a)) for a in ATTN_SCALES),
+        (UpsampleQnA, dict()),
     ],
     ids=lambda x: "-".join(x.values()) if isinstance(x, dict) else x.__name__,
 )
@@ -218,9 +220,8 @@ def test_every_parameter_learns_from_the_start(kind, kwargs):
 
 
 @both
-@pytest.mark.parametrize("pos_embed", POS_EMBEDS)
-def test_gradients(pos_embed, kind):
-    layer = make(kind, embed_dims=4, num_heads=2, pos_embed=pos_embed, scale_pos_embed=True)
+def test_gradients(kind):
+    layer = make(kind, embed_dims=4, num_heads=2, scale_pos_embed=True)
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
 
     def function(x, *parameters):
@@ -245,25 +246,6 @@ def test_attention_scales(attn_scale):
     table.attn_scale_table.data = values.detach().double().expand(9, 6)
     x = tokens(1, 5, 6)
     torch.testing.assert_close(layer(x), table(x), rtol=0, atol=1e-13)
-
-
-def test_positions_of_a_query():
-    """``absolute`` and ``contextual`` positions as a table of ``relative`` ones."""
-    x = tokens(2, 5, 6)
-    for pos_embed, scaled in itertools.product(("absolute", "contextual"), (True, False)):
-        layer, relative = make(pos_embed=pos_embed, scale_pos_embed=scaled), make()
-        query = layer.query / layer.query.view(2, 3, 4).norm(dim=2).add(1e-6).repeat_interleave(
-            4, dim=1
-        )
-        query = query / 4**0.5
-        if pos_embed == "absolute":
-            products = query[None] * layer.abs_pos_embed  # (taps, queries, dims)
-            table = products.view(9, 2, 3, 4).sum(-1)
-        else:
-            table = layer.pos_proj(query).view(2, 9, 3).transpose(0, 1)
-        relative.load_state_dict(layer.state_dict(), strict=False)
-        relative.rel_pos_table.data = table.detach().reshape(9, 6) * (0.5 if scaled else 1)
-        torch.testing.assert_close(layer(x), relative(x), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("detached", [False, True])
@@ -319,7 +301,6 @@ def test_initialisation():
     assert not layer.rel_pos_table.any()
     assert layer.attn_scale_table.std().item() == pytest.approx(0.02, rel=0.05)
     assert (QnA(12, 3, attn_scale="ones").attn_scale_table == 1).all()
-    assert not QnA(12, 3, pos_embed="absolute").abs_pos_embed.any()
 
 
 @pytest.mark.parametrize("queries", [1, 2])
@@ -419,7 +400,6 @@ def test_compile(kind):
         (QnA, dict(stride=0), "stride must be at least 1, got 0"),
         (QnA, dict(padding=3), "padding must be 0 to kernel_size - 1 = 2, got 3"),
         (QnA, dict(padding=-1), "padding must be 0 to kernel_size - 1 = 2, got -1"),
-        (QnA, dict(pos_embed="rpe"), "pos_embed must be one of relative, .*, got 'rpe'"),
         (QnA, dict(attn_scale="max"), "attn_scale must be one of normal, .*, got 'max'"),
         (
             QnA,

@@ -45,7 +45,7 @@ def deit() -> nn.Module:
 
 
 def upsample() -> nn.Module:
-    layer = UpsampleQnA(12, 3, pos_embed="contextual", qkv_bias=True)
+    layer = UpsampleQnA(12, 3, qkv_bias=True)
     return nn.Sequential(PatchEmbed(3, 12), layer)
 
 

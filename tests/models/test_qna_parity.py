@@ -24,12 +24,6 @@ DOUBLE_LIMIT = 1e-6
 # Triton has tests of its own.
 RUNNING = [b.name for b in BACKENDS if not b.not_supported_reasons(torch.empty(0))]
 DTYPES = [torch.float32, torch.float64]
-POS_EMBEDS = {
-    "relative_pos": "relative",
-    "absolute_pos": "absolute",
-    "contextual_pos": "contextual",
-    "none": "none",
-}
 
 
 class Golden:
@@ -92,6 +86,7 @@ def names(*prefixes: str) -> list[str]:
 
 
 def make_qna(config: dict, backend: str | None = None) -> nn.Module:
+    assert config["pos_embedding_type"] == "relative_pos"
     kwargs = dict(
         embed_dims=config["in_features"],
         num_heads=config["heads"],
@@ -101,7 +96,6 @@ def make_qna(config: dict, backend: str | None = None) -> nn.Module:
         qkv_bias=config["use_bias"],
         normalize_query=config["normalize_q"],
         detach_query_norm=config["qna_normalize_stop_grads"],
-        pos_embed=POS_EMBEDS[config["pos_embedding_type"]],
         scale_pos_embed=config["scale_rpe_bias"],
         backend=backend,
     )
@@ -272,4 +266,4 @@ def test_vit(name, dtype):
 def test_every_file_is_used():
     used = names("qna_", "derived_", "mhsa_", "vit_", "resize_")
     assert used == [path.stem for path in FILES]
-    assert len(FILES) == 38
+    assert len(FILES) == 35
