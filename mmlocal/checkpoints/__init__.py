@@ -1,23 +1,31 @@
-"""Checkpoints from elsewhere: read without executing code, renamed to our names, checked."""
+"""Checkpoints from elsewhere: read without executing code, renamed to our names, checked.
+
+Each official code base is one file here, which registers itself: see
+:mod:`mmlocal.checkpoints.system`.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from mmlocal.checkpoints.convert import Conversion, convert_checkpoint, convert_file
-from mmlocal.checkpoints.elsa import convert_elsa, elsa_backbone_cfg
 from mmlocal.checkpoints.files import load_file, save_file
 from mmlocal.checkpoints.flax_files import load_flax
 from mmlocal.checkpoints.matching import MatchReport, match_state_dict
-from mmlocal.checkpoints.qna import convert_qna_vit, qna_backbone_cfg
+from mmlocal.checkpoints.system import SYSTEMS, System, register_system
 
 __all__ = [
+    "SYSTEMS",
     "Conversion",
     "MatchReport",
+    "System",
     "convert_checkpoint",
-    "convert_elsa",
     "convert_file",
-    "convert_qna_vit",
-    "elsa_backbone_cfg",
     "load_file",
     "load_flax",
     "match_state_dict",
-    "qna_backbone_cfg",
+    "register_system",
     "save_file",
 ]
+
+for _module in iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)

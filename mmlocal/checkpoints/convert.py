@@ -10,15 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmlocal.checkpoints.elsa import ELSA
 from mmlocal.checkpoints.files import name_output, save_file, sha256_of
 from mmlocal.checkpoints.matching import MatchReport, match_state_dict
-from mmlocal.checkpoints.qna import QNA
-from mmlocal.checkpoints.system import System
+from mmlocal.checkpoints.system import SYSTEMS, System
 from mmlocal.version import __version__
-
-# Whose checkpoints can be converted.
-SYSTEMS: dict[str, System] = {"elsa": ELSA, "qna": QNA}
 
 
 @dataclass
@@ -70,11 +65,11 @@ def convert_checkpoint(
     """Convert a checkpoint of an official code base.
 
     Args:
-        content: what the ``load`` of the system returns.
+        content: the checkpoint, as the ``load`` of the system reads it.
         build: makes a backbone from its config. The converted state dict has to fit it. It is
             called with ``torch.device("meta")``, so no size can exhaust the memory.
-        system: one of :data:`SYSTEMS`.
-        options: of ``rename_elsa`` or ``rename_qna``.
+        system: name of the code base, one of :data:`~mmlocal.checkpoints.system.SYSTEMS`.
+        options: of the ``rename`` of the system.
 
     Returns:
         The conversion. Tensors keep their dtype and share no memory with ``content``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +19,14 @@ _DTYPES = {
         *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
         *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
     )
+}
+# Flax's names of the parameters and statistics of a layer, and PyTorch's.
+LEAVES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
 }
 # Far above any model here, with its optimizer; what claims more would fill the memory first.
 _MAX_BYTES = 1 << 34
@@ -104,6 +113,38 @@ def load_flax(path: str | Path) -> dict:
         kind = type(checkpoint).__name__
         raise ValueError(f"checkpoint {path} must hold a map, as Flax writes it, got {kind}")
     return checkpoint
+
+
+def flatten(tree: Mapping) -> dict[str, object]:
+    """Leaves of nested maps, under their names joined by ``/``.
+
+    Raises:
+        ValueError: a name that is no string or holds a ``/``.
+    """
+    return dict(_leaves(tree, ""))
+
+
+def _leaves(tree: object, prefix: str) -> Iterator[tuple[str, object]]:
+    if not isinstance(tree, Mapping):
+        yield prefix.removesuffix("/"), tree
+        return
+    for key, value in tree.items():
+        if not isinstance(key, str) or "/" in key:
+            raise ValueError(f"{key!r} in {prefix or 'it'} is no name of a parameter")
+        yield from _leaves(value, f"{prefix}{key}/")
+
+
+def to_pytorch(leaf: str, value: Tensor) -> Tensor:
+    """Bring a parameter into PyTorch's order of axes.
+
+    Args:
+        leaf: Flax's name of the parameter in its layer. A ``kernel`` has its outputs last; all
+            else stays as it is.
+        value: the parameter.
+    """
+    if leaf != "kernel":
+        return value
+    return value.t() if value.dim() == 2 else value.permute(3, 2, 0, 1)
 
 
 def _array(shape: list[int], dtype: bytes, data: bytes) -> Tensor:

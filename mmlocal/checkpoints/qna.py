@@ -1,17 +1,33 @@
-"""Official names of QnA and QnA-ViT, from Flax, mapped to ours."""
+"""Checkpoints of the official QnA code (moabarar/qna), from Flax, under the names of ``QnAViT``."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mmlocal.checkpoints.flax_files import find_flax, load_flax
-from mmlocal.checkpoints.system import Renamed, System, check_renamed, shape_of, some, square
+from mmlocal.checkpoints.flax_files import LEAVES, find_flax, flatten, load_flax, to_pytorch
+from mmlocal.checkpoints.qna_layers import (
+    WINDOW_TABLE,
+    convert_qna_layer,
+    convert_window_attention,
+)
+from mmlocal.checkpoints.system import (
+    Renamed,
+    System,
+    check_renamed,
+    register_system,
+    shape_of,
+    some,
+    square,
+)
 
+_MODEL = "QnA-ViT"
+_shape = partial(shape_of, _MODEL)
 _BLOCK_PARTS = {
     "LayerNorm_0": "norm1",
     "LayerNorm_1": "norm2",
@@ -23,84 +39,16 @@ _BLOCK_PARTS = {
     "AvgPool1x1Conv_0/Conv_0": "skip.conv",
 }
 _PARTS = {
-    "StemBlock_0/conv_1x1": "stem.proj",
-    "StemBlock_0/conv_7x7": "stem.conv",
-    "StemBlock_0/BatchNorm_0": "stem.norm",
+    "StemBlock_0/conv_1x1": "patch_embed.proj",
+    "StemBlock_0/conv_7x7": "patch_embed.conv",
+    "StemBlock_0/BatchNorm_0": "patch_embed.norm",
     "ClassificationHead_0/head_logits": "head.fc",
 }
-_WINDOW_TABLE = "RelativePositionalEmbedding_0/rpe_bias"
 _HEAD_NORM = "ClassificationHead_0/LayerNorm_0"
 _HEAD_LAYER = "ClassificationHead_0/FusedKQnA_0/"
 _BLOCK = re.compile(r"(LSA|QnA)Stage_([0-9]+)/(?:MSA|QnA)_Block_([0-9]+)(_stride_2)?/(.+)")
 # Width of the windows of the published models, in all stages but one.
 _WINDOW_SIZE = 7
-_LEAVES = {
-    "kernel": "weight",
-    "bias": "bias",
-    "scale": "weight",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-
-
-def convert_qna_layer(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of one ``FusedKQnA`` as in :class:`mmlocal.layers.QnA`.
-
-    Args:
-        params: official names, relative to the layer, parts joined by ``/``.
-
-    Returns:
-        A state dict without ``Wk_b``, which has no effect.
-
-    Raises:
-        ValueError: a name that the official layer does not have.
-    """
-    out = {}
-    for key, value in params.items():
-        if key == "query":
-            out["query"] = value
-        elif key == "Wk":
-            out["key.weight"] = value.t()
-        elif key in ("to_v/kernel", "to_v/bias", "to_out/kernel", "to_out/bias"):
-            name, leaf = key.split("/")
-            out[f"{dict(to_v='value', to_out='proj')[name]}.{_LEAVES[leaf]}"] = _leaf(leaf, value)
-        elif key == "rpe_bias":
-            out["rel_pos_table"] = value
-        elif key in ("attn_scale_weights", "attn_scale_pos"):  # (1, 1, taps, ...)
-            out["attn_scale_table"] = value[0, 0].flatten(1)
-        elif key != "Wk_b":
-            raise ValueError(f"it is no official QnA layer: it has no parameter {key}")
-    return out
-
-
-def convert_window_attention(params: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:
-    """Rename the parameters of one ``MultiHeadSelfAttention`` as in our window attention.
-
-    Args:
-        params: official names, relative to the layer, parts joined by ``/``.
-        num_heads: heads of the layer.
-
-    Returns:
-        A state dict of :class:`mmlocal.layers.WindowAttention`.
-
-    Raises:
-        ValueError: a name that the official layer does not have.
-    """
-    out = {}
-    for key, value in params.items():
-        name, _, leaf = key.partition("/")
-        if name in ("to_qkv", "to_out") and leaf not in ("kernel", "bias"):
-            raise ValueError(f"it is no official window attention: it has no parameter {key}")
-        if name == "to_qkv":  # the official columns are (head, qkv, dims), ours (qkv, head, dims)
-            rows = _leaf(leaf, value).unflatten(0, (num_heads, 3, -1))
-            out[f"qkv.{_LEAVES[leaf]}"] = rows.transpose(0, 1).flatten(0, 2)
-        elif name == "to_out":
-            out[f"proj.{_LEAVES[leaf]}"] = _leaf(leaf, value)
-        elif key == _WINDOW_TABLE:
-            out["relative_position_bias_table"] = value
-        else:
-            raise ValueError(f"it is no official window attention: it has no parameter {key}")
-    return out
 
 
 def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +73,8 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if match := _BLOCK.fullmatch(key):
             kind, stage, number, stride, inner = match.groups()
             position = int(number) - 1 + (attn_depths[int(stage)] if kind == "QnA" else 0)
-            prefix = f"downsamples.{stage}" if stride else f"stages.{stage}.{position}"
+            place = "downsample" if stride else f"blocks.{position}"
+            prefix = f"stages.{stage}.{place}"
             parts = {k: f"{prefix}.{v}" for k, v in _BLOCK_PARTS.items()}
         elif key.startswith(_HEAD_LAYER):
             prefix, inner, parts = "neck.qna", key.removeprefix("ClassificationHead_0/"), {}
@@ -137,8 +86,8 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
             layers.setdefault((prefix, layer), {})[rest] = value
         elif inner in parts:
             out[parts[inner]] = value
-        elif part in parts and leaf in _LEAVES:
-            out[f"{parts[part]}.{_LEAVES[leaf]}"] = _leaf(leaf, value)
+        elif part in parts and leaf in LEAVES:
+            out[f"{parts[part]}.{LEAVES[leaf]}"] = to_pytorch(leaf, value)
         else:
             raise ValueError(f"it is no official QnA-ViT: it has no parameter {key}")
     for (prefix, name), layer in layers.items():
@@ -147,19 +96,12 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted = convert_qna_layer(layer)
         else:
             infix = ".attn.w_msa"
-            table = layer.get(_WINDOW_TABLE)
+            table = layer.get(WINDOW_TABLE)
             if table is None:
                 raise ValueError(f"{prefix}: window attention has no relative position table")
             converted = convert_window_attention(layer, table.shape[1])
         out |= {f"{prefix}{infix}.{key}": value for key, value in converted.items()}
     return out
-
-
-def _leaf(leaf: str, value: Tensor) -> Tensor:
-    """A kernel from Flax's order of axes, the last one out, to PyTorch's; all else as it is."""
-    if leaf != "kernel":
-        return value
-    return value.t() if value.dim() == 2 else value.permute(3, 2, 0, 1)
 
 
 def qna_backbone_cfg(params: Mapping[str, Tensor]) -> dict:
@@ -192,7 +134,7 @@ def qna_backbone_cfg(params: Mapping[str, Tensor]) -> dict:
     qna = ""
     for i, depth in enumerate(attn_depths):
         if depth:
-            table = f"LSAStage_{i}/MSA_Block_1/MultiHeadSelfAttention_0/{_WINDOW_TABLE}"
+            table = f"LSAStage_{i}/MSA_Block_1/MultiHeadSelfAttention_0/{WINDOW_TABLE}"
             offsets, attn_heads[i] = _shape(params, table, 2)
             window_sizes[i] = (square(table, offsets) + 1) // 2
     for i, depth in enumerate(qna_depths):
@@ -237,17 +179,17 @@ def rename_qna(
     """Bring a checkpoint of the official code under our names.
 
     Args:
-        content: what :func:`load_flax` returns: a training state, a map of ``params`` and, for a
-            ``resnet`` stem, ``batch_stats``, or the parameters alone.
+        content: the checkpoint, as :func:`load_flax` reads it: a training state, a map of
+            ``params`` and, for a ``resnet`` stem, ``batch_stats``, or the parameters alone.
         kernel_size: resize the tables of the backbone's QnA to windows of this width.
         window_sizes: resize the tables of window attention to these windows, one per stage.
 
     Raises:
         ValueError: another architecture, or a parameter that has no place.
     """
-    params = dict(_flat(content.get("params", content)))
+    params = flatten(content.get("params", content))
     statistics = content.get("batch_stats") if "params" in content else None
-    params |= _flat(statistics or {})
+    params |= flatten(statistics or {})
     left = [str(k) for k in content if k not in ("params", "batch_stats")]
     if wrong := [
         k for k, v in params.items() if not torch.is_tensor(v) or not v.is_floating_point()
@@ -260,7 +202,7 @@ def rename_qna(
     ours = convert_qna_vit(official)
     check_renamed(official, ours)
     if cfg["stem"] == "resnet":  # counts what Flax does not
-        ours["stem.norm.num_batches_tracked"] = torch.tensor(0)
+        ours["patch_embed.norm.num_batches_tracked"] = torch.tensor(0)
     heads = {k: v for k, v in ours.items() if k.startswith(("head.", "neck."))}
     backbone = {k: v for k, v in ours.items() if k not in heads}
     tables: dict = {}
@@ -275,17 +217,6 @@ def rename_qna(
         untold.append("layer_scale_init_value")
     left = left if "params" in content else []
     return Renamed(cfg, backbone, heads, dropped, left, tables, untold=tuple(untold))
-
-
-def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Leaves of nested maps, and their names joined by ``/``."""
-    if not isinstance(tree, Mapping):
-        yield prefix.removesuffix("/"), tree
-        return
-    for key, value in tree.items():
-        if not isinstance(key, str) or "/" in key:
-            raise ValueError(f"{key!r} in {prefix or 'it'} is no name of a parameter")
-        yield from _flat(value, f"{prefix}{key}/")
 
 
 def _depths(params: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -319,15 +250,25 @@ def _doubled(heads: Sequence[int | None]) -> tuple[int, ...]:
     return tuple(n or max(1, (first << i) >> known) for i, n in enumerate(heads))
 
 
-def _shape(params: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
-    return shape_of("QnA-ViT", params, key, dims)
-
-
-QNA = System(
-    "QnA-ViT",
-    rename_qna,
-    options=("kernel_size", "window_sizes"),
-    find=find_flax,
-    load=load_flax,
-    antialias=True,
+register_system(
+    System(
+        "qna",
+        _MODEL,
+        rename_qna,
+        options={
+            "kernel_size": dict(
+                type=int, metavar="K", help="resize the tables of QnA to windows of this width"
+            ),
+            "window_sizes": dict(
+                type=int,
+                nargs="+",
+                metavar="W",
+                help="resize the tables of window attention to these widths, one for each stage; "
+                "for images of 384 pixels: 7 7 24 12",
+            ),
+        },
+        find=find_flax,
+        load=load_flax,
+        antialias=True,
+    )
 )

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmlocal.checkpoints.convert import SYSTEMS, convert_file
+from mmlocal.checkpoints import SYSTEMS, convert_file
 from mmlocal.cli import program
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
@@ -25,28 +25,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="report, but write nothing")
     # Only what is given is passed on: each code base has options of its own.
-    given = dict(default=argparse.SUPPRESS)
-    elsa = parser.add_argument_group("options of elsa")
-    elsa.add_argument("--ema", action="store_true", help="take the averaged weights", **given)
-    elsa.add_argument(
-        "--lam",
-        type=float,
-        help="exponent of the multiplicative ghost head (default: by shape)",
-        **given,
-    )
-    elsa.add_argument(
-        "--gamma", type=float, help="factor of the additive ghost head (default: by shape)", **given
-    )
-    qna = parser.add_argument_group("options of qna, to resize tables (default: as trained)")
-    qna.add_argument("--kernel-size", type=int, metavar="K", help="width of QnA's windows", **given)
-    qna.add_argument(
-        "--window-sizes",
-        type=int,
-        nargs="+",
-        metavar="W",
-        help="width of the attention windows of each stage, for images of 384 pixels: 7 7 24 12",
-        **given,
-    )
+    for name, system in SYSTEMS.items():
+        group = parser.add_argument_group(f"options of {name}")
+        for option, settings in system.options.items():
+            flag = "--" + option.replace("_", "-")
+            group.add_argument(flag, default=argparse.SUPPRESS, **settings)
     return parser.parse_args(argv)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +21,7 @@ from mmlocal.layers.norm import LayerNorm
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block around any attention on ``(B, H, W, C)``.
+    """``x = x + attn(norm1(x))``, then ``x + mlp(norm2(x))``, for any mixer of ``(B, H, W, C)``.
 
     Args:
         embed_dims: channels in.
@@ -28,7 +30,8 @@ class TransformerBlock(nn.Module):
         drop_rate: dropout in the MLP.
         drop_path_rate: stochastic depth of both branches.
         with_cp: recompute activations in the backward pass to save memory.
-        norm_eps: epsilon of the norms.
+        norm1: makes the norm before ``attn`` from the number of channels; ``nn.Identity`` for none.
+        norm2: makes the norm before the MLP in the same way.
         gelu: of :class:`MLP`.
         skip: needed for an ``attn`` that changes the shape. It maps the input of ``attn`` to the
             shape of its output, and both are added. Such an ``attn`` is never dropped.
@@ -50,7 +53,8 @@ class TransformerBlock(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
-        norm_eps: float = 1e-5,
+        norm1: Callable[[int], nn.Module] = LayerNorm,
+        norm2: Callable[[int], nn.Module] = LayerNorm,
         gelu: str = "none",
         skip: nn.Module | None = None,
         out_dims: int | None = None,
@@ -59,20 +63,23 @@ class TransformerBlock(nn.Module):
         super().__init__()
         out_dims = embed_dims if out_dims is None else out_dims
         check_int(embed_dims=embed_dims, out_dims=out_dims)
-        check_number(mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+        check_number(mlp_ratio=mlp_ratio)
         check_rate(drop_rate=drop_rate)
         check_drop_path(drop_path_rate=drop_path_rate)
         check_flag(with_cp=with_cp)
+        for name, norm in (("norm1", norm1), ("norm2", norm2)):
+            if not callable(norm) or isinstance(norm, nn.Module):
+                raise TypeError(f"{name} must make a norm from a number of channels, got {norm!r}")
         hidden_dims = int(out_dims * mlp_ratio)
         if hidden_dims < 1:
             raise ValueError(
                 f"mlp_ratio must give at least one hidden channel out of {out_dims}, got "
                 f"{mlp_ratio}"
             )
-        self.norm1 = LayerNorm(embed_dims, eps=norm_eps)
+        self.norm1 = norm1(embed_dims)
         self.attn = attn
         self.skip = skip
-        self.norm2 = LayerNorm(out_dims, eps=norm_eps)
+        self.norm2 = norm2(out_dims)
         self.mlp = MLP(out_dims, hidden_dims, drop_rate, gelu)
         self.drop_path = DropPath(drop_path_rate)
         self.with_cp = with_cp

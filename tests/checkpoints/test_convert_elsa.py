@@ -16,7 +16,8 @@ from convert_data import (
 )
 from torch import nn
 
-from mmlocal.checkpoints import convert_checkpoint, convert_elsa, convert_file, elsa_backbone_cfg
+from mmlocal.checkpoints import convert_checkpoint, convert_file
+from mmlocal.checkpoints.elsa import convert_elsa, elsa_backbone_cfg
 from mmlocal.models.backbones import ELSASwin
 from mmlocal.registry import MODELS
 from mmlocal.version import __version__

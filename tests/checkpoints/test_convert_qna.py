@@ -25,8 +25,8 @@ from mmlocal.checkpoints import (
     convert_checkpoint,
     convert_file,
     match_state_dict,
-    qna_backbone_cfg,
 )
+from mmlocal.checkpoints.qna import qna_backbone_cfg
 from mmlocal.models.backbones import QnAViT
 from mmlocal.registry import MODELS
 from mmlocal.version import __version__
@@ -247,7 +247,8 @@ def test_stages_of_one_kind():
 *_, RESIZED = golden_qna("resize_finetune_384")
 LSA = "LSAStage_{}/MSA_Block_1/MultiHeadSelfAttention_0/RelativePositionalEmbedding_0/rpe_bias"
 QNA = "QnAStage_0/QnA_Block_1/FusedKQnA_0/"
-OURS = "backbone.stages.0.0.attn."
+OURS = "backbone.stages.0.blocks.0.attn."
+WINDOW = "backbone.stages.{}.blocks.{}.attn.w_msa.relative_position_bias_table"
 
 
 def with_golden_tables() -> tuple[dict, dict]:
@@ -262,8 +263,8 @@ def with_golden_tables() -> tuple[dict, dict]:
     }
     assert old.keys() <= params.keys()
     new = {
-        "backbone.stages.2.0.attn.w_msa.relative_position_bias_table": RESIZED["new/lsa_rpe_w7"],
-        "backbone.stages.3.0.attn.w_msa.relative_position_bias_table": RESIZED["new/lsa_rpe_w14"],
+        WINDOW.format(2, 0): RESIZED["new/lsa_rpe_w7"],
+        WINDOW.format(3, 0): RESIZED["new/lsa_rpe_w14"],
         OURS + "rel_pos_table": RESIZED["new/qna_rpe_k3"][:, :4],
         OURS + "attn_scale_table": RESIZED["new/attn_scale_k3"][0, 0, :, :4],
     }
@@ -315,7 +316,7 @@ def test_resized_when_it_is_loaded(tmp_path):
         model.init_weights()
         loaded = {f"backbone.{key}": value for key, value in model.state_dict().items()}
         check_tables(loaded, new, [OURS + table, *(name for name in new if "w_msa" in name)])
-        weight = "backbone.stages.0.0.attn.query"
+        weight = "backbone.stages.0.blocks.0.attn.query"
         assert torch.equal(loaded[weight], state_dict[weight])
 
 
@@ -340,9 +341,9 @@ def test_published_model_for_384():
     assert cfg["arch"] == "tiny_7x7"
     assert cfg["window_sizes"] == (7, 7, 24, 12)
     shapes = {k: v.shape for k, v in conversion.checkpoint["state_dict"].items()}
-    assert shapes["backbone.stages.2.0.attn.w_msa.relative_position_bias_table"] == (47**2, 8)
-    assert shapes["backbone.stages.3.1.attn.w_msa.relative_position_bias_table"] == (23**2, 16)
-    assert shapes["backbone.downsamples.2.attn.rel_pos_table"] == (49, 128)
+    assert shapes[WINDOW.format(2, 0)] == (47**2, 8)
+    assert shapes[WINDOW.format(3, 1)] == (23**2, 16)
+    assert shapes["backbone.stages.2.downsample.attn.rel_pos_table"] == (49, 128)
     # Six window tables, and two tables of each of the ten QnA layers.
     assert len(conversion.report.resized) == 6 + 2 * 10
     assert len(conversion.report.loaded) == 214 - 2 - 26
@@ -352,7 +353,7 @@ def test_heads_keep_their_size():
     params, _, _, _ = golden_qna("vit_qnav1_k5")
     shapes = {k: v.shape for k, v in convert(params).checkpoint["state_dict"].items()}
     resized = convert(params, kernel_size=3).checkpoint["state_dict"]
-    assert resized["backbone.stages.0.1.attn.rel_pos_table"].shape == (9, 2)
+    assert resized["backbone.stages.0.blocks.1.attn.rel_pos_table"].shape == (9, 2)
     for key, value in resized.items():
         if not key.startswith("backbone."):
             assert value.shape == shapes[key]
@@ -388,17 +389,19 @@ def test_other_architectures():
     for changes, words in (
         # Settings of the official layer that no published model has.
         ({layer + "attn_scale_weights": torch.zeros(1, 1, 1, 4)}, "does not fit the QnA-ViT"),
-        ({layer + "attn_scale_weights": None}, "1 missing (stages.0.0.attn.attn_scale_table)"),
+        ({layer + "attn_scale_weights": None},
+         "1 missing (stages.0.blocks.0.attn.attn_scale_table)"),
         ({layer + "rpe_bias": None, layer + "absolute_pos_embedding": torch.zeros(9, 2, 16)},
          f"there is no {layer}rpe_bias"),
-        ({layer + "to_v/bias": torch.zeros(16)}, "1 unexpected (stages.0.0.attn.value.bias)"),
+        ({layer + "to_v/bias": torch.zeros(16)},
+         "1 unexpected (stages.0.blocks.0.attn.value.bias)"),
         # Kernels of several sizes.
         ({"QnAStage_1/QnA_Block_1/FusedKQnA_0/rpe_bias": torch.zeros(25, 8)}, "1 resized"),
         # Blocks that are missing, or there twice.
         ({"QnAStage_0/QnA_Block_3/LayerNorm_0/bias": weight[0]}, "blocks of stage 0 of 4 are"),
         ({"LSAStage_9999999/MSA_Block_1/LayerNorm_0/bias": weight[0]}, "blocks of stage 3 of 10"),
         ({"QnAStage_0/QnA_Block_01/LayerNorm_0/bias": torch.zeros(16)}, "get the same name"),
-        ({block + "LayerNorm_0/bias": None}, "1 missing (stages.2.0.norm1.bias)"),
+        ({block + "LayerNorm_0/bias": None}, "1 missing (stages.2.blocks.0.norm1.bias)"),
         ({block + "MultiHeadSelfAttention_0/to_qkv/scale": weight}, "no parameter to_qkv/scale"),
         ({block + "LayerNorm_2/bias": weight[0]}, f"has no parameter {block}LayerNorm_2/bias"),
         ({"StemBlock_0/conv_1x1/mask": weight}, "has no parameter StemBlock_0/conv_1x1/mask"),
@@ -415,7 +418,9 @@ def test_other_architectures():
         merged = {k: v for k, v in (params | changes).items() if v is not None}
         assert words in error_of(merged), changes.keys()
     # The resnet stem lives in two places of a checkpoint.
-    assert "2 missing (stem.norm.running_mean, stem.norm.running_var)" in error_of(resnet)
+    assert "2 missing (patch_embed.norm.running_mean, patch_embed.norm.running_var)" in error_of(
+        resnet
+    )
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_classifier_starts_as_in_flax(load):
     torch.manual_seed(0)
     model = MODELS.build(load("qna_vit_t_in1k_300e").model)
     model.init_weights()
-    for linear in (model.head.fc, model.backbone.stages[3][0].mlp.fc1):
+    for linear in (model.head.fc, model.backbone.stages[3].blocks[0].mlp.fc1):
         assert linear.weight.std().item() == pytest.approx(linear.in_features**-0.5, rel=0.01)
         assert not linear.bias.any()
 
@@ -205,7 +205,7 @@ def test_fine_tuning_starts_from_the_smaller_images(load, tmp_path):
         # Attention stays global in both of these stages.
         windows = []
         for stage in model.backbone.stages[2:]:
-            stage[0].attn.w_msa.register_forward_pre_hook(
+            stage.blocks[0].attn.w_msa.register_forward_pre_hook(
                 lambda module, args, windows=windows: windows.append(args[0].shape[1])
             )
         with torch.no_grad():
@@ -235,7 +235,7 @@ def test_weight_decay_of_classifiers(load, name):
     assert without == {n for n, _ in model.named_parameters() if n.endswith(spared)}
     for kind in ("attn.attn_scale_table", "attn.rel_pos_table", "relative_position_bias_table"):
         assert any(n.endswith(kind) for n in without), kind
-    for kind in ("norm1.weight", "norm3.bias", "fc1.bias", "key.weight", "stem.proj.weight"):
+    for kind in ("norm1.weight", "norm3.bias", "fc1.bias", "key.weight", "patch_embed.proj.weight"):
         assert any(n.endswith(kind) for n in with_decay), kind
     assert any(n.endswith("attn.query") for n in (without if "query" in spared else with_decay))
 
@@ -251,7 +251,7 @@ def test_weight_decay_of_dense_models(load, name):
     }
     with_decay, without = split_by_decay(cfg, model)
     assert without == norms | {n for n, _ in model.named_parameters() if n.endswith(TABLES)}
-    assert "backbone.stages.0.0.attn.query" in with_decay
+    assert "backbone.stages.0.blocks.0.attn.query" in with_decay
 
 
 @pytest.mark.parametrize(("name", "epochs"), [(n, 20 if "_b_" in n else 5) for n in CLASSIFIERS])

@@ -33,6 +33,7 @@ RATE = [*NUMBER, None, -0.5, 1.5]
 RATIO = [*NUMBER, None, 0, -1, 0.01]
 FLAG = ["no", 2, None, 0.5, []]
 NAME = ["foo", 3, None, ()]
+NORM = ["LN", 3, None, (), nn.Identity()]
 DEPTHS = [(), (1, -1), (1, 1.5), ("1", "1"), 3, None, "11", (True, True)]
 INDICES = [(), "01", None, 3, (0, 9), (0.5,), ("1",), (True,), (0, 0), {}]
 FROZEN = [-2, 9, 1.5, "1", None, True, (1,)]
@@ -134,7 +135,7 @@ CASES = [
     (layer(PatchMerging, 3, 8), dict(in_dims=COUNT, out_dims=COUNT)),
     (layer(DropPath), dict(drop_prob=[*RATE, 1])),
     (block, dict(embed_dims=COUNT, mlp_ratio=RATIO, drop_rate=RATE, drop_path_rate=RATE,
-                 with_cp=FLAG, norm_eps=NUMBER, gelu=NAME, out_dims=COUNT,
+                 with_cp=FLAG, norm1=NORM, norm2=NORM, gelu=NAME, out_dims=COUNT,
                  layer_scale_init_value=NUMBER)),
 ]  # fmt: skip
 
@@ -183,7 +184,7 @@ def test_pairs_as_swin_has_them():
     assert wide.absolute_pos_embed.shape == (1, 12, 8, 16)
     wide = ghost_deit(pretrain_img_size=(32, 64))
     assert wide.absolute_pos_embed.shape == (1, 8, 2, 4)
-    assert wide.layers[0].attn.map_size == (2, 4)
+    assert wide.stages[0].blocks[0].attn.map_size == (2, 4)
     wide(torch.zeros(1, 3, 32, 64))
 
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,6 +8,7 @@ from torch import nn
 from mmlocal.layers import (
     MLP,
     DropPath,
+    LayerNorm,
     PatchEmbed,
     PatchMerging,
     TransformerBlock,
@@ -136,7 +139,8 @@ def block(attn: nn.Module, **kwargs) -> TransformerBlock:
 @pytest.mark.parametrize("down", [False, True], ids=["same", "down"])
 def test_block(down, scaled):
     """Pre-norm: mix, then the MLP, each added to what it read."""
-    kwargs = dict(norm_eps=0.1, mlp_ratio=2.5)
+    wide = partial(LayerNorm, eps=0.1)
+    kwargs = dict(norm1=wide, norm2=wide, mlp_ratio=2.5)
     if down:
         kwargs |= dict(skip=Halve(6, 10), out_dims=10)
     if scaled:
@@ -155,6 +159,16 @@ def test_block(down, scaled):
     y = y + gamma2 * layer.mlp(norm(layer.norm2, y))
     assert y.shape == ((2, 2, 3, 10) if down else x.shape)
     torch.testing.assert_close(layer(x), y, rtol=0, atol=1e-12)
+
+
+def test_norms_of_a_block():
+    """Each of them may be of any kind, or none."""
+    plain = block(nn.Linear(6, 6), norm1=nn.Identity, norm2=nn.Identity)
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    y = x + plain.attn(x)
+    torch.testing.assert_close(plain(x), y + plain.mlp(y), rtol=0, atol=1e-12)
+    mixed = block(nn.Linear(6, 6), norm1=nn.RMSNorm)
+    assert (type(mixed.norm1), type(mixed.norm2)) == (nn.RMSNorm, LayerNorm)
 
 
 def test_initial_layer_scale():

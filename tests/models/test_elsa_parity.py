@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmlocal.checkpoints import convert_elsa
+from mmlocal.checkpoints.elsa import convert_elsa
 from mmlocal.layers import ELSA, PatchMerging, TransformerBlock, WindowAttention
 from mmlocal.models.backbones import ELSASwin
 from mmlocal.ops import elsa_attention

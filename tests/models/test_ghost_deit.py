@@ -47,7 +47,7 @@ def test_output_shapes(size, out_indices):
 def test_every_parameter_gets_a_gradient(out_indices):
     """Layers after the last output are not built."""
     backbone = make(out_indices=out_indices)
-    assert len(backbone.layers) == backbone.out_indices[-1] + 1
+    assert len(backbone.stages) == backbone.out_indices[-1] + 1
     sum(out.square().sum() for out in backbone(torch.randn(2, 3, 16, 24))).backward()
     for name, parameter in backbone.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name  # noqa: PT018
@@ -69,14 +69,14 @@ def test_checkpointing_changes_nothing(rate):
 @pytest.mark.parametrize("frozen_stages", [-1, 0, 2, 4])
 def test_frozen_stages(frozen_stages):
     backbone = make(frozen_stages=frozen_stages, out_indices=(1, 3), drop_rate=0.5)
-    frozen = [f"layers.{i}." for i in range(frozen_stages)]
+    frozen = [f"stages.{i}." for i in range(frozen_stages)]
     frozen += [f"norm{i}." for i in range(frozen_stages)]
     frozen += ["patch_embed.", "absolute_pos_embed"] if frozen_stages >= 0 else []
     assert backbone.train() is backbone
     for name, parameter in backbone.named_parameters():
         assert parameter.requires_grad != name.startswith(tuple(frozen)), name
     for name, module in backbone.named_modules():
-        if name and name != "layers":
+        if name and name != "stages":
             fixed = f"{name}.".startswith(tuple(frozen))
             fixed |= name == "drop_after_pos" and frozen_stages >= 0
             assert module.training != fixed, name
@@ -84,7 +84,8 @@ def test_frozen_stages(frozen_stages):
 
 
 def test_stochastic_depth_rises():
-    rates = [layer.drop_path.drop_prob for layer in make(drop_path_rate=0.3).layers]
+    stages = make(drop_path_rate=0.3).stages
+    rates = [block.drop_path.drop_prob for stage in stages for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
@@ -128,8 +129,8 @@ def test_layer_depth(prefix):
     assert {total for _, total in depths.values()} == {6}
     assert {depth for depth, _ in depths.values()} == set(range(6))
     assert depths["patch_embed.proj.weight"][0] == depths["absolute_pos_embed"][0] == 0
-    assert depths["layers.0.attn.ghost_add"][0] == 1
-    assert depths["layers.3.mlp.fc1.bias"][0] == 4
+    assert depths["stages.0.blocks.0.attn.ghost_add"][0] == 1
+    assert depths["stages.3.blocks.0.mlp.fc1.bias"][0] == 4
     assert depths["norm3.weight"][0] == 5
     assert backbone.get_layer_depth("head.fc.weight", "backbone.") == (5, 6)
 

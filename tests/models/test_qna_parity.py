@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmlocal.checkpoints.qna import convert_qna_layer, convert_qna_vit, convert_window_attention
+from mmlocal.checkpoints.qna import convert_qna_vit
+from mmlocal.checkpoints.qna_layers import convert_qna_layer, convert_window_attention
 from mmlocal.layers import QnA, UpsampleQnA, WindowAttention
 from mmlocal.models.backbones import QnAViT
 from mmlocal.models.necks import QnAPooling
@@ -220,26 +221,25 @@ def test_vit(name, dtype):
     model = Classifier(golden.config)
     state_dict = convert_qna_vit(official)
     if golden.config["stem_type"] == "resnet":
-        state_dict["stem.norm.num_batches_tracked"] = torch.tensor(0)
+        state_dict["patch_embed.norm.num_batches_tracked"] = torch.tensor(0)
     model.load_state_dict(state_dict, strict=True)
     model = model.to(dtype).eval()
     model.backbone.eval()
 
     features = {}
     backbone = model.backbone
-    backbone.stem.register_forward_hook(lambda *args: features.update(stem=args[-1]))
+    backbone.patch_embed.register_forward_hook(lambda *args: features.update(stem=args[-1]))
     for i, stage in enumerate(backbone.stages):
 
         def keep(module, inputs, output, i=i):
             features[f"stage{i + 1}_pre_down"] = output
 
-        stage.register_forward_hook(keep)
-    for i, block in enumerate(backbone.downsamples):
-
         def keep_out(module, inputs, output, i=i):
             features[f"stage{i + 1}_out"] = output
 
-        block.register_forward_hook(keep_out)
+        stage.blocks.register_forward_hook(keep)
+        if stage.downsample is not None:
+            stage.downsample.register_forward_hook(keep_out)
     last = getattr(backbone, f"norm{len(backbone.stages) - 1}")
     last.register_forward_hook(lambda *args: features.update(head_norm=args[-1]))
 

@@ -22,9 +22,9 @@ TINY = dict(
     qna_heads=(2, 2, 4, 4),
 )
 TWO = dict(embed_dims=8, attn_depths=(0, 1), qna_depths=(1, 0), attn_heads=(1, 2), qna_heads=(2, 4))
-BLOCKS = ["stages.0.0", "downsamples.0", "stages.1.0", "stages.1.1", "stages.1.2",
-          "downsamples.1", "stages.2.0", "stages.2.1", "stages.2.2", "downsamples.2",
-          "stages.3.0"]  # fmt: skip
+BLOCKS = ["stages.0.blocks.0", "stages.0.downsample", "stages.1.blocks.0", "stages.1.blocks.1",
+          "stages.1.blocks.2", "stages.1.downsample", "stages.2.blocks.0", "stages.2.blocks.1",
+          "stages.2.blocks.2", "stages.2.downsample", "stages.3.blocks.0"]  # fmt: skip
 
 stems = pytest.mark.parametrize("stem", ["patch", "resnet"])
 
@@ -122,7 +122,7 @@ def test_options_train(kernel_size, skip, stem):
     layers = [m for m in backbone.modules() if isinstance(m, QnA)]
     assert {m.kernel_size for m in layers} == {kernel_size}
     assert {m.num_queries for m in layers} == {3}
-    assert [m.normalize_query for m in layers] == [True, False, False, True, True, False, True]
+    assert [m.normalize_query for m in layers] == [True, True, False, False, False, True, True]
     outs = backbone(torch.randn(2, 2, 30, 41))
     assert [tuple(o.shape[2:]) for o in outs] == [(8, 11), (4, 6), (2, 3), (1, 2)]
     torch.autograd.backward(outs, cotangents(outs))
@@ -180,7 +180,7 @@ def test_every_parameter_gets_a_gradient(out_indices, stem):
 def test_stages_after_the_last_output_are_not_built():
     """Their parameters would have no gradient. The names of the others do not change."""
     full, part = make(), make(out_indices=(0, 1), frozen_stages=4)
-    assert (len(part.stages), len(part.downsamples)) == (2, 1)
+    assert [stage.downsample is not None for stage in part.stages] == [True, False]
     keys = part.state_dict().keys()
     assert keys < full.state_dict().keys()
     part.load_state_dict({k: v for k, v in full.state_dict().items() if k in keys})
@@ -197,7 +197,9 @@ def test_checkpointing_changes_nothing(frozen_stages):
         backbone = make(with_cp=with_cp, drop_path_rate=0.5, frozen_stages=frozen_stages,
                         stem="resnet").train()  # fmt: skip
         calls = []
-        backbone.stages[3][0].attn.register_forward_hook(lambda *args, calls=calls: calls.append(1))
+        backbone.stages[3].blocks[0].attn.register_forward_hook(
+            lambda *args, calls=calls: calls.append(1)
+        )
         torch.manual_seed(1)
         found.append(results(backbone, backbone, image))
         assert len(calls) == 1 + with_cp
@@ -212,15 +214,15 @@ def test_frozen_stages(frozen_stages, stem):
     backbone = make(
         frozen_stages=frozen_stages, out_indices=(0, 2, 3), stem=stem, drop_path_rate=0.5
     )
-    frozen = [f"{name}.{i}." for name in ("stages", "downsamples") for i in range(frozen_stages)]
+    frozen = [f"stages.{i}." for i in range(frozen_stages)]
     frozen += [f"norm{i}." for i in range(frozen_stages)]
-    frozen += ["stem."] if frozen_stages >= 0 else []
+    frozen += ["patch_embed."] if frozen_stages >= 0 else []
     assert backbone.train() is backbone
     names = {n for n, p in backbone.named_parameters() if not p.requires_grad}
     assert names == {n for n, _ in backbone.named_parameters() if n.startswith(tuple(frozen))}
     assert bool(names) == (frozen_stages >= 0)
     for name, module in backbone.named_modules():
-        if name and name not in ("stages", "downsamples"):
+        if name and name != "stages":
             assert module.training != f"{name}.".startswith(tuple(frozen)), name
     before = {n: x.clone() for n, x in backbone.state_dict().items()}
     outs = backbone(torch.randn(2, 3, 32, 40))
@@ -240,15 +242,15 @@ def test_frozen_stages(frozen_stages, stem):
 def test_norm_eval(norm_eval):
     """Whether the stem's statistics move in training; its weights learn in any case."""
     backbone = make(stem="resnet", norm_eval=norm_eval).train()
-    assert backbone.stem.norm.training != norm_eval
-    assert backbone.stem.conv.training
-    before = backbone.stem.norm.running_mean.clone()
+    assert backbone.patch_embed.norm.training != norm_eval
+    assert backbone.patch_embed.conv.training
+    before = backbone.patch_embed.norm.running_mean.clone()
     outs = backbone(torch.randn(2, 3, 32, 40))
-    assert torch.equal(backbone.stem.norm.running_mean, before) == norm_eval
+    assert torch.equal(backbone.patch_embed.norm.running_mean, before) == norm_eval
     torch.autograd.backward(outs, cotangents(outs))
-    assert backbone.stem.norm.weight.grad.any()
-    assert not backbone.eval().stem.norm.training
-    assert make(norm_eval=True).train().stem.training  # a stem without such a norm
+    assert backbone.patch_embed.norm.weight.grad.any()
+    assert not backbone.eval().patch_embed.norm.training
+    assert make(norm_eval=True).train().patch_embed.training  # a stem without such a norm
 
 
 @pytest.mark.parametrize(
@@ -263,8 +265,8 @@ def test_drop_path_rates(arch, rate, blocks):
 
     def rates(backbone: QnAViT) -> list[float]:
         found = []
-        for i, stage in enumerate(backbone.stages):
-            path = [*stage, *backbone.downsamples[i : i + 1]]
+        for stage in backbone.stages:
+            path = [*stage.blocks, *([stage.downsample] if stage.downsample else [])]
             found += [m.drop_prob for b in path for m in b.modules() if isinstance(m, DropPath)]
         return found
 
@@ -356,17 +358,18 @@ def test_pretrained_classifier_lacks_the_other_norms(tmp_path):
     backbone = make(init_cfg=dict(type="Pretrained", checkpoint=path, prefix="backbone"))
     backbone.init_weights()
     assert torch.equal(backbone.norm3.weight, source.norm3.weight)
-    assert torch.equal(backbone.downsamples[0].attn.query, source.downsamples[0].attn.query)
+    ours, theirs = (model.stages[0].downsample.attn.query for model in (backbone, source))
+    assert torch.equal(ours, theirs)
     assert (backbone.norm0.weight == 1).all()
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(arch=TINY | dict(qna_depths=(1, 2, 2, 0))), "missing .*stages.2.3"),
+        (dict(arch=TINY | dict(qna_depths=(1, 2, 2, 0))), "missing .*stages.2.blocks.3"),
         (dict(arch="tiny"), "mismatched"),
         (dict(num_queries=3), "mismatched .*query"),
-        (dict(stem="resnet"), "missing .*stem.conv.weight"),
+        (dict(stem="resnet"), "missing .*patch_embed.conv.weight"),
         (dict(layer_scale_init_value=0.1), "missing .*gamma"),
     ],
     ids=["depth", "arch", "queries", "stem", "layer-scale"],
@@ -394,8 +397,8 @@ def test_layer_depth(prefix):
         if block is not None:
             assert depth == block + 1, name
         else:
-            assert name.startswith(("stem.", "norm")), name
-            assert depth == (0 if name.startswith("stem.") else len(BLOCKS) + 1), name
+            assert name.startswith(("patch_embed.", "norm")), name
+            assert depth == (0 if name.startswith("patch_embed.") else len(BLOCKS) + 1), name
     assert {depth for depth, _ in depths.values()} == set(range(len(BLOCKS) + 2))
     if prefix:
         last = len(BLOCKS) + 1
@@ -420,7 +423,7 @@ def test_copy():
     image = torch.randn(1, 3, 40, 36)
     twin = copy.deepcopy(backbone)
     assert all(torch.equal(a, b) for a, b in zip(twin(image), backbone(image), strict=True))
-    assert not twin.stem.proj.weight.requires_grad
+    assert not twin.patch_embed.proj.weight.requires_grad
 
 
 def test_arch_is_not_changed():

@@ -180,9 +180,10 @@ def test_qna_at_another_size(convert, tmp_path):
     code, out, _ = convert("--from", "qna", QNA / "checkpoint_375300", "new.pth", *sizes)
     assert code == 0
     assert "'kernel_size': 5}, in_channels=3, window_sizes=(7, 7, 4, 2)" in out
-    assert "backbone: 98 loaded; 14 resized (stages.0.0.attn.rel_pos_table: (9, 2) for" in out
+    resized = "backbone: 98 loaded; 14 resized (stages.0.blocks.0.attn.rel_pos_table: (9, 2) for"
+    assert resized in out
     (path,) = tmp_path.glob("new-*.pth")
-    table = "backbone.stages.3.0.attn.w_msa.relative_position_bias_table"
+    table = "backbone.stages.3.blocks.0.attn.w_msa.relative_position_bias_table"
     assert torch.load(path, weights_only=True)["state_dict"][table].shape == (9, 4)
 
 

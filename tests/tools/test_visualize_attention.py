@@ -38,7 +38,11 @@ model = dict(
 pipeline = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
 test_dataloader = dict(dataset=dict(type="CustomDataset", pipeline=pipeline))
 """
-QNA_LAYERS = ["backbone.stages.0.0.attn", "backbone.stages.1.1.attn", "backbone.downsamples.0.attn"]
+QNA_LAYERS = [
+    "backbone.stages.0.blocks.0.attn",
+    "backbone.stages.0.downsample.attn",
+    "backbone.stages.1.blocks.1.attn",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,14 @@
-"""Backbones: need MMEngine and no task library."""
+"""Backbones: need MMEngine and no other library of OpenMMLab. Each file here registers its own."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
+from mmlocal.models.backbones.base import LocalBackbone
 from mmlocal.models.backbones.elsa_swin import ELSASwin
 from mmlocal.models.backbones.ghost_deit import GhostDeiT
 from mmlocal.models.backbones.qna_vit import QnAViT
 
-__all__ = ["ELSASwin", "GhostDeiT", "QnAViT"]
+__all__ = ["ELSASwin", "GhostDeiT", "LocalBackbone", "QnAViT"]
+
+for _module in iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)

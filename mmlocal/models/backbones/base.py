@@ -1,23 +1,75 @@
-"""Shared parts of all backbones: freezing, and pretrained weights that must fit."""
+"""The frame of the backbones: stages of blocks, output norms, freezing, depths of parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-from mmengine.fileio import get_local_path
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 
-from mmlocal.checkpoints import load_file, match_state_dict
-from mmlocal.layers.checks import Unscripted, is_int, is_sequence
+from mmlocal.layers.checks import (
+    Unscripted,
+    check_drop_path,
+    check_flag,
+    is_int,
+    is_sequence,
+)
+from mmlocal.models.backbones.loading import load_pretrained, resize_tables_on_load
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class Stage(nn.Module):
+    """Blocks on one resolution, then the merging that leads to the next one.
+
+    Args:
+        blocks: modules on ``(B, H, W, C)``.
+        downsample: merging, or ``None`` if the next stage takes the output of the blocks.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``(B, H, W, C)`` to the output of the blocks and the input of the next stage."""
+        x = self.blocks(x)
+        return x, x if self.downsample is None else self.downsample(x)
 
 
 class LocalBackbone(Unscripted, BaseModule):
-    """Base of the backbones.
+    """Frame of a backbone: stages of blocks on ``(B, H, W, C)``.
+
+    A subclass sets :attr:`patch_embed` and whatever its blocks need, calls :meth:`_build_stages`
+    at the end of its ``__init__``, and overrides :meth:`_make_block`, and :meth:`_make_downsample`
+    if it has several resolutions::
+
+        class MyBackbone(LocalBackbone):
+            arch_zoo = {"tiny": dict(embed_dims=64, depths=(2, 2))}
+
+            def __init__(self, arch="tiny", drop_path_rate=0.1, out_indices=(0, 1),
+                         frozen_stages=-1, init_cfg=None):
+                super().__init__(init_cfg)
+                arch = self._resolve_arch(arch, {"embed_dims", "depths"})
+                dims = arch["embed_dims"]
+                self.patch_embed = PatchEmbed(3, dims)
+                self._build_stages(
+                    [dims, 2 * dims], arch["depths"], drop_path_rate, out_indices, frozen_stages
+                )
+
+            def _make_block(self, stage, index, drop_path_rate):
+                dims = self.num_features[stage]
+                return TransformerBlock(dims, MyMixer(dims), drop_path_rate=drop_path_rate)
+
+            def _make_downsample(self, stage, drop_path_rate):
+                return PatchMerging(self.num_features[stage], self.num_features[stage + 1])
+
+    Parameters are named ``patch_embed.*``, ``stages.{i}.blocks.{j}.*``, ``stages.{i}.downsample.*``
+    and ``norm{i}.*``. Any other parameter or module of the subclass counts as an embedding: it is
+    frozen with the patch embedding and is in layer 0.
 
     ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)`` raises unless the checkpoint
     holds every parameter of the backbone with the right shape; only the output norms
@@ -26,16 +78,208 @@ class LocalBackbone(Unscripted, BaseModule):
 
     However a checkpoint is loaded, position tables of other windows or images are resized, and a
     tensor of another shape that is no such table raises.
+
+    Args:
+        init_cfg: as in MMEngine.
     """
 
+    # Architectures by name: the dicts that `arch` may also be.
+    arch_zoo: ClassVar[dict[str, dict]] = {}
+    # Whether the merging of a stage counts as a block in the ramp of drop_path_rate and in
+    # get_layer_depth. If not, it belongs to the block before it.
+    _downsample_is_block = False
     # Names that a checkpoint need not hold, as a regular expression.
     _optional_keys = r"norm\d+\."
     # Of the interpolation of tables whose size differs.
     _antialias = False
 
+    patch_embed: nn.Module
+
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
         resize_tables_on_load(self, self._antialias)
+
+    @classmethod
+    def _resolve_arch(
+        cls,
+        arch: str | Mapping[str, Any],
+        required: set[str],
+        optional: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Look up ``arch`` in :attr:`arch_zoo`, or check the keys of one that is written out.
+
+        Args:
+            arch: name or dict.
+            required: keys that a dict must have.
+            optional: keys that it may have, with their defaults.
+
+        Raises:
+            ValueError: unknown name; keys that lack or are too many.
+            TypeError: neither name nor dict.
+        """
+        optional = optional or {}
+        if isinstance(arch, str):
+            if arch not in cls.arch_zoo:
+                raise ValueError(f"arch must be one of {sorted(cls.arch_zoo)}, got {arch!r}")
+            arch = cls.arch_zoo[arch]
+        if not isinstance(arch, Mapping):
+            raise TypeError(f"arch must be a name or a dict, got {arch!r}")
+        if not required <= set(arch) <= required | set(optional):
+            raise ValueError(
+                f"arch must have the keys {sorted(required)} and may have {sorted(optional)}, "
+                f"got {sorted(arch)}"
+            )
+        return {**optional, **arch}
+
+    def _build_stages(
+        self,
+        num_features: Sequence[int],
+        depths: Sequence[int],
+        drop_path_rate: float,
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        norm_eval: bool = False,
+    ) -> None:
+        """Make stages and output norms, as far as ``out_indices`` needs them, and freeze.
+
+        Args:
+            num_features: channels of each stage.
+            depths: blocks of each stage.
+            drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+            out_indices: stages to return, each through its own norm. Stages after the last one
+                returned are not built: no parameter is left without a gradient.
+            frozen_stages: -1 for none; ``n`` freezes the embeddings and the first ``n`` stages with
+                their output norms.
+            norm_eval: whether batch norms stay in eval mode.
+
+        Raises:
+            ValueError: a rate or stage out of range, a stage named twice.
+            TypeError: an argument of another type.
+        """
+        check_drop_path(drop_path_rate=drop_path_rate)
+        check_flag(norm_eval=norm_eval)
+        self.out_indices = as_out_indices(out_indices, len(depths))
+        if not is_int(frozen_stages) or not -1 <= frozen_stages <= len(depths):
+            raise ValueError(f"frozen_stages must be -1 to {len(depths)}, got {frozen_stages!r}")
+        self.num_features = list(num_features)
+        self.depths = depths
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+        steps = sum(self._layers_of_stages())
+        rates = iter([drop_path_rate * i / max(steps - 1, 1) for i in range(steps)])
+        self.stages = nn.ModuleList()
+        for i in range(self.out_indices[-1] + 1):
+            blocks = [self._make_block(i, j, next(rates)) for j in range(depths[i])]
+            downsample = None
+            if i < self.out_indices[-1]:
+                rate = next(rates) if self._downsample_is_block else 0.0
+                downsample = self._make_downsample(i, rate)
+            self.stages.append(Stage(blocks, downsample))
+        for i in self.out_indices:
+            self.add_module(f"norm{i}", self._make_norm(self.num_features[i]))
+        self._freeze()
+
+    def _layers_of_stages(self) -> list[int]:
+        """Blocks of each stage, its merging included if that counts as one."""
+        last = len(self.depths) - 1
+        return [n + (self._downsample_is_block and i < last) for i, n in enumerate(self.depths)]
+
+    def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
+        """Block ``index`` of a stage: a module that keeps the shape of ``(B, H, W, C)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define _make_block")
+
+    def _make_downsample(self, stage: int, drop_path_rate: float) -> nn.Module | None:
+        """Module between a stage and the next one; ``None`` if the map does not change.
+
+        Args:
+            stage: the stage before it.
+            drop_path_rate: for a merging that counts as a block; else 0.
+        """
+        return None
+
+    def _make_norm(self, dims: int) -> nn.Module:
+        """Norm of an output ``(B, H, W, dims)``."""
+        return nn.LayerNorm(dims)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Map the image ``(B, in_channels, H, W)`` to the input of the first stage."""
+        return self.patch_embed(x)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
+
+        Args:
+            x: ``(B, in_channels, H, W)``, any float dtype.
+
+        Returns:
+            One ``(B, num_features[i], H_i, W_i)`` per stage ``i`` of ``out_indices``, in the order
+            of the stages.
+
+        Raises:
+            ValueError: ``x`` is not 4-D, has other channels or is smaller than a patch.
+            TypeError: ``x`` is not floating point.
+        """
+        x = self._embed(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            out, x = stage(x)
+            if i in self.out_indices:
+                outs.append(getattr(self, f"norm{i}")(out).permute(0, 3, 1, 2).contiguous())
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> LocalBackbone:
+        """As in ``nn.Module``, but frozen parts, and batch norms if ``norm_eval``, stay in eval."""
+        super().train(mode)
+        self._freeze()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BATCH_NORMS):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [getattr(self, name) for name in self._embeddings()]
+        frozen += self.stages[: self.frozen_stages]
+        frozen += [getattr(self, f"norm{i}") for i in self.out_indices if i < self.frozen_stages]
+        for part in frozen:
+            part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                part.eval()
+
+    def _embeddings(self) -> set[str]:
+        """Names of the modules and parameters that come before the stages."""
+        parts = (*self.named_children(), *self.named_parameters(recurse=False))
+        return {name for name, _ in parts} - {"stages", *(f"norm{i}" for i in self.out_indices)}
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning-rate decay.
+
+        Args:
+            param_name: name of the parameter in the whole model.
+            prefix: name of this backbone in the whole model, with its dot.
+
+        Returns:
+            The parameter's layer and the number of layers. Embeddings are in layer 0, then comes
+            one layer per block. A merging is a layer of its own if it is a block, else it belongs
+            to the block before it. Everything else, output norms included, is in the last layer.
+        """
+        layers = self._layers_of_stages()
+        last = sum(layers) + 1
+        part, _, rest = param_name.removeprefix(prefix).partition(".")
+        if not param_name.startswith(prefix):
+            layer = last
+        elif part in self._embeddings():
+            layer = 0
+        elif part == "stages":
+            stage, kind, block, *_ = rest.split(".")
+            before = sum(layers[: int(stage)])
+            layer = before + (int(block) + 1 if kind == "blocks" else layers[int(stage)])
+        else:
+            layer = last
+        return layer, last + 1
 
     def init_weights(self) -> None:
         """Initialise by ``init_cfg``.
@@ -49,116 +293,25 @@ class LocalBackbone(Unscripted, BaseModule):
         if self.is_init or not pretrained:
             super().init_weights()
             return
-        self._load_pretrained(**{k: v for k, v in pretrained[-1].items() if k != "type"})
+        cfg = {k: v for k, v in pretrained[-1].items() if k != "type"}
+        load_pretrained(self, **cfg, optional=self._optional_keys, antialias=self._antialias)
+        if hasattr(self, "_params_init_info"):
+            update_init_info(self, init_info=f"PretrainedInit: load from {cfg['checkpoint']}")
         self.is_init = True
 
-    def _load_pretrained(
-        self, checkpoint: str, prefix: str | None = None, map_location: str = "cpu"
-    ) -> None:
-        # Not by MMEngine's CheckpointLoader, which ends up running what an unsafe file holds.
-        with get_local_path(checkpoint) as path:
-            content = load_file(path, map_location)
-        state_dict = content.get("state_dict", content)
-        if prefix:
-            prefix = prefix.rstrip(".") + "."
-            state_dict = {
-                key[len(prefix) :]: value
-                for key, value in state_dict.items()
-                if key.startswith(prefix)
-            }
-        selected, report = match_state_dict(
-            state_dict, self.state_dict(), self._optional_keys, self._antialias
-        )
-        if report.missing or report.mismatched:
-            raise ValueError(
-                f"init_cfg: checkpoint={checkpoint!r} with prefix={prefix!r} does not fit this "
-                f"{type(self).__name__}: {report}. Check arch and prefix (full models need "
-                "prefix='backbone.'); official checkpoints: mmlocal convert"
-            )
-        self.load_state_dict(selected, strict=False)
-        if hasattr(self, "_params_init_info"):
-            update_init_info(self, init_info=f"PretrainedInit: load from {checkpoint}")
-        print_log(f"{type(self).__name__}: {checkpoint}: {report}", logger="current")
 
-
-def resize_tables_on_load(module: nn.Module, antialias: bool) -> None:
-    """Make every way of loading resize what ``init_cfg=dict(type='Pretrained')`` resizes.
-
-    MMEngine's ``load_from`` would leave a table of another size random, and log it.
-
-    Args:
-        module: whose tables to resize, when it or a model around it loads a state dict.
-        antialias: of :func:`mmlocal.checkpoints.match_state_dict`.
-    """
-    module.register_load_state_dict_pre_hook(partial(_resize_tables, antialias=antialias))
-
-
-def _resize_tables(
-    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: Any, antialias: bool
-) -> None:
-    theirs = {
-        key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
-    }
-    selected, report = match_state_dict(
-        theirs, dict(module.named_parameters()), antialias=antialias
-    )
-    name = type(module).__name__
-    if report.mismatched:
-        raise ValueError(
-            f"{name} cannot take the checkpoint: {report}. Check the arguments of the model; leave "
-            "out of the checkpoint what shall start anew"
-        )
-    if report.resized:
-        state_dict.update({prefix + key: value for key, value in selected.items()})
-        print_log(f"{name}: resized to the model: {'; '.join(report.resized)}", logger="current")
-
-
-def resolve_arch(
-    arch: str | Mapping[str, Any],
-    zoo: Mapping[str, dict],
-    required: set[str],
-    optional: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Look up ``arch`` by name, or check the keys of one that is written out.
-
-    Args:
-        arch: name or dict.
-        zoo: architectures by name.
-        required: keys that a dict must have.
-        optional: keys that it may have, with their defaults.
-
-    Raises:
-        ValueError: unknown name; keys that lack or are too many.
-        TypeError: neither name nor dict.
-    """
-    optional = optional or {}
-    if isinstance(arch, str):
-        if arch not in zoo:
-            raise ValueError(f"arch must be one of {sorted(zoo)}, got {arch!r}")
-        arch = zoo[arch]
-    if not isinstance(arch, Mapping):
-        raise TypeError(f"arch must be a name or a dict, got {arch!r}")
-    if not required <= set(arch) <= required | set(optional):
-        raise ValueError(
-            f"arch must have the keys {sorted(required)} and may have {sorted(optional)}, "
-            f"got {sorted(arch)}"
-        )
-    return {**optional, **arch}
-
-
-def check_stages(
-    out_indices: Sequence[int], frozen_stages: int, num_stages: int, negative: bool = False
-) -> None:
-    """Check what names stages (or, in a plain transformer, layers).
+def as_out_indices(
+    out_indices: Sequence[int], num_stages: int, negative: bool = False
+) -> tuple[int, ...]:
+    """Stages to return, in order and counted from 0.
 
     Args:
         out_indices: stages to return.
-        frozen_stages: number of frozen ones, or -1.
         num_stages: how many there are.
         negative: whether ``out_indices`` may count from the last one.
 
     Raises:
-        ValueError: ``out_indices`` or ``frozen_stages`` is out of range, or a stage named twice.
+        ValueError: a stage is out of range or named twice, or there is none.
     """
     first = -num_stages if negative else 0
     if (
@@ -169,14 +322,20 @@ def check_stages(
         raise ValueError(
             f"out_indices must name stages out of {first} to {num_stages - 1}, got {out_indices!r}"
         )
-    if len({i % num_stages for i in out_indices}) < len(out_indices):
+    stages = {int(i) % num_stages for i in out_indices}
+    if len(stages) < len(out_indices):
         raise ValueError(f"out_indices must name no stage twice, got {out_indices}")
-    if not is_int(frozen_stages) or not -1 <= frozen_stages <= num_stages:
-        raise ValueError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}")
+    return tuple(sorted(stages))
 
 
-def freeze(module: nn.Module) -> None:
-    """Put ``module`` in eval mode and take its parameters out of training."""
-    module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad = False
+def check_per_stage(**arguments: Sequence[int]) -> None:
+    """Check that the entries of ``arch`` that count per stage agree on the number of stages.
+
+    Raises:
+        ValueError: sequences of different lengths.
+    """
+    if len({len(values) for values in arguments.values()}) != 1:
+        raise ValueError(
+            f"arch must give {', '.join(arguments)} for the same number of stages, got "
+            f"{', '.join(f'{name}={values}' for name, values in arguments.items())}"
+        )

@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers import GhostAttention, PatchEmbed, TransformerBlock
-from mmlocal.layers.checks import as_pair, as_side, check_drop_path, check_int, check_rate
-from mmlocal.models.backbones.base import (
-    LocalBackbone,
-    check_stages,
-    freeze,
-    resolve_arch,
+from mmlocal.layers.checks import as_side, check_int, check_rate
+from mmlocal.models.backbones.base import LocalBackbone, as_out_indices
+from mmlocal.models.backbones.position import (
+    add_position,
+    position_embedding,
+    pretrain_map_size,
 )
 from mmlocal.registry import MODELS
 
@@ -30,10 +28,11 @@ from mmlocal.registry import MODELS
 class GhostDeiT(LocalBackbone):
     """Plain vision transformer with :class:`~mmlocal.layers.GhostAttention`.
 
-    There is no class token: a classifier pools the last map. Images may have any size of at least
-    one patch. The image is zero-padded to whole patches, and the position embedding and ghost heads
-    are resized to the map. The article publishes a gain of 3.7 % top-1 over DeiT-Ti on ImageNet-1k,
-    and no code.
+    Each layer is a stage of one block. There is no class token: a classifier pools the last map.
+    Images may have any size of at least one patch. The image is zero-padded to whole patches, and
+    the position embedding and ghost heads are resized to the map. Each output has ``embed_dims``
+    channels and height ``ceil(H / patch_size)``. The article publishes a gain of 3.7 % top-1 over
+    DeiT-Ti on ImageNet-1k, and no code.
 
     Args:
         arch: ``'tiny'`` (192 channels, 12 layers, 3 heads) or a dict with ``embed_dims``,
@@ -97,109 +96,39 @@ class GhostDeiT(LocalBackbone):
                 dict(type="TruncNormal", layer="Linear", std=0.02, bias=0.0),
                 dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
             ]
-        super().__init__(init_cfg=init_cfg)
-        arch = resolve_arch(arch, self.arch_zoo, {"embed_dims", "num_layers", "num_heads"})
-        self.embed_dims, self.num_layers = arch["embed_dims"], arch["num_layers"]
-        check_int(num_layers=self.num_layers)
+        super().__init__(init_cfg)
+        arch = self._resolve_arch(arch, {"embed_dims", "num_layers", "num_heads"})
+        dims, num_layers = arch["embed_dims"], arch["num_layers"]
+        check_int(num_layers=num_layers)
         patch_size = as_side("patch_size", patch_size)
-        pretrain_img_size = as_pair("pretrain_img_size", pretrain_img_size)
-        if min(pretrain_img_size) < patch_size:
-            raise ValueError(
-                f"pretrain_img_size must be at least patch_size={patch_size}, got "
-                f"{pretrain_img_size}"
-            )
+        map_size = pretrain_map_size(pretrain_img_size, patch_size)
         check_rate(drop_rate=drop_rate)
-        check_drop_path(drop_path_rate=drop_path_rate)
-        check_stages(out_indices, frozen_stages, self.num_layers, negative=True)
-        self.out_indices = tuple(sorted(i % self.num_layers for i in out_indices))
-        self.frozen_stages = frozen_stages
+        out_indices = as_out_indices(out_indices, num_layers, negative=True)
+        self._attention = dict(
+            num_heads=arch["num_heads"],
+            map_size=map_size,
+            ghost_ratio=ghost_ratio,
+            lam=lam,
+            gamma=gamma,
+            qkv_bias=qkv_bias,
+            qk_scale=qk_scale,
+            attn_drop_rate=attn_drop_rate,
+            proj_drop_rate=drop_rate,
+        )
+        self._block = dict(mlp_ratio=mlp_ratio, drop_rate=drop_rate, with_cp=with_cp)
 
-        size = tuple(side // patch_size for side in pretrain_img_size)
-        self.patch_embed = PatchEmbed(in_channels, self.embed_dims, patch_size, norm=False)
-        self.absolute_pos_embed = nn.Parameter(torch.empty(1, self.embed_dims, *size))
-        nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+        self.patch_embed = PatchEmbed(in_channels, dims, patch_size, norm=False)
+        self.absolute_pos_embed = position_embedding(dims, map_size)
         self.drop_after_pos = nn.Dropout(drop_rate)
-        self.layers = nn.ModuleList()
-        for i in range(self.out_indices[-1] + 1):
-            attn = GhostAttention(
-                self.embed_dims,
-                arch["num_heads"],
-                size,
-                ghost_ratio=ghost_ratio,
-                lam=lam,
-                gamma=gamma,
-                qkv_bias=qkv_bias,
-                qk_scale=qk_scale,
-                attn_drop_rate=attn_drop_rate,
-                proj_drop_rate=drop_rate,
-            )
-            rate = drop_path_rate * i / max(self.num_layers - 1, 1)
-            self.layers.append(
-                TransformerBlock(self.embed_dims, attn, mlp_ratio, drop_rate, rate, with_cp)
-            )
-        for i in self.out_indices:
-            self.add_module(f"norm{i}", nn.LayerNorm(self.embed_dims))
-        self._freeze_stages()
+        # Each layer is a stage, for out_indices and frozen_stages to count layers.
+        self._build_stages(
+            [dims] * num_layers, [1] * num_layers, drop_path_rate, out_indices, frozen_stages
+        )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps.
+    def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
+        dims = self.num_features[stage]
+        attn = GhostAttention(dims, **self._attention)
+        return TransformerBlock(dims, attn, drop_path_rate=drop_path_rate, **self._block)
 
-        Args:
-            x: ``(B, in_channels, H, W)``, any float dtype.
-
-        Returns:
-            One ``(B, embed_dims, ceil(H / patch_size), ceil(W / patch_size))`` per layer of
-            ``out_indices``, in the order of the layers.
-
-        Raises:
-            ValueError: ``x`` is not 4-D, has other channels or is smaller than a patch.
-            TypeError: ``x`` is not floating point.
-        """
-        x = self.patch_embed(x)
-        embed = self.absolute_pos_embed
-        if embed.shape[2:] != x.shape[1:3]:
-            embed = F.interpolate(embed, x.shape[1:3], mode="bicubic", align_corners=False)
-        x = self.drop_after_pos(x + embed.permute(0, 2, 3, 1))
-        outs = []
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i in self.out_indices:
-                outs.append(getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2).contiguous())
-        return tuple(outs)
-
-    def train(self, mode: bool = True) -> GhostDeiT:
-        """As in ``nn.Module``, but frozen parts stay in eval mode."""
-        super().train(mode)
-        self._freeze_stages()
-        return self
-
-    def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        freeze(self.patch_embed)
-        self.drop_after_pos.eval()
-        self.absolute_pos_embed.requires_grad = False
-        for i, layer in enumerate(self.layers[: self.frozen_stages]):
-            freeze(layer)
-            if i in self.out_indices:
-                freeze(getattr(self, f"norm{i}"))
-
-    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """Depth of a parameter, for layer-wise learning-rate decay.
-
-        Args:
-            param_name: name of the parameter in the whole model.
-            prefix: name of this backbone in the whole model, with its dot.
-
-        Returns:
-            The parameter's layer (0 for embeddings, then one per transformer layer) and the number
-            of layers. Whatever is not of the backbone's trunk is in the last layer.
-        """
-        num_layers = self.num_layers + 2
-        if param_name.startswith(prefix):
-            name = param_name[len(prefix) :]
-            if name.startswith(("patch_embed.", "absolute_pos_embed")):
-                return 0, num_layers
-            if name.startswith("layers."):
-                return int(name.split(".")[1]) + 1, num_layers
-        return num_layers - 1, num_layers
+    def _embed(self, x: Tensor) -> Tensor:
+        return self.drop_after_pos(add_position(self.patch_embed(x), self.absolute_pos_embed))

@@ -8,6 +8,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -25,23 +26,17 @@ from mmlocal.layers import (
 from mmlocal.layers.checks import (
     as_side,
     check_choice,
-    check_drop_path,
     check_flag,
     check_int,
     check_ints,
     is_sequence,
 )
-from mmlocal.models.backbones.base import (
-    LocalBackbone,
-    check_stages,
-    freeze,
-    resolve_arch,
-)
+from mmlocal.models.backbones.base import LocalBackbone, check_per_stage
 from mmlocal.registry import MODELS
 
 STEMS = ("patch", "resnet")
 SKIPS = ("conv", "avgpool")
-NORM_EPS = 1e-6
+_norm = partial(LayerNorm, eps=1e-6)
 
 
 def _pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Tensor:
@@ -116,7 +111,8 @@ class QnAViT(LocalBackbone):
     zero-padded to whole patches, odd maps are rounded up, and maps are cut into equal windows as
     large as ``window_sizes`` allow. (The official code only takes maps that are multiples of the
     windows, i.e. images of multiples of 224 pixels.) At 224 pixels, stages 3 and 4 have one window
-    and so attend globally.
+    and so attend globally. The output of stage ``i`` has ``embed_dims * 2**i`` channels and height
+    ``ceil(ceil(H / 4) / 2**i)``.
 
     Args:
         arch: ``'tiny'``, ``'tiny_7x7'``, ``'small'``, ``'base'``, or a dict with ``embed_dims``
@@ -190,6 +186,7 @@ class QnAViT(LocalBackbone):
             kernel_size=3,
         ),
     }
+    _downsample_is_block = True
     # The official fine-tuning resizes tables by a cubic with anti-aliasing.
     _antialias = True
 
@@ -211,8 +208,15 @@ class QnAViT(LocalBackbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
-        arch = self._resolve_arch(arch)
+        super().__init__(init_cfg)
+        per_stage = ("attn_depths", "qna_depths", "attn_heads", "qna_heads")
+        arch = self._resolve_arch(arch, {"embed_dims", *per_stage}, dict(kernel_size=3))
+        dims = arch["embed_dims"]
+        kernel_size = as_side("kernel_size", arch["kernel_size"], odd=True)
+        check_int(embed_dims=dims, num_queries=num_queries)
+        check_ints(0, attn_depths=arch["attn_depths"], qna_depths=arch["qna_depths"])
+        check_ints(attn_heads=arch["attn_heads"], qna_heads=arch["qna_heads"])
+        check_per_stage(**{name: arch[name] for name in per_stage})
         self.attn_depths, self.qna_depths = arch["attn_depths"], arch["qna_depths"]
         num_stages = len(self.qna_depths)
         if isinstance(normalize_query, bool):
@@ -223,126 +227,89 @@ class QnAViT(LocalBackbone):
                     f"{name} must have one entry for each of the {num_stages} stages of arch, "
                     f"got {values!r}"
                 )
-        window_sizes = [as_side("window_sizes", size) for size in window_sizes]
         for value in normalize_query:
             check_flag(normalize_query=value)
-        check_int(num_queries=num_queries)
         check_choice(STEMS, stem=stem)
         check_choice(SKIPS, downsample_skip=downsample_skip)
-        check_flag(norm_eval=norm_eval)
-        kernel_size = as_side("kernel_size", arch["kernel_size"], odd=True)
-        check_drop_path(drop_path_rate=drop_path_rate)
-        check_stages(out_indices, frozen_stages, num_stages)
-        self.out_indices = tuple(out_indices)
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
-        self.num_features = [arch["embed_dims"] * 2**i for i in range(num_stages)]
-
-        dims = arch["embed_dims"]
-        if stem == "patch":
-            self.stem = PatchEmbed(in_channels, dims, norm=False, bias=False)
-        else:
-            self.stem = ResNetStem(in_channels, dims)
-        num_blocks = sum(self._stage_blocks())
-        rates = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
-        block_kwargs = dict(
+        self._heads = dict(attn_heads=arch["attn_heads"], qna_heads=arch["qna_heads"])
+        self._window_sizes = [as_side("window_sizes", size) for size in window_sizes]
+        self._normalize_query = normalize_query
+        self._qna = dict(kernel_size=kernel_size, num_queries=num_queries)
+        self._pool_size = kernel_size if downsample_skip == "avgpool" else None
+        self._block = dict(
             mlp_ratio=mlp_ratio,
             with_cp=with_cp,
-            norm_eps=NORM_EPS,
+            norm1=_norm,
+            norm2=_norm,
             gelu="tanh",
             layer_scale_init_value=layer_scale_init_value,
         )
-        self.stages = nn.ModuleList()
-        self.downsamples = nn.ModuleList()
-        num_built = max(self.out_indices) + 1
-        if num_built == 1 and not self.attn_depths[0] and not self.qna_depths[0]:
+
+        if stem == "patch":
+            self.patch_embed = PatchEmbed(in_channels, dims, norm=False, bias=False)
+        else:
+            self.patch_embed = ResNetStem(in_channels, dims)
+        num_features = [dims * 2**i for i in range(num_stages)]
+        depths = [sum(pair) for pair in zip(self.attn_depths, self.qna_depths, strict=True)]
+        self._build_stages(
+            num_features, depths, drop_path_rate, out_indices, frozen_stages, norm_eval
+        )
+        if len(self.stages) == 1 and not depths[0]:
             raise ValueError(
                 "arch must have a block in attn_depths or qna_depths of the first stage, as "
                 f"out_indices={self.out_indices} needs no other, got {self.attn_depths} and "
                 f"{self.qna_depths}"
             )
-        for i, dims in enumerate(self.num_features[:num_built]):
-            self._check_heads(arch, i, dims, downsampled=i < num_built - 1)
-            qna_kwargs = dict(
-                kernel_size=kernel_size,
-                num_queries=num_queries,
-                normalize_query=normalize_query[i],
-            )
-            mixers = [
-                EvenWindowAttention(
-                    dims, arch["attn_heads"][i], window_sizes[i], qkv_bias=False, proj_bias=False
-                )
-                for _ in range(self.attn_depths[i])
-            ]
-            mixers += [
-                QnA(dims, arch["qna_heads"][i], **qna_kwargs) for _ in range(self.qna_depths[i])
-            ]
-            self.stages.append(
-                nn.Sequential(
-                    *(
-                        TransformerBlock(dims, mixer, drop_path_rate=rates.pop(0), **block_kwargs)
-                        for mixer in mixers
-                    )
-                )
-            )
-            if i < num_built - 1:
-                self.downsamples.append(
-                    TransformerBlock(
-                        dims,
-                        QnA(
-                            dims,
-                            2 * arch["qna_heads"][i],
-                            stride=2,
-                            attn_dims=2 * dims,
-                            **qna_kwargs,
-                        ),
-                        drop_path_rate=rates.pop(0),
-                        skip=DownsampleSkip(
-                            dims, 2 * dims, kernel_size if downsample_skip == "avgpool" else None
-                        ),
-                        out_dims=2 * dims,
-                        **block_kwargs,
-                    )
-                )
-        for i in self.out_indices:
-            self.add_module(f"norm{i}", LayerNorm(self.num_features[i], eps=NORM_EPS))
         self._reset_parameters()
-        self._freeze_stages()
 
-    @classmethod
-    def _resolve_arch(cls, arch: str | dict) -> dict:
-        per_stage = {"attn_depths", "qna_depths", "attn_heads", "qna_heads"}
-        arch = resolve_arch(arch, cls.arch_zoo, {"embed_dims"} | per_stage, dict(kernel_size=3))
-        check_int(embed_dims=arch["embed_dims"])
-        check_ints(0, attn_depths=arch["attn_depths"], qna_depths=arch["qna_depths"])
-        check_ints(attn_heads=arch["attn_heads"], qna_heads=arch["qna_heads"])
-        if len({len(arch[name]) for name in per_stage}) != 1:
-            raise ValueError(
-                f"arch must give {', '.join(sorted(per_stage))} for the same number of stages, "
-                f"got {arch}"
+    def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
+        dims = self.num_features[stage]
+        if index < self.attn_depths[stage]:
+            attn = EvenWindowAttention(
+                dims,
+                self._num_heads("attn_heads", stage),
+                self._window_sizes[stage],
+                qkv_bias=False,
+                proj_bias=False,
             )
-        return arch
+        else:
+            attn = self._make_qna(stage)
+        return TransformerBlock(dims, attn, drop_path_rate=drop_path_rate, **self._block)
 
-    @staticmethod
-    def _check_heads(arch: dict, stage: int, dims: int, downsampled: bool) -> None:
-        used = dict(
-            attn_heads=arch["attn_depths"][stage] > 0,
-            qna_heads=arch["qna_depths"][stage] > 0 or downsampled,
+    def _make_downsample(self, stage: int, drop_path_rate: float) -> nn.Module:
+        dims, out_dims = self.num_features[stage : stage + 2]
+        return TransformerBlock(
+            dims,
+            self._make_qna(stage, factor=2),
+            drop_path_rate=drop_path_rate,
+            skip=DownsampleSkip(dims, out_dims, self._pool_size),
+            out_dims=out_dims,
+            **self._block,
         )
-        for name in used:
-            if used[name] and dims % arch[name][stage]:
-                raise ValueError(
-                    f"{name} must divide the channels of their stages, {dims} in stage {stage}, "
-                    f"got {arch[name]}"
-                )
 
-    def _stage_blocks(self) -> list[int]:
-        """Blocks of each stage, the downsampling that follows it included."""
-        last = len(self.qna_depths) - 1
-        return [
-            attn + qna + (i < last)
-            for i, (attn, qna) in enumerate(zip(self.attn_depths, self.qna_depths, strict=True))
-        ]
+    def _make_qna(self, stage: int, factor: int = 1) -> QnA:
+        """QnA that divides the map by ``factor``, and multiplies channels and heads by it."""
+        dims = self.num_features[stage]
+        return QnA(
+            dims,
+            factor * self._num_heads("qna_heads", stage),
+            stride=factor,
+            attn_dims=factor * dims,
+            normalize_query=self._normalize_query[stage],
+            **self._qna,
+        )
+
+    def _num_heads(self, name: str, stage: int) -> int:
+        heads, dims = self._heads[name][stage], self.num_features[stage]
+        if dims % heads:
+            raise ValueError(
+                f"{name} must divide the channels of their stages, {dims} in stage {stage}, "
+                f"got {self._heads[name]}"
+            )
+        return heads
+
+    def _make_norm(self, dims: int) -> nn.Module:
+        return _norm(dims)
 
     def _reset_parameters(self) -> None:
         """Initialise what the layers do not: plain linear maps, convolutions, window tables."""
@@ -353,72 +320,3 @@ class QnAViT(LocalBackbone):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, EvenWindowAttention):
                 nn.init.zeros_(module.w_msa.relative_position_bias_table)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps.
-
-        Args:
-            x: ``(B, in_channels, H, W)``, any float dtype.
-
-        Returns:
-            One ``(B, C_i, H_i, W_i)`` per stage ``i`` of ``out_indices``, with
-            ``C_i = embed_dims * 2**i`` and ``H_i = ceil(ceil(H / 4) / 2**i)``.
-
-        Raises:
-            ValueError: ``x`` is not 4-D, has other channels or is smaller than a patch.
-            TypeError: ``x`` is not floating point.
-        """
-        x = self.stem(x)
-        outs = []
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i in self.out_indices:
-                outs.append(getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2).contiguous())
-            if i < len(self.downsamples):
-                x = self.downsamples[i](x)
-        return tuple(outs)
-
-    def train(self, mode: bool = True) -> QnAViT:
-        """As in ``nn.Module``, but frozen parts stay in eval mode."""
-        super().train(mode)
-        self._freeze_stages()
-        if mode and self.norm_eval and isinstance(self.stem, ResNetStem):
-            self.stem.norm.eval()
-        return self
-
-    def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        freeze(self.stem)
-        for i in range(min(self.frozen_stages, len(self.stages))):
-            freeze(self.stages[i])
-            if i < len(self.downsamples):
-                freeze(self.downsamples[i])
-            if i in self.out_indices:
-                freeze(getattr(self, f"norm{i}"))
-
-    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """Depth of a parameter, for layer-wise learning-rate decay.
-
-        Args:
-            param_name: name of the parameter in the whole model.
-            prefix: name of this backbone in the whole model, with its dot.
-
-        Returns:
-            The parameter's layer (0 for the stem, then one per block, downsampling blocks
-            included) and the number of layers. Whatever is not of the backbone's trunk is in the
-            last layer.
-        """
-        blocks = self._stage_blocks()
-        num_layers = sum(blocks) + 2
-        if not param_name.startswith(prefix):
-            return num_layers - 1, num_layers
-        kind, _, rest = param_name[len(prefix) :].partition(".")
-        if kind == "stem":
-            return 0, num_layers
-        if kind == "stages":
-            stage, block, *_ = rest.split(".")
-            return sum(blocks[: int(stage)]) + int(block) + 1, num_layers
-        if kind == "downsamples":
-            return sum(blocks[: int(rest.split(".")[0]) + 1]), num_layers
-        return num_layers - 1, num_layers

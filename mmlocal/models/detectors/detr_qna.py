@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmlocal.layers import QnA
 from mmlocal.layers.checks import as_side
-from mmlocal.models.backbones.base import resize_tables_on_load
+from mmlocal.models.backbones.loading import resize_tables_on_load
 from mmlocal.registry import MODELS
 
 

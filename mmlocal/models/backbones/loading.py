@@ -1,0 +1,87 @@
+"""Pretrained weights that must fit, and tables that are resized however a model loads."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmlocal.checkpoints import load_file, match_state_dict
+
+
+def load_pretrained(
+    module: nn.Module,
+    checkpoint: str,
+    prefix: str | None = None,
+    map_location: str = "cpu",
+    *,
+    optional: str,
+    antialias: bool,
+) -> None:
+    """Load a checkpoint into ``module``, or raise and leave the module as it is.
+
+    Args:
+        module: the weights go here.
+        checkpoint: path or URL of a file.
+        prefix: name of ``module`` in the model that was saved.
+        map_location: as in :func:`torch.load`.
+        optional: regular expression of the names that the checkpoint need not hold.
+        antialias: of :func:`mmlocal.checkpoints.match_state_dict`.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the checkpoint is damaged, unsafe, or of another architecture.
+    """
+    # MMEngine's CheckpointLoader would run the code that an unsafe file holds.
+    with get_local_path(checkpoint) as path:
+        content = load_file(path, map_location)
+    state_dict = content.get("state_dict", content)
+    if prefix:
+        state_dict = _part(state_dict, prefix.rstrip(".") + ".")
+    selected, report = match_state_dict(state_dict, module.state_dict(), optional, antialias)
+    name = type(module).__name__
+    if report.missing or report.mismatched:
+        raise ValueError(
+            f"init_cfg: checkpoint={checkpoint!r} with prefix={prefix!r} does not fit this "
+            f"{name}: {report}. Check arch and prefix (full models need prefix='backbone.'); "
+            "official checkpoints: mmlocal convert"
+        )
+    module.load_state_dict(selected, strict=False)
+    print_log(f"{name}: {checkpoint}: {report}", logger="current")
+
+
+def resize_tables_on_load(module: nn.Module, antialias: bool) -> None:
+    """Make every way of loading resize the tables that :func:`load_pretrained` resizes.
+
+    MMEngine's ``load_from`` would leave a table of another size random, and log it.
+
+    Args:
+        module: its tables are resized when it, or a model around it, loads a state dict.
+        antialias: of :func:`mmlocal.checkpoints.match_state_dict`.
+    """
+    module.register_load_state_dict_pre_hook(partial(_resize_tables, antialias=antialias))
+
+
+def _resize_tables(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: Any, antialias: bool
+) -> None:
+    selected, report = match_state_dict(
+        _part(state_dict, prefix), dict(module.named_parameters()), antialias=antialias
+    )
+    name = type(module).__name__
+    if report.mismatched:
+        raise ValueError(
+            f"{name} cannot take the checkpoint: {report}. Check the arguments of the model; leave "
+            "out of the checkpoint what shall start anew"
+        )
+    if report.resized:
+        state_dict.update({prefix + key: value for key, value in selected.items()})
+        print_log(f"{name}: resized to the model: {'; '.join(report.resized)}", logger="current")
+
+
+def _part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
