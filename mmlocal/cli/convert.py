@@ -25,11 +25,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="report, but write nothing")
     # Only what is given is passed on: each code base has options of its own.
-    for name, system in SYSTEMS.items():
-        group = parser.add_argument_group(f"options of {name}")
-        for option, settings in system.options.items():
-            flag = "--" + option.replace("_", "-")
-            group.add_argument(flag, default=argparse.SUPPRESS, **settings)
+    options = {o: how for system in SYSTEMS.values() for o, how in system.options.items()}
+    for option, how in options.items():
+        owners = ", ".join(name for name, system in SYSTEMS.items() if option in system.options)
+        flag, text = "--" + option.replace("_", "-"), f"{owners}: {how['help']}"
+        parser.add_argument(flag, **{**how, "help": text, "default": argparse.SUPPRESS})
     return parser.parse_args(argv)
 
 
