@@ -15,7 +15,7 @@ from mmlocal.files import write_whole
 
 
 class _StandIn:
-    """Takes the place of an object beside the weights, and forgets what it is given."""
+    """Takes the place of an object beside the weights, and keeps nothing."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -24,9 +24,9 @@ class _StandIn:
         pass
 
 
-# MMEngine's training runs write these beside the weights: NumPy numbers, and loss histories with
-# bound methods. None of it is needed here, and the real objects must not be callable from a file:
-# with the real `getattr` a file reaches every module of this process.
+# MMEngine's training runs write NumPy numbers, and loss histories with bound methods, beside the
+# weights. None of it is needed here. The real objects must not be callable from a file: with the
+# real `getattr`, a file reaches every module of this process.
 _STAND_INS = [
     type(name, (_StandIn,), {"__module__": module})
     for module, name in (

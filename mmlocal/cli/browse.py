@@ -16,12 +16,13 @@ from mmengine.utils import track_iter_progress
 
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
-from mmlocal.cli.building import build_errors, type_name
+from mmlocal.cli.building import build_errors
 from mmlocal.cli.config import load_config
 from mmlocal.cli.data import check_data
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
+from mmlocal.libraries.base import type_name
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
