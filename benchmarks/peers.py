@@ -1,4 +1,4 @@
-"""What a user would pick instead of our ops."""
+"""Alternatives to our ops, as a user would pick them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mmlocal.checkpoints.files import write_whole
+from mmlocal.files import write_whole
 from mmlocal.version import __version__
 
 # Of the benchmark of ops.

@@ -16,7 +16,12 @@ MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmlocal", locations=["
 DATASETS = Registry(
     "dataset", parent=MMENGINE_DATASETS, scope="mmlocal", locations=["mmlocal.datasets"]
 )
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmlocal", locations=["mmlocal.engine.hooks"])
+HOOKS = Registry(
+    "hook",
+    parent=MMENGINE_HOOKS,
+    scope="mmlocal",
+    locations=["mmlocal.engine.batches", "mmlocal.engine.hooks", "mmlocal.engine.weights"],
+)
 METRICS = Registry(
     "metric",
     parent=MMENGINE_METRICS,

@@ -39,6 +39,18 @@ RULES = {
         "mmlocal",
     },
     "mmlocal/models/*.py": {"mmlocal.models"},
+    "mmlocal/engine/**/*.py": {
+        "numpy",
+        "torch",
+        "mmengine",
+        "mmlocal.checkpoints",
+        "mmlocal.errors",
+        "mmlocal.registry",
+    },
+    "mmlocal/libraries/mmdet.py": {"numpy", "torch", "mmengine", "mmdet", "mmlocal"},
+    "mmlocal/libraries/mmseg.py": {"numpy", "torch", "mmengine", "mmseg", "mmlocal"},
+    "mmlocal/libraries/mmpretrain.py": {"numpy", "torch", "mmengine", "mmpretrain", "mmlocal"},
+    "mmlocal/libraries/*.py": {"numpy", "torch", "cv2", "mmengine", "mmlocal"},
     "mmlocal/checkpoints/**/*.py": {
         "torch",
         "msgpack",
@@ -133,6 +145,11 @@ def test_imports(module):
     assert violations(ROOT / module, ruled_modules()[module]) == set()
 
 
+@pytest.mark.parametrize("module", [m for m in ruled_modules() if m.startswith("mmlocal/engine/")])
+def test_engine_knows_no_command_line(module):
+    assert "argparse" not in imports(ROOT / module)
+
+
 def test_the_rules_find_something():
     modules = set(ruled_modules())
     assert {
@@ -145,6 +162,8 @@ def test_the_rules_find_something():
         "mmlocal/layers/elsa.py",
         "mmlocal/models/backbones/elsa_swin.py",
         "mmlocal/checkpoints/elsa.py",
+        "mmlocal/engine/weights.py",
+        "mmlocal/libraries/mmdet.py",
         "mmlocal/analysis/flops.py",
         "benchmarks/ops.py",
         "tools/train.py",
@@ -187,6 +206,17 @@ def test_the_block_blocks():
 def test_package_alone():
     """Also without torch: an error here would come out as a missing registry entry."""
     code = "import mmlocal, mmlocal.files; mmlocal.list_configs()"
+    run_without(code, *OPENMM, "torch", "numpy", "triton")
+
+
+def test_libraries_without_any_of_them():
+    """``mmlocal info`` says what is missing, whatever is missing."""
+    code = """
+from mmlocal.libraries import LIBRARIES
+
+for library in LIBRARIES.values():
+    assert "torch is not installed" in library.why_not()
+"""
     run_without(code, *OPENMM, "torch", "numpy", "triton")
 
 

@@ -109,7 +109,8 @@ def browse(
         dataset_cfg = _without_augmentation(dataset_cfg)
     with build_errors(cfg):
         dataset = DATASETS.build(deepcopy(dataset_cfg))
-        visualizer = VISUALIZERS.build({"name": "browse", **cfg.visualizer, "vis_backends": None})
+        settings = cfg.get("visualizer") or {"type": "Visualizer"}
+        visualizer = VISUALIZERS.build({"name": "browse", **settings, "vis_backends": None})
     visualizer.dataset_meta = dataset.metainfo
     number = min(show_number or len(dataset), len(dataset))
     for index in track_iter_progress(range(number)):

@@ -15,6 +15,8 @@ from mmengine.runner import BaseLoop, Runner
 from mmlocal.errors import UsageError
 from mmlocal.libraries.base import type_name
 
+# Nothing public tells which part of a config MMEngine is building, so the traceback has to. It is
+# read by the names of functions, methods and arguments that MMEngine documents.
 # Methods of the runner that build a part -> the key of that part.
 _PARTS = {
     "build_model": "model",
@@ -38,17 +40,22 @@ _BUILDERS = {build_from_cfg.__code__, build_scheduler_from_cfg.__code__}
 _LONGEST = 300  # characters of an error that are repeated
 
 
+def root_registries() -> list[Registry]:
+    """The registries of MMEngine, from which those of all libraries descend."""
+    return [value for value in vars(registry_module).values() if isinstance(value, Registry)]
+
+
 @contextmanager
 def build_errors(cfg: Config) -> Iterator[None]:
     """Turn errors of building into a :class:`UsageError` that names the config key at fault.
 
-    Errors that a loop raises once it runs pass unchanged, as those are no mistakes of the config.
+    Errors of a loop that already runs pass unchanged, as they are no mistakes of the config.
 
     Args:
-        cfg: the whole config from which something is built.
+        cfg: whole config.
 
     Raises:
-        UsageError: one line.
+        UsageError: a part of the config cannot be built. The message is one line.
     """
     try:
         yield
@@ -65,7 +72,7 @@ def describe_build_error(error: Exception, cfg: Config) -> str:
 
     Args:
         error: as caught, with its traceback.
-        cfg: the whole config.
+        cfg: whole config.
     """
     reason = _reason(error)
     path = _path_of(error, cfg)
@@ -171,10 +178,10 @@ def _refine(cfg: Config, path: list[str], reason: str) -> list[str]:
 
 def _unknown_type(cfg: Config, path: list[str]) -> list[str] | None:
     """Path of the first part below ``path`` whose type no registry knows."""
-    registries = [value for value in vars(registry_module).values() if isinstance(value, Registry)]
+    roots = root_registries()
     for where, node in _walk(_at(cfg, path), path):
         kind = node.get("type") if isinstance(node, dict) else None
-        if isinstance(kind, str) and not any(_knows(root, kind) for root in registries):
+        if isinstance(kind, str) and not any(_knows(root, kind) for root in roots):
             return where
     return None
 

@@ -7,11 +7,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mmengine import registry as registry_module
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import Registry
 
 from mmlocal import config_path
+from mmlocal.cli.building import root_registries
 from mmlocal.errors import UsageError
 from mmlocal.libraries import LIBRARIES, Library, library_of
 
@@ -99,8 +98,7 @@ def _scope_of_classes(cfg: Config) -> str:
 
 def _is_known(scope: str) -> bool:
     """Whether a library, a registry or a package has this name."""
-    registries = [value for value in vars(registry_module).values() if isinstance(value, Registry)]
-    if scope in LIBRARIES or any(scope in registry.children for registry in registries):
+    if scope in LIBRARIES or any(scope in registry.children for registry in root_registries()):
         return True
     return scope.isidentifier() and importlib.util.find_spec(scope) is not None
 

@@ -1,6 +1,7 @@
 """How a tool reports a user's mistake."""
 
 import atexit
+import logging
 import os
 import sys
 import time
@@ -13,14 +14,19 @@ from mmlocal.errors import UsageError
 
 # A launcher ends all processes when one has ended, so the one that speaks has to be first.
 _SECONDS_FOR_FIRST = 10
+# Exit code of a process of a distributed job, once its work is done.
+_status_of_job: int | None = None
 
 
 def run_tool(main: Callable[[], None]) -> None:
     """Call ``main``; a :class:`UsageError` ends the process with its message and exit code 2.
 
-    Under a distributed launcher every process ends, but only the first of each machine prints:
-    the others see the same files. With ``--traceback`` on the command line the traceback of the
-    error comes first.
+    The message begins with the flag of the argument at fault. Under a distributed launcher every
+    process ends, but only the first of each machine prints, as the others see the same files. With
+    ``--traceback`` on the command line the traceback of the error comes first.
+
+    Args:
+        main: what to call; also parses the command line.
     """
     try:
         main()
@@ -41,16 +47,23 @@ def _end_process(status: int) -> None:
 
     MMEngine leaves the threads of the process group running. One of them that asks for the
     interpreter while it is torn down aborts the process, now and then, and the launcher then takes
-    the whole job for failed. Leaving the group is not enough, as the model holds on to it. What
-    was registered for the exit still runs.
+    the whole job for failed. Leaving the group is not enough, as the model holds on to it.
     """
+    global _status_of_job
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _status_of_job = status
     if status:
         sys.exit(status)
+
+
+@atexit.register
+def _leave_job() -> None:
+    """End at once, after the handlers that were registered since this module was imported."""
+    if _status_of_job is not None:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_status_of_job)
 
 
 def warn(message: str) -> None:

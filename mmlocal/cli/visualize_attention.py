@@ -1,15 +1,36 @@
 """Draw the local attention of a model on an image: attention received, and kernels side by side."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
+from copy import deepcopy
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
+from mmlocal.checkpoints import load_file, match_state_dict
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
+from mmlocal.cli.building import build_errors
+from mmlocal.cli.config import load_config
 from mmlocal.cli.tool import run_tool
-from mmlocal.engine.attention import draw_attention
+from mmlocal.errors import UsageError
+from mmlocal.layers.checks import check_int
+from mmlocal.libraries import library_of
+from mmlocal.libraries.base import type_name
+from mmlocal.visualization.attention import LayerAttention, collect_attention, find_layers
+from mmlocal.visualization.attention_figures import draw_layer
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,4 +77,178 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw, or list the layers. Raises ``UsageError``."""
     MMLogger.get_current_instance().setLevel("ERROR")  # its notes go to stdout
-    draw_attention(args)
+    if args.list_layers:
+        for name, kind in list_layers(args.config, args.cfg_options).items():
+            print(f"{name}  {kind}")
+        return
+    visualize_attention(
+        args.config,
+        args.checkpoint,
+        args.image,
+        args.out_dir,
+        layers=args.layers,
+        heads=args.heads,
+        device=args.device,
+        cfg_options=args.cfg_options,
+    )
+
+
+def list_layers(config: str, cfg_options: dict | None = None) -> dict[str, str]:
+    """List the layers of a model that offer their local attention.
+
+    Args:
+        config: path of a config, or the name of a config of mmlocal.
+        cfg_options: settings that override the config.
+
+    Returns:
+        Class and size of the window by name of the layer, such as ``"ELSA 7x7"``.
+
+    Raises:
+        UsageError: missing config or library, or a model without local attention.
+    """
+    cfg = load_config(config, cfg_options)
+    library_of(cfg).require()
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        layers = _find_layers(_build(cfg), config)
+    return {
+        name: f"{type(layer).__name__} {layer.kernel_size}x{layer.kernel_size}"
+        for name, layer in layers.items()
+    }
+
+
+def visualize_attention(
+    config: str,
+    checkpoint: str | None,
+    image: str,
+    out_dir: Path,
+    layers: Sequence[str] | None = None,
+    heads: int = 8,
+    device: str | None = None,
+    cfg_options: dict | None = None,
+) -> None:
+    """Run a model on an image and write pictures of its local attention.
+
+    Writes ``<layer>_received.png`` and ``<layer>_kernels.png`` to ``out_dir``, and for a layer with
+    a ghost head ``<layer>_ghost.png``. Prints their paths.
+
+    Args:
+        config: path of a config, or the name of a config of mmlocal.
+        checkpoint: path of the weights; ``None`` for random ones.
+        image: path of the picture.
+        out_dir: folder for the pictures.
+        layers: names of layers to draw, ``*`` for any text; ``None`` for all.
+        heads: most heads of a layer that are shown.
+        device: where the model runs; ``None`` for the GPU if there is one.
+        cfg_options: settings that override the config.
+
+    Raises:
+        UsageError: missing config, library, image or checkpoint, one that does not fit the model, a
+            device that is not there, a model without local attention, or a layer it has not.
+        ValueError: ``heads`` below 1.
+    """
+    check_int(heads=heads)
+    cfg = load_config(config, cfg_options)
+    library_of(cfg).require()
+    _check_paths(image, out_dir)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = _build(cfg)
+        selected = _select(_find_layers(model, config), layers)
+        _load(model, checkpoint)
+        _move(model, device or get_device())
+        shown, input_size, attention = _run_model(model, cfg, image, selected)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name, layer in selected.items():
+        if name not in attention:
+            print(f"{name}: did not run on this image")
+            continue
+        figures = draw_layer(name, layer, attention[name], heads, shown, input_size)
+        for kind, figure in figures.items():
+            path = out_dir / f"{name}_{kind}.png"
+            figure.savefig(path)
+            print(path, flush=True)
+
+
+def _check_paths(image: str, out_dir: Path) -> None:
+    if not Path(image).is_file():
+        raise UsageError(f"image {image!r} is not a file")
+    if not cv2.haveImageReader(image):
+        raise UsageError(f"image {image!r} is not a picture that OpenCV can read")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UsageError(f"{str(out_dir)!r} is a file", argument="out_dir")
+
+
+def _build(cfg: Config) -> BaseModel:
+    model = deepcopy(cfg.model)
+    if cfg.get("data_preprocessor"):  # as MMEngine's runner does
+        model.setdefault("data_preprocessor", cfg.data_preprocessor)
+    library_of(cfg).see_whole_image(model)
+    with build_errors(cfg):
+        return MODELS.build(model).eval()
+
+
+def _find_layers(model: nn.Module, config: str) -> dict[str, nn.Module]:
+    layers = find_layers(model)
+    if not layers:
+        raise UsageError(
+            f"the model of config {config!r} has no layer of local attention "
+            "(such as ELSA, QnA, UpsampleQnA)"
+        )
+    return layers
+
+
+def _select(layers: dict[str, nn.Module], patterns: Sequence[str] | None) -> dict[str, nn.Module]:
+    selected = set()
+    for pattern in patterns or ["*"]:
+        found = {name for name in layers if fnmatchcase(name, pattern)}
+        if not found:
+            raise UsageError(
+                f"no layer of local attention matches {pattern!r}; there are {', '.join(layers)}",
+                argument="layers",
+            )
+        selected |= found
+    return {name: layer for name, layer in layers.items() if name in selected}
+
+
+def _load(model: BaseModel, checkpoint: str | None) -> None:
+    if checkpoint is None:
+        print("note: no checkpoint is given; the weights are random")
+        model.init_weights()
+        return
+    try:
+        content = load_file(checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    source = content.get("state_dict", content)
+    _, report = match_state_dict(source, model.state_dict())
+    if report.missing or report.mismatched:
+        raise UsageError(
+            f"checkpoint {checkpoint!r} does not fit the model of the config: {report}"
+        )
+    model.load_state_dict(source, strict=False)  # the backbone resizes tables as it loads them
+
+
+def _move(model: nn.Module, device: str) -> None:
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not there
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{device!r} cannot be used: {reason}", argument="device") from error
+
+
+def _run_model(
+    model: BaseModel, cfg: Config, path: str, layers: dict[str, nn.Module]
+) -> tuple[np.ndarray, tuple[int, int], dict[str, LayerAttention]]:
+    """The image as the network sees it, in RGB, its size after padding, and the attention."""
+    dataset = cfg.test_dataloader.dataset
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    steps = [step for step in dataset.pipeline if type_name(step["type"]) != "LoadAnnotations"]
+    item = Compose(steps)(dict(img_path=path, img_id=0))
+    image = item["inputs"].permute(1, 2, 0).clamp(0, 255).byte().numpy()[..., ::-1]
+    with torch.no_grad(), collect_attention(layers) as attention:
+        data = model.data_preprocessor(pseudo_collate([item]), False)
+        try:
+            model(**data, mode="predict")
+        except ValueError as error:
+            raise UsageError(f"the model cannot take image {path!r}: {error}") from error
+    return image, tuple(data["inputs"].shape[2:]), attention

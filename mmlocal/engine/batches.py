@@ -9,6 +9,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from mmlocal.errors import UsageError
+from mmlocal.registry import HOOKS
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # The start of PyTorch's error when BatchNorm meets one value per channel.
@@ -19,6 +20,7 @@ _ADVICE = (
 )
 
 
+@HOOKS.register_module()
 class CheckBatchHook(Hook):
     """Refuse to train on a batch of one image if the model normalises a pooled pixel by batch.
 

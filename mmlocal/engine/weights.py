@@ -1,17 +1,19 @@
-"""Does a checkpoint fit the model? MMEngine only logs that it does not, and goes on."""
+"""Does a checkpoint fit the model? If not, MMEngine only logs it and goes on."""
 
-import re
-from collections import OrderedDict
+from copy import copy
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from mmlocal.checkpoints import match_state_dict
 from mmlocal.errors import UsageError
+from mmlocal.registry import HOOKS
 
 
+@HOOKS.register_module()
 class CheckWeightsHook(Hook):
     """Refuse a checkpoint of another model, on every process, before any of it is used.
 
@@ -27,7 +29,7 @@ class CheckWeightsHook(Hook):
             weights only, or with tables of other windows, whose optimizer state does not fit.
     """
 
-    # Before hooks that load weights themselves, as that of the averaged ones does.
+    # Before hooks that load weights themselves, as the hook of averaged weights does.
     priority = "VERY_HIGH"
 
     def __init__(self, whole: bool) -> None:
@@ -35,8 +37,9 @@ class CheckWeightsHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """The file is read, the model untouched."""
-        path = runner._load_from or find_latest_checkpoint(runner.work_dir)
-        if runner._resume and not {"meta", "message_hub"} <= {*checkpoint}:
+        path = runner.cfg.get("load_from") or find_latest_checkpoint(runner.work_dir)
+        resumes = runner.cfg.get("resume")
+        if resumes and not {"meta", "message_hub"} <= {*checkpoint}:
             raise UsageError(
                 f"checkpoint {path!r} has no state of a training run to resume; to start from its "
                 f"weights, use --cfg-options load_from={path}"
@@ -46,11 +49,10 @@ class CheckWeightsHook(Hook):
             model = model.module
         if is_model_wrapper(model):  # one that spreads its parameters over the processes
             return
-        source = checkpoint.get("state_dict", checkpoint)
-        state_dict = OrderedDict((re.sub(r"^module\.", "", key), source[key]) for key in source)
-        state_dict._metadata = getattr(source, "_metadata", None)
+        state_dict = copy(checkpoint.get("state_dict", checkpoint))  # with its versions of modules
+        consume_prefix_in_state_dict_if_present(state_dict, "module.")
         _, report = match_state_dict(state_dict, model.state_dict())
-        if runner._resume and report.resized:
+        if resumes and report.resized:
             raise UsageError(
                 f"checkpoint {path!r} cannot be resumed, as the state of the optimizer does not "
                 f"fit the model of the config: {report}; to start from its weights, use "
@@ -69,7 +71,7 @@ class CheckWeightsHook(Hook):
             )
 
 
-def _loads(model: nn.Module, state_dict: OrderedDict) -> bool:
+def _loads(model: nn.Module, state_dict: dict) -> bool:
     """Load what fits; whether that was everything. Modules may rename or resize as they load."""
     try:
         missing, _ = model.load_state_dict(state_dict, strict=False)

@@ -1,27 +1,34 @@
 """Layers with parameters, made of torch and the ops alone."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from mmlocal.layers.block import TransformerBlock
 from mmlocal.layers.checks import check_image
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.elsa import ELSA
+from mmlocal.layers.even_window_attention import EvenWindowAttention
 from mmlocal.layers.ghost_attention import GhostAttention
 from mmlocal.layers.init import lecun_normal_
+from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
+from mmlocal.layers.mixers import MIXERS, register_mixer
 from mmlocal.layers.mlp import MLP
 from mmlocal.layers.norm import LayerNorm
 from mmlocal.layers.patch import PatchEmbed, PatchMerging
-from mmlocal.layers.qna import QnA, UpsampleQnA
-from mmlocal.layers.window_attention import (
-    EvenWindowAttention,
-    ShiftedWindowAttention,
-    WindowAttention,
-)
+from mmlocal.layers.qna import QnA
+from mmlocal.layers.shifted_window_attention import ShiftedWindowAttention
+from mmlocal.layers.upsample_qna import UpsampleQnA
+from mmlocal.layers.window_attention import WindowAttention
 
 __all__ = [
     "ELSA",
+    "MIXERS",
     "MLP",
     "DropPath",
     "EvenWindowAttention",
     "GhostAttention",
+    "HasGhostHead",
+    "HasLocalAttention",
     "LayerNorm",
     "PatchEmbed",
     "PatchMerging",
@@ -32,4 +39,9 @@ __all__ = [
     "WindowAttention",
     "check_image",
     "lecun_normal_",
+    "register_mixer",
 ]
+
+# The mixer of a new file registers itself, also where nothing above names the file.
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -1,4 +1,4 @@
-"""Checks of arguments and inputs: one error that names the argument, its value and the fix."""
+"""Checks of arguments and inputs. An error names the argument, its value and the expectation."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def check_flag(**arguments: Any) -> None:
     """Check that each argument is ``True`` or ``False``.
 
     Raises:
-        TypeError: an argument is anything else, which Python would take for one of them.
+        TypeError: an argument is anything else, even if Python would take it for one of them.
     """
     for name, value in arguments.items():
         if not isinstance(value, bool):
@@ -158,7 +158,7 @@ def check_tensor(x: Any) -> None:
     """Check that ``x`` is a tensor.
 
     Raises:
-        TypeError: anything else, such as what ``torch.fx`` traces with.
+        TypeError: anything else, such as a proxy of ``torch.fx``.
     """
     if isinstance(x, Proxy):
         raise TypeError(
@@ -209,7 +209,7 @@ def check_image(x: Tensor, in_channels: int, patch_size: int) -> None:
 
 
 class Unscripted:
-    """Base of modules that TorchScript cannot compile: says so in one sentence."""
+    """Base of modules that TorchScript cannot compile. It says so in one sentence."""
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Called by ``torch.jit.script`` on each module before it compiles anything.

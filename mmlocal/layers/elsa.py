@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import (
@@ -15,67 +16,11 @@ from mmlocal.layers.checks import (
     check_number,
     check_rate,
 )
-from mmlocal.ops.elsa import elsa_attention, elsa_attention_projected
+from mmlocal.layers.mixers import register_mixer
+from mmlocal.layers.projected_attention import ProjectedAttention
 
 
-class ProjectedAttention(nn.Module):
-    """ELSA's last projection, ``1 x 1`` from features to logits, and the attention by them.
-
-    Both are one module, as the op can fold the projection into its kernels: then the logits, by far
-    the largest map of the layer, are never written. So this is no ``nn.Conv2d``, though its weight
-    and bias have the shapes and the initialisation of one.
-
-    Args:
-        qk_dims: channels of the features.
-        attn_dims: logits of a pixel.
-        groups: groups of the projection.
-        drop_rate: dropout on the attention maps.
-    """
-
-    def __init__(self, qk_dims: int, attn_dims: int, groups: int, drop_rate: float) -> None:
-        super().__init__()
-        self.groups = groups
-        self.drop_rate = drop_rate
-        conv = nn.Conv2d(qk_dims, attn_dims, 1, groups=groups)
-        self.weight, self.bias = conv.weight, conv.bias
-
-    def forward(
-        self,
-        features: Tensor,
-        value: Tensor | None = None,
-        ghost_mul: Tensor | None = None,
-        ghost_add: Tensor | None = None,
-        **settings,
-    ) -> Tensor:
-        """Attend, or only compute the logits.
-
-        Args:
-            features: ``(B, qk_dims, H, W)``.
-            value: ``(B, v_dims, H, W)``; ``None`` for the logits.
-            ghost_mul: of :func:`mmlocal.ops.elsa_attention`, as is ``ghost_add``.
-            **settings: the other arguments of that function.
-
-        Returns:
-            ``(B, v_dims, H, W)``, or the logits ``(B, attn_dims, H, W)``.
-        """
-        dropout = self.training and self.drop_rate > 0
-        if value is not None and self.groups == 1 and not dropout:
-            return elsa_attention_projected(
-                value, features, self.weight, self.bias, ghost_mul, ghost_add, **settings
-            )
-        attn = F.conv2d(features, self.weight, self.bias, groups=self.groups)
-        if value is None:
-            return attn
-        if dropout:
-            maps = attn.unflatten(1, (-1, settings["kernel_size"] ** 2)).softmax(dim=2)
-            attn = F.dropout(maps, self.drop_rate).flatten(1, 2)
-        return elsa_attention(value, attn, ghost_mul, ghost_add, softmax=not dropout, **settings)
-
-    def extra_repr(self) -> str:
-        attn_dims, group_dims = self.weight.shape[:2]
-        return f"{group_dims * self.groups}, {attn_dims}, groups={self.groups}"
-
-
+@register_mixer("elsa")
 class ELSA(Unscripted, nn.Module):
     """Local self-attention whose maps come from the Hadamard product of queries and keys.
 
@@ -101,7 +46,7 @@ class ELSA(Unscripted, nn.Module):
         gamma: factor of the additive ghost head; 0 for none. All published models have 1.
         attn_drop_rate: dropout on the attention maps, before the ghost head.
         proj_drop_rate: dropout on the output.
-        backend: of :func:`mmlocal.ops.elsa_attention`, which gets the ``1 x 1`` convolution too.
+        backend: backend of :func:`mmlocal.ops.elsa_attention`; ``None`` for the fastest.
 
     Raises:
         ValueError: even ``kernel_size``; ``num_heads`` or ``groups`` that do not divide what they
@@ -109,12 +54,12 @@ class ELSA(Unscripted, nn.Module):
         TypeError: an argument of another type.
 
     Note:
-        This is the final variant of the paper, which its code and all published models have. It is
-        not Hadamard attention as eq. 7 states it: the convolution lets products of neighbouring
-        pixels mix before the logits are made.
+        This is the final variant of the paper. The official code and all published models have it.
+        Eq. 7 states another Hadamard attention. Here the convolution lets the products of
+        neighbouring pixels mix before the logits are made.
 
-        The multiplicative ghost head starts as N(0, 1), as in the official code, and as |N(0, 1)|
-        where ``lam`` is no integer: a negative base has no real power there.
+        The multiplicative ghost head starts as N(0, 1), as in the official code. If ``lam`` is no
+        integer, it starts as |N(0, 1)|: a negative base has no real power there.
 
     Source:
         ELSA, Zhou et al. 2021, section 5, eq. 7 and 8.
@@ -169,6 +114,8 @@ class ELSA(Unscripted, nn.Module):
         self.qk_dims = qk_dims
         self.v_dims = v_dims
         self.kernel_size = kernel_size
+        self.stride = 1
+        self.padding = kernel_size // 2 * dilation
         self.dilation = dilation
         self.qk_scale = (v_dims // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.lam = lam
@@ -180,7 +127,7 @@ class ELSA(Unscripted, nn.Module):
             qk_dims,
             qk_dims,
             kernel_size,
-            padding=kernel_size // 2 * dilation,
+            padding=self.padding,
             dilation=dilation,
             groups=qk_dims // group_width,
         )
@@ -219,20 +166,47 @@ class ELSA(Unscripted, nn.Module):
         return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
 
     def attention_maps(self, x: Tensor) -> Tensor:
-        """How each pixel attends to its neighbours, before dropout and ghost head; to look at.
+        """Compute how each pixel attends to its neighbours. For pictures.
 
         Args:
-            x: as in ``forward``.
+            x: ``(B, H, W, embed_dims)``.
 
         Returns:
-            ``(B, num_heads, kernel_size**2, H, W)``. Sums to 1 over the taps, those outside the
-            map included.
+            ``(B, num_heads, kernel_size**2, H, W)``, before dropout and ghost head. The taps of a
+            pixel sum to 1, together with its taps outside the map.
 
         Raises:
-            ValueError: as in ``forward``.
+            ValueError: ``x`` has any other shape.
         """
         logits = self.attn_proj(self._project(x)[1])
         return logits.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)
+
+    def ghost_filters(self, attn: Tensor, channels: Sequence[int]) -> Tensor:
+        """Compute the filters that the ghost head makes of attention maps. For pictures.
+
+        The filter of channel ``c`` is
+        ``ghost_mul[c]**lam * attn[head of c] + gamma * ghost_add[c]``. The layer weights the values
+        of the channel by it and adds them up.
+
+        Args:
+            attn: ``(..., heads, kernel_size**2, H, W)``, float: :meth:`attention_maps`, or the maps
+                of its first heads.
+            channels: channels of the values, of these heads.
+
+        Returns:
+            ``(..., len(channels), kernel_size**2, H, W)``, dtype of ``attn``.
+        """
+
+        def taps(ghost: Tensor) -> Tensor:
+            return ghost.detach()[list(channels)].flatten(1)[..., None, None].to(attn)
+
+        width = self.v_dims // self.num_heads
+        filters = attn[..., [channel // width for channel in channels], :, :, :]
+        if self.ghost_mul is not None:
+            filters = filters * taps(self.ghost_mul) ** self.lam
+        if self.ghost_add is not None:
+            filters = filters + self.gamma * taps(self.ghost_add)
+        return filters
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, v_dims, H, W)`` values, ``(B, qk_dims, H, W)`` features for ``attn_proj``."""

@@ -15,8 +15,10 @@ from mmlocal.layers.checks import (
     check_number,
     check_rate,
 )
+from mmlocal.layers.mixers import register_mixer
 
 
+@register_mixer("ghost")
 class GhostAttention(Unscripted, nn.Module):
     """Global self-attention in which each head's map is turned into several by static matrices.
 
@@ -32,10 +34,10 @@ class GhostAttention(Unscripted, nn.Module):
         embed_dims: channels.
         num_heads: heads of queries and keys; ``num_heads * ghost_ratio`` must divide
             ``embed_dims``.
-        map_size: height and width in tokens that the static matrices are kept for; one number for
-            both. On a map of
-            another size they are interpolated, and ``ghost_add`` is scaled by the ratio of the
-            areas, as a softmax over more tokens gives each of them less.
+        map_size: height and width of the map that the static matrices are kept for, in tokens; one
+            number for both. For a map of another size they are interpolated. There ``ghost_add`` is
+            also scaled by the ratio of the areas, because a softmax over more tokens gives each of
+            them less.
         ghost_ratio: maps made of each head's map; 2 doubles the heads.
         lam: exponent of the multiplicative matrices; 0 for none.
         gamma: factor of the additive matrices; 0 for none.
@@ -50,12 +52,12 @@ class GhostAttention(Unscripted, nn.Module):
         TypeError: an argument of another type.
 
     Note:
-        The formula is the paper's ghost head of local attention, the only one in the official
-        code. About global attention we know from the paper: the ghost head doubles the heads, after
-        the softmax, in a DeiT-Ti without class token. The rest is our choice:
+        The formula is the paper's ghost head of local attention. The official code has no other.
+        The paper says of global attention that the ghost head doubles the heads, after the softmax,
+        in a DeiT-Ti without class token. The rest is our choice:
 
-        * The matrices depend only on the offset from query to key, as in the local ghost head with
-          a window as large as the map.
+        * The matrices depend only on the offset from query to key. This is the local ghost head
+          with a window as large as the map.
         * There is one matrix for each new head, not for each channel.
         * All maps pass the ghost head; none is kept as it is.
         * Queries and keys keep their heads.

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 class LayerNorm(nn.LayerNorm):
     """``nn.LayerNorm`` whose backward pass treats a constant token as having no direction.
 
-    The forward pass is that of PyTorch, bit for bit. A token whose variance is 0 is mapped to
-    ``bias``, whatever its values; without ``eps``, this function has no derivative there. ``eps``
-    gives it one, of ``eps ** -0.5``: a thousand for QnA-ViT. In a network without biases, padding
-    stays exactly 0 in every layer, so each normalization multiplies its gradients by a thousand,
-    and the first step overflows. The large slope holds for changes below ``eps ** 0.5`` only, so
-    it tells an optimizer nothing.
+    The forward pass equals PyTorch's, bit for bit. It maps a token of variance 0 to ``bias``,
+    whatever its values. Without ``eps``, the function has no derivative there. With ``eps``, the
+    derivative is ``eps ** -0.5``, a thousand for QnA-ViT. In a network without biases, padding
+    stays exactly 0 in every layer. Each normalization then multiplies the gradients of padding by a
+    thousand, and the first step overflows. The large slope holds only for changes below
+    ``eps ** 0.5``, so it tells an optimizer nothing.
 
     While training, tokens with a variance below ``eps`` get the gradient 0 from the normalization,
-    as ``torch.linalg.vector_norm`` has it at 0. Their gradients through residual connections and
-    the gradient of ``bias`` are untouched, as are those of all other tokens, bit for bit.
+    as ``torch.linalg.vector_norm`` has it at 0. All other gradients stay as they are, bit for bit:
+    through residual connections, of ``bias``, and of all other tokens.
 
     Args:
         *args, **kwargs: as in ``nn.LayerNorm``.
@@ -60,7 +60,7 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        # (variance + eps) ** -0.5; small as a token's share of memory, unlike x and its gradient.
+        # (variance + eps) ** -0.5, one number per token: cheap to change, unlike x or its gradient.
         rstd = rstd * (rstd < 1 / math.sqrt(2 * ctx.eps))
         # Under autocast, PyTorch normalizes in float32.
         grads = torch.ops.aten.native_layer_norm_backward(

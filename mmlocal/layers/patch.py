@@ -59,9 +59,9 @@ class PatchEmbed(Unscripted, nn.Module):
 class PatchMerging(nn.Module):
     """Join 2x2 neighbours, normalise, and project to fewer channels.
 
-    Neighbours are concatenated in the order (0, 0), (1, 0), (0, 1), (1, 1) of (row, column), as in
-    the original Swin Transformer (mmcv's PatchMerging differs). An odd map is zero-padded by one
-    row or column at the bottom or right, before the normalisation.
+    Neighbours are concatenated in the order (0, 0), (1, 0), (0, 1), (1, 1) of (row, column). The
+    original Swin Transformer has this order, mmcv's PatchMerging another. An odd map is zero-padded
+    by one row or column at the bottom or right, before the normalisation.
 
     Args:
         in_dims: channels in.

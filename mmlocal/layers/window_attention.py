@@ -1,4 +1,4 @@
-"""Multi-head self-attention in (shifted) windows, with relative position bias."""
+"""Multi-head self-attention in one window, with relative position bias."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from mmlocal.layers.checks import (
     Unscripted,
     as_pair,
-    as_side,
     check_flag,
     check_int,
-    check_map,
     check_number,
     check_rate,
     check_tensor,
@@ -20,7 +18,7 @@ from mmlocal.layers.checks import (
 
 
 def relative_position_index(window_size: tuple[int, int]) -> Tensor:
-    """Rows of the bias table for each pair of positions in a window.
+    """Compute the row of the bias table for each pair of positions in a window.
 
     Returns:
         ``(Wh, Ww, Wh, Ww)``, int64: query row and column, key row and column.
@@ -48,30 +46,6 @@ def window_reverse(
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
 
 
-def shift_mask(
-    height: int,
-    width: int,
-    window_size: tuple[int, int],
-    shift: tuple[int, int],
-    device: torch.device | None = None,
-) -> Tensor:
-    """Logit offsets that separate what the cyclic shift brought together.
-
-    Returns:
-        ``(windows, Wh * Ww, Wh * Ww)``, float32: 0 inside a region, -100 between regions.
-    """
-
-    def regions(size: int, window: int, step: int) -> Tensor:
-        position = torch.arange(size, device=device)
-        return (position >= size - window).long() + (position >= size - step).long()
-
-    rows = regions(height, window_size[0], shift[0])
-    cols = regions(width, window_size[1], shift[1])
-    region = (3 * rows[:, None] + cols)[None, :, :, None]
-    region = window_partition(region, window_size).squeeze(-1)
-    return -100.0 * (region[:, :, None] != region[:, None, :]).float()
-
-
 class WindowAttention(Unscripted, nn.Module):
     """Self-attention among the tokens of one window.
 
@@ -96,6 +70,8 @@ class WindowAttention(Unscripted, nn.Module):
     Source:
         Swin Transformer, Liu et al. 2021, eq. 4.
     """
+
+    relative_position_index: Tensor
 
     def __init__(
         self,
@@ -143,8 +119,8 @@ class WindowAttention(Unscripted, nn.Module):
 
         Args:
             x: ``(B * windows, N, embed_dims)``, N = Wh * Ww tokens in row-major order.
-            window_size: Wh and Ww of these windows, at most as large as in the constructor
-                (default).
+            window_size: Wh and Ww of these windows, at most those of the constructor, which
+                are the default.
             mask: ``(windows, N, N)`` or ``(windows, 1, N)``, added to the logits.
 
         Returns:
@@ -180,116 +156,3 @@ class WindowAttention(Unscripted, nn.Module):
             scale=self.qk_scale,
         )
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, dims)))
-
-
-class ShiftedWindowAttention(Unscripted, nn.Module):
-    """Window attention on a map of any size, the windows optionally shifted by half a window.
-
-    The map is zero-padded at the bottom and right to a multiple of the window. Padded tokens are
-    attended like any others, as in the original implementation.
-
-    Args:
-        embed_dims: channels.
-        num_heads: must divide ``embed_dims``.
-        window_size: width of a window, in tokens; also as a pair of equal numbers.
-        shift: whether to shift the windows by ``window_size // 2``.
-        fit_window: where the shorter side of the map is at most ``window_size``, use a window of
-            that side, unshifted, instead of padding.
-        **kwargs: to :class:`WindowAttention`.
-
-    Raises:
-        ValueError: a window that is no square, and as :class:`WindowAttention`.
-        TypeError: an argument of another type.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        num_heads: int,
-        window_size: int | tuple[int, int],
-        shift: bool = False,
-        fit_window: bool = False,
-        **kwargs,
-    ) -> None:
-        super().__init__()
-        check_flag(shift=shift, fit_window=fit_window)
-        self.window_size = window_size = as_side("window_size", window_size)
-        self.embed_dims = embed_dims
-        self.shift = shift
-        self.fit_window = fit_window
-        self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
-
-        Raises:
-            ValueError: any other shape.
-        """
-        check_map(x, self.embed_dims)
-        height, width = x.shape[1:3]
-        window, step = self.window_size, self.window_size // 2 if self.shift else 0
-        if self.fit_window and min(height, width) <= window:
-            window, step = min(height, width), 0
-        size = (window, window)
-
-        # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
-        padded_height = (height + window - 1) // window * window
-        padded_width = (width + window - 1) // window * window
-        x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-        mask = None
-        if step:
-            x = x.roll((-step, -step), dims=(1, 2))
-            mask = shift_mask(padded_height, padded_width, size, (step, step), x.device)
-        x = self.w_msa(window_partition(x, size), size, mask)
-        x = window_reverse(x, size, padded_height, padded_width)
-        if step:
-            x = x.roll((step, step), dims=(1, 2))
-        return x[:, :height, :width].contiguous()
-
-
-class EvenWindowAttention(Unscripted, nn.Module):
-    """Window attention on a map of any size, cut into windows as equal as possible.
-
-    Along each side there are as few windows as their largest size allows, all of the same size: a
-    map of 20 tokens has two windows of 10 where ``window_size`` is 14, and a smaller map is one
-    window. The last windows are padded at the bottom and right, and no token attends to padding.
-
-    Args:
-        embed_dims: channels.
-        num_heads: must divide ``embed_dims``.
-        window_size: largest width of a window, in tokens; also as a pair of equal numbers.
-        **kwargs: to :class:`WindowAttention`.
-
-    Raises:
-        ValueError: a window that is no square, and as :class:`WindowAttention`.
-        TypeError: an argument of another type.
-    """
-
-    def __init__(
-        self, embed_dims: int, num_heads: int, window_size: int | tuple[int, int], **kwargs
-    ) -> None:
-        super().__init__()
-        self.window_size = window_size = as_side("window_size", window_size)
-        self.embed_dims = embed_dims
-        self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
-
-        Raises:
-            ValueError: any other shape.
-        """
-        check_map(x, self.embed_dims)
-        height, width = x.shape[1:3]
-        rows, cols = (-(-side // self.window_size) for side in (height, width))
-        size = (-(-height // rows), -(-width // cols))
-        padded_height, padded_width = rows * size[0], cols * size[1]
-        mask = None
-        if (padded_height, padded_width) != (height, width):
-            pad = (0, 0, 0, padded_width - width, 0, padded_height - height)
-            mask = F.pad(x.new_zeros(1, height, width, 1), pad, value=float("-inf"))
-            mask = window_partition(mask, size).transpose(1, 2)
-            x = F.pad(x, pad)
-        x = self.w_msa(window_partition(x, size), size, mask)
-        x = window_reverse(x, size, padded_height, padded_width)
-        return x[:, :height, :width]

@@ -1,16 +1,15 @@
 """The C++ kernels, ``_C.so``, as functions of tensors. ``build.py`` compiles them from ``csrc``.
 
-The library knows no tensors: the functions here check shapes, dtypes and memory, fill the
-structures of ``csrc/kernels.h``, and call it through ``ctypes``. Maps come as ``(B, H, W, C)`` with
-the channels innermost. The library computes with the threads of PyTorch's own OpenMP runtime, so
-there is one pool of threads, and ``torch.set_num_threads`` counts.
+The library knows no tensors. ``Extension.run`` checks shapes, dtypes and memory, fills a structure
+of ``csrc/kernels.h`` and passes it through ``ctypes``. Maps come as ``(B, H, W, C)`` with the
+channels innermost. The library computes with the threads of PyTorch's own OpenMP runtime, so there
+is one pool of threads, and ``torch.set_num_threads`` counts.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
 from ctypes import Structure, byref, c_bool, c_char_p, c_int64, c_void_p
 from pathlib import Path
 
@@ -27,9 +26,48 @@ _OPENMP = ("GOMP_parallel", "omp_in_parallel", "omp_get_thread_num", "omp_get_nu
 
 
 class _Map(Structure):
-    """``Map`` of ``kernels.h``."""
+    """``Map`` of ``kernels.h``: any strides of samples, rows and pixels."""
 
-    _fields_ = [("data", c_void_p)] + [(name, c_int64) for name in "byx"]
+    _fields_ = [("data", c_void_p), ("b", c_int64), ("y", c_int64), ("x", c_int64)]
+
+    @classmethod
+    def of(cls, x: Tensor, name: str) -> _Map:
+        """A map ``(B, H, W, C)``, or ``(B, queries, H, W, C)`` without its queries."""
+        b, *_, y, pixel, channel = x.stride()
+        if channel != 1 and x.shape[-1] > 1 and x.numel():
+            raise RuntimeError(f"{name} must be channels-last, got strides {x.stride()}")
+        return cls(x.data_ptr(), b, y, pixel)
+
+
+class _QueryMap(_Map):
+    """``QueryMap`` of ``kernels.h``."""
+
+    _fields_ = [("query", c_int64)]
+
+    @classmethod
+    def of(cls, x: Tensor, name: str) -> _QueryMap:
+        """Maps ``(B, queries or 1, H, W, C)``."""
+        result = super().of(x, name)
+        result.query = x.stride(1) if x.shape[1] > 1 else 0
+        return result
+
+
+class _Table(c_void_p):
+    """The address of numbers that lie side by side."""
+
+    dtype: torch.dtype | None = None  # that of the call
+
+    @classmethod
+    def of(cls, x: Tensor, name: str) -> _Table:
+        if not x.is_contiguous():
+            raise RuntimeError(f"{name} must be contiguous, got strides {x.stride()}")
+        return cls(x.data_ptr())
+
+
+class _Flags(_Table):
+    """The address of bytes."""
+
+    dtype = torch.uint8
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -40,12 +78,40 @@ class _Elsa(Structure):
     """``Elsa`` of ``kernels.h``."""
 
     _fields_ = [
-        *_fields(c_int64, "batch height width heads vectors kernel dilation"),
+        *_fields(c_int64, "batch height width heads head_dims kernel dilation parts"),
         *_fields(c_bool, "softmax"),
         *_fields(_Map, "value attn grad"),
-        *_fields(c_void_p, "mul add"),
+        *_fields(_Table, "mul add"),
         *_fields(_Map, "weights out grad_value grad_attn"),
+        *_fields(_Table, "sum_mul sum_add"),
     ]
+
+    def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
+        pixels, taps = (self.batch, self.height, self.width), self.kernel**2
+        channels = round_up(self.heads * self.head_dims, lanes)
+        table = (taps, channels)
+        return (
+            dict.fromkeys(("value", "grad", "out", "grad_value"), (*pixels, channels))
+            | dict.fromkeys(("attn", "weights", "grad_attn"), (*pixels, self.heads * taps))
+            | dict.fromkeys(("mul", "add"), table)
+            | dict.fromkeys(("sum_mul", "sum_add"), (self.parts, *table))
+        )
+
+
+class _QnaPeak(Structure):
+    """``QnaPeak`` of ``kernels.h``."""
+
+    _fields_ = [
+        *_fields(c_int64, "batch height width tables parts"),
+        *_fields(_Map, "scores"),
+        *_fields(_Table, "peak"),
+    ]
+
+    def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
+        return {
+            "scores": (self.batch, self.height, self.width, self.tables),
+            "peak": (self.batch, self.parts, round_up(self.tables, lanes)),
+        }
 
 
 class _Qna(Structure):
@@ -53,46 +119,53 @@ class _Qna(Structure):
 
     _fields_ = [
         *_fields(c_int64, "batch channels height width out_height out_width"),
-        *_fields(c_int64, "queries heads kernel stride padding"),
-        *_fields(c_bool, "sum_queries need_tables need_value need_scores"),
-        *_fields(_Map, "value scores grad"),
-        *_fields(c_int64, "grad_query out_query"),
-        *_fields(c_void_p, "shift power rel mix rel_pos tap_weight"),
-        *_fields(_Map, "out inverse mean"),
-        *_fields(c_void_p, "exact"),
+        *_fields(c_int64, "queries heads kernel stride padding parts"),
+        *_fields(c_bool, "sum_queries"),
+        *_fields(_Map, "value scores"),
+        *_fields(_QueryMap, "grad"),
+        *_fields(_Table, "shift power rel mix rel_pos tap_weight"),
+        *_fields(_QueryMap, "out"),
+        *_fields(_Map, "inverse mean"),
+        *_fields(_Flags, "exact exact_rows"),
         *_fields(_Map, "grad_value grad_scores"),
-        *_fields(c_void_p, "sum_mix sum_rel sum_exact_mix sum_exact_rel"),
+        *_fields(_Table, "sum_rel sum_mix sum_exact_rel sum_exact_mix"),
     ]
 
-
-def _pointer(x: Tensor, name: str, dtype: torch.dtype) -> int:
-    if x.device.type != "cpu" or x.dtype != dtype:
-        raise RuntimeError(f"{name} must be {dtype} on the CPU, got {x.dtype} on {x.device}")
-    return x.data_ptr()
-
-
-def _map(x: Tensor | None, name: str, dtype: torch.dtype, shape: Sequence[int]) -> _Map:
-    """A map ``(B, H, W, C)``; an empty one for ``None``."""
-    if x is None:
-        return _Map()
-    if x.shape != torch.Size(shape):
-        raise RuntimeError(f"{name} has shape {tuple(x.shape)}, expected {tuple(shape)}")
-    b, y, x_stride, channel = x.stride()
-    if channel != 1 and x.shape[3] > 1 and x.numel():
-        raise RuntimeError(f"{name} must be channels-last, got strides {x.stride()}")
-    return _Map(_pointer(x, name, dtype), b, y, x_stride)
-
-
-def _table(x: Tensor | None, name: str, dtype: torch.dtype, size: int) -> int | None:
-    """A contiguous tensor of at least ``size`` numbers."""
-    if x is None:
-        return None
-    if not x.is_contiguous() or x.numel() < size:
-        raise RuntimeError(
-            f"{name} must be contiguous, of {size} numbers, got {tuple(x.shape)}, "
-            f"strides {x.stride()}"
+    def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
+        tokens = (self.batch, self.height, self.width)
+        windows = (self.batch, self.out_height, self.out_width)
+        outputs = (self.batch, 1 if self.sum_queries else self.queries, *windows[1:], self.channels)
+        taps, tables = self.kernel**2, self.queries * self.heads
+        padded = round_up(tables, lanes)
+        rel = (taps, padded)
+        mix = (taps, round_up(self.channels, lanes) // lanes, self.queries, lanes)
+        return (
+            dict.fromkeys(("value", "grad_value"), (*tokens, self.channels))
+            | dict.fromkeys(("scores", "grad_scores"), (*tokens, tables))
+            | dict.fromkeys(("grad", "out"), outputs)
+            | dict.fromkeys(("inverse", "mean"), (*windows, padded))
+            | dict.fromkeys(("shift", "power"), (self.batch, padded))
+            | dict.fromkeys(("rel_pos", "tap_weight"), (tables, taps))
+            | dict.fromkeys(("sum_exact_rel", "sum_exact_mix"), (self.parts, tables, taps))
+            | {"exact": (*windows, tables), "exact_rows": windows[:2]}
+            | {"rel": rel, "sum_rel": (self.parts, *rel)}
+            | {"mix": mix, "sum_mix": (self.parts, *mix)}
         )
-    return _pointer(x, name, dtype)
+
+
+# The functions of the library, and the structure that each one takes.
+_FUNCTIONS = {
+    "elsa_forward": _Elsa,
+    "elsa_backward": _Elsa,
+    "qna_peak": _QnaPeak,
+    "qna_forward": _Qna,
+    "qna_backward": _Qna,
+}
+
+
+def round_up(count: int, lanes: int) -> int:
+    """``count`` as whole vectors have it."""
+    return count + -count % lanes
 
 
 class Extension:
@@ -101,217 +174,49 @@ class Extension:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
-    def _call(self, name: str, dtype: torch.dtype, *arguments: object) -> None:
-        suffix = "double" if dtype == torch.float64 else "float"
-        threads = c_int64(torch.get_num_threads())
-        getattr(self._library, f"mmlocal_{name}_{suffix}")(*arguments, threads)
-
-    def lanes(self, is_double: bool) -> int:
-        """How many numbers a vector has."""
-        return getattr(self._library, f"mmlocal_lanes_{'double' if is_double else 'float'}")()
+    def lanes(self, dtype: torch.dtype) -> int:
+        """How many numbers a vector has; ``dtype`` is float32 or float64."""
+        return getattr(self._library, f"mmlocal_lanes_{_name(dtype)}")()
 
     def threads(self) -> int:
-        """How many threads share a loop: those of PyTorch, or 1 if it has no OpenMP runtime."""
+        """How many threads share a loop: as many as PyTorch's, or 1 without OpenMP runtime."""
         return self._library.mmlocal_threads(c_int64(torch.get_num_threads()))
 
-    def _elsa(
-        self,
-        value: Tensor,
-        attn: Tensor,
-        mul: Tensor | None,
-        add: Tensor | None,
-        kernel: int,
-        dilation: int,
-        softmax: bool,
-    ) -> _Elsa:
-        dtype, taps = value.dtype, kernel * kernel
-        batch, height, width, channels = value.shape
-        heads = attn.shape[3] // taps
-        vectors, rest = divmod(channels, heads * self.lanes(dtype == torch.float64))
-        if rest:
-            raise RuntimeError("the channels of a head must fill whole vectors")
-        shape = (batch, height, width, heads * taps)
-        return _Elsa(
-            *(batch, height, width, heads, vectors, kernel, dilation, softmax),
-            value=_map(value, "value", dtype, value.shape),
-            attn=_map(attn, "attn", dtype, shape),
-            mul=_table(mul, "mul", dtype, taps * channels),
-            add=_table(add, "add", dtype, taps * channels),
-        )
+    def run(self, function: str, dtype: torch.dtype, **arguments: int | Tensor | None) -> None:
+        """Call a function of the library.
 
-    def elsa_forward(
-        self,
-        value: Tensor,
-        attn: Tensor,
-        mul: Tensor | None,
-        add: Tensor | None,
-        kernel: int,
-        dilation: int,
-        softmax: bool,
-        out: Tensor,
-    ) -> None:
-        """The channels of each head fill whole vectors; ``mul``, ``add``: ``(taps, channels)``."""
-        a = self._elsa(value, attn, mul, add, kernel, dilation, softmax)
-        a.out = _map(out, "out", value.dtype, value.shape)
-        self._call("elsa_forward", value.dtype, byref(a))
+        Args:
+            function: a name out of ``csrc/library.cpp``.
+            dtype: of the tensors, float32 or float64.
+            **arguments: the members of its structure in ``csrc/kernels.h``, where the shapes are.
+                ``None``, or left out: null.
 
-    def elsa_backward(
-        self,
-        grad: Tensor,
-        value: Tensor,
-        attn: Tensor,
-        mul: Tensor | None,
-        add: Tensor | None,
-        kernel: int,
-        dilation: int,
-        softmax: bool,
-        weights: Tensor,
-        grad_value: Tensor | None,
-        grad_attn: Tensor | None,
-        sum_mul: Tensor | None,
-        sum_add: Tensor | None,
-    ) -> None:
-        """``weights``: room for the softmax of ``attn``, which may be its own; ``attn`` itself if
-        there is none to take. ``grad_attn`` may be the room of the softmax. Sums of the ghost
-        heads: ``(parts, taps, channels)``, zero. ``None`` where not needed."""
-        dtype = value.dtype
-        a = self._elsa(value, attn, mul, add, kernel, dilation, softmax)
-        a.grad = _map(grad, "grad", dtype, value.shape)
-        a.weights = _map(weights, "weights", dtype, attn.shape)
-        a.grad_value = _map(grad_value, "grad_value", dtype, value.shape)
-        a.grad_attn = _map(grad_attn, "grad_attn", dtype, attn.shape)
-        parts = next((x.shape[0] for x in (sum_mul, sum_add) if x is not None), 0)
-        size = parts * kernel * kernel * value.shape[3]
-        sums = [
-            c_void_p(_table(x, name, dtype, size))
-            for x, name in ((sum_mul, "sum_mul"), (sum_add, "sum_add"))
-        ]
-        self._call("elsa_backward", dtype, byref(a), *sums, c_int64(parts))
-
-    def qna_peak(self, scores: Tensor, peak: Tensor) -> None:
-        """``peak``: ``(B, parts, padded tables)``, -inf, gets the largest score of each table in
-        each part of the rows."""
-        batch, height, width, tables = scores.shape
-        a = _Qna(batch=batch, height=height, width=width, queries=1, heads=tables)
-        a.scores = _map(scores, "scores", scores.dtype, scores.shape)
-        parts = peak.shape[1]
-        lanes = self.lanes(scores.dtype == torch.float64)
-        size = batch * parts * (tables + -tables % lanes)
-        pointer = c_void_p(_table(peak, "peak", scores.dtype, size))
-        self._call("qna_peak", scores.dtype, byref(a), pointer, c_int64(parts))
-
-    def QnaInputs(  # noqa: N802 - a structure
-        self,
-        value: Tensor,
-        scores: Tensor,
-        shift: Tensor,
-        power: Tensor,
-        rel: Tensor,
-        mix: Tensor,
-        rel_pos: Tensor | None,
-        tap_weight: Tensor | None,
-        queries: int,
-        kernel: int,
-        stride: int,
-        padding: int,
-        out_height: int,
-        out_width: int,
-    ) -> _QnaInputs:
-        """Shared arguments of the forward and backward pass of a call; see ``csrc/kernels.h``."""
-        lanes = self.lanes(value.dtype == torch.float64)
-        batch, height, width, channels = value.shape
-        taps, tables, dtype = kernel * kernel, scores.shape[3], value.dtype
-        padded, mixed = tables + -tables % lanes, (channels + -channels % lanes) * queries
-        a = _Qna(
-            *(batch, channels, height, width, out_height, out_width),
-            *(queries, tables // queries, kernel, stride, padding),
-            value=_map(value, "value", dtype, value.shape),
-            scores=_map(scores, "scores", dtype, (batch, height, width, tables)),
-            shift=_table(shift, "shift", dtype, batch * padded),
-            power=_table(power, "power", dtype, batch * padded),
-            rel=_table(rel, "rel", dtype, taps * padded),
-            mix=_table(mix, "mix", dtype, taps * mixed),
-            rel_pos=_table(rel_pos, "rel_pos", dtype, tables * taps),
-            tap_weight=_table(tap_weight, "tap_weight", dtype, tables * taps),
-        )
-        # The structure holds addresses only: keep what lies there.
-        owners = (value, scores, shift, power, rel, mix, rel_pos, tap_weight)
-        return _QnaInputs(a, dtype, padded, mixed, owners)
-
-    def qna_forward(self, inputs: _QnaInputs, sum_queries: bool, out: Tensor) -> None:
-        """``out``: ``(B, queries or 1, H, W, C)``."""
-        a = inputs.call
-        a.sum_queries = sum_queries
-        a.out = inputs.output_map(out, "out")
-        a.out_query = 0 if sum_queries else out.stride(1)
-        self._call("qna_forward", inputs.dtype, byref(a))
-
-    def qna_backward(
-        self,
-        grad: Tensor,
-        inputs: _QnaInputs,
-        sum_queries: bool,
-        inverse: Tensor,
-        mean: Tensor,
-        exact: Tensor,
-        sums: Sequence[Tensor] | None,
-        grad_value: Tensor | None,
-        grad_scores: Tensor | None,
-    ) -> None:
-        """``inverse``, ``mean``: ``(B, H_out, W_out, padded tables)``, the first with room for a
-        vector behind it. ``exact``: ``(B, H_out)`` bytes, zero. ``sums``: see ``Qna`` in
-        ``csrc/kernels.h``, zero; ``None`` if no table needs a gradient."""
-        a, dtype, padded = inputs.call, inputs.dtype, inputs.padded
-        a.sum_queries = sum_queries
-        a.grad = inputs.output_map(grad, "grad")
-        a.grad_query = 0 if sum_queries else grad.stride(1)
-        windows = a.batch * a.out_height * a.out_width
-
-        def over_windows(x: Tensor, name: str, extra: int) -> _Map:
-            pointer = _table(x, name, dtype, windows * padded + extra)
-            return _Map(pointer, a.out_height * a.out_width * padded, a.out_width * padded, padded)
-
-        a.inverse = over_windows(inverse, "inverse", self.lanes(dtype == torch.float64))
-        a.mean = over_windows(mean, "mean", 0)
-        a.exact = _table(exact, "exact", torch.uint8, a.batch * a.out_height)
-        shape = (a.batch, a.height, a.width)
-        a.grad_value = _map(grad_value, "grad_value", dtype, (*shape, a.channels))
-        a.grad_scores = _map(grad_scores, "grad_scores", dtype, (*shape, a.queries * a.heads))
-        a.need_tables = sums is not None
-        a.need_value = grad_value is not None
-        a.need_scores = grad_scores is not None
-        parts = 0
-        if sums is not None:
-            parts, taps = sums[0].shape[0], a.kernel * a.kernel
-            exact_size = a.queries * a.heads * taps
-            sizes = (taps * inputs.mixed, taps * padded, exact_size, exact_size)
-            names = ("sum_mix", "sum_rel", "sum_exact_mix", "sum_exact_rel")
-            for name, size, x in zip(names, sizes, sums, strict=True):
-                setattr(a, name, _table(x, name, dtype, parts * size))
-        self._call("qna_backward", dtype, byref(a), c_int64(parts))
+        Raises:
+            RuntimeError: a tensor does not have the shape, dtype, device or strides that the
+                function needs.
+        """
+        call = _FUNCTIONS[function]()
+        kinds = dict(call._fields_)
+        tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
+        for name in arguments.keys() - tensors.keys():
+            if arguments[name] is not None:
+                setattr(call, name, kinds[name](arguments[name]))
+        shapes = call.shapes(self.lanes(dtype))
+        for name, x in tensors.items():
+            expected = getattr(kinds[name], "dtype", None) or dtype
+            if x.device.type != "cpu" or x.dtype != expected:
+                raise RuntimeError(
+                    f"{name} must be {expected} on the CPU, got {x.dtype} on {x.device}"
+                )
+            if x.shape != shapes[name]:
+                raise RuntimeError(f"{name} must be {shapes[name]}, got {tuple(x.shape)}")
+            setattr(call, name, kinds[name].of(x, name))
+        threads = c_int64(torch.get_num_threads())
+        getattr(self._library, f"mmlocal_{function}_{_name(dtype)}")(byref(call), threads)
 
 
-class _QnaInputs:
-    """The structure of a call, and what its sizes follow from."""
-
-    def __init__(
-        self, call: _Qna, dtype: torch.dtype, padded: int, mixed: int, owners: tuple
-    ) -> None:
-        self.call = call
-        self.dtype = dtype
-        self.padded = padded  # tables, to whole vectors
-        self.mixed = mixed  # channels, to whole vectors, of all queries
-        self._owners = owners
-
-    def output_map(self, x: Tensor, name: str) -> _Map:
-        """Of the output or its gradient, ``(B, queries or 1, H, W, C)``: the map of a query."""
-        a = self.call
-        queries = 1 if a.sum_queries else a.queries
-        if x.dim() != 5 or x.shape[1] != queries:
-            raise RuntimeError(f"{name} has shape {tuple(x.shape)}, expected {queries} queries")
-        return _map(
-            x.select(1, 0), name, self.dtype, (a.batch, a.out_height, a.out_width, a.channels)
-        )
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float32: "float", torch.float64: "double"}[dtype]
 
 
 def _openmp() -> ctypes.Array | None:
@@ -334,14 +239,15 @@ def _load(path: Path = build.LIBRARY) -> tuple[Extension | None, str | None]:
     try:
         library = ctypes.CDLL(str(path))
         library.mmlocal_digest.restype = c_char_p
-        built_from = library.mmlocal_digest().decode()
-        sizes = library.mmlocal_size_of_elsa(), library.mmlocal_size_of_qna()
+        is_current = library.mmlocal_digest().decode() == build.digest() and all(
+            getattr(library, f"mmlocal_size_of_{name}")() == ctypes.sizeof(structure)
+            for name, structure in _FUNCTIONS.items()
+        )
         for name in ("lanes_float", "lanes_double", "threads"):
             getattr(library, f"mmlocal_{name}").restype = c_int64
-        sources = build.digest()
     except (OSError, AttributeError) as error:
         return None, f"the C++ kernels do not load ({error}): {MEND}"
-    if built_from != sources or sizes != (ctypes.sizeof(_Elsa), ctypes.sizeof(_Qna)):
+    if not is_current:
         return None, f"the C++ kernels are of another version of mmlocal: {MEND}"
     # ATEN_CPU_CAPABILITY changes the instruction set of PyTorch's kernels and of ours.
     capability = _CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), 0)

@@ -50,7 +50,7 @@ def plot_curves(
                 values.append(entry[name] * (scale if name in metrics else 1))
     if not any(curves[name][0] for name in losses):
         raise ValueError(f"{scalars} holds none of the losses {tuple(losses)}")
-    figure.suptitle(title)
+    figure.suptitle(title or "")
     for axis, names, what in ((left, losses, "training loss"), (right, metrics, "validation")):
         for name in names:
             axis.plot(*curves[name], label=name, marker="o" if axis is right else None)

@@ -28,7 +28,8 @@ class TTAModel(BaseTTAModel):
 
 
 def check(checkpoint: dict, whole: bool, model: nn.Module | None = None, resume: bool = False):
-    runner = SimpleNamespace(model=model or Model(), _load_from="some.pth", _resume=resume)
+    cfg = dict(load_from="some.pth", resume=resume)
+    runner = SimpleNamespace(model=model or Model(), cfg=cfg)
     CheckWeightsHook(whole).after_load_checkpoint(runner, checkpoint)
 
 
@@ -92,6 +93,22 @@ def test_modules_may_convert_what_they_load():
     weights = Model().state_dict()
     weights["head.old_bias"] = weights.pop("head.bias")
     check(weights, True, model)
+
+
+class Versioned(nn.Linear):
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        assert local_metadata["version"] == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_modules_see_the_version_of_what_they_load(wrap):
+    model = nn.Sequential(Versioned(2, 3))
+    source = nn.Module()
+    source.module = model
+    check({"state_dict": (source if wrap else model).state_dict()}, True, model)
 
 
 class Segmentor(BaseModel):

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 # Nothing random but the order of the pictures, and an optimizer that is linear in the gradient.
 PLAIN = """
-custom_imports = dict(imports=["mmlocal", "losses"])
+custom_imports = dict(imports=["losses"])
 custom_hooks = [dict(type="mmengine.MeanLosses")]
 model = dict(backbone=dict(drop_path_rate=0.0), train_cfg=None)
 train_dataloader = dict(

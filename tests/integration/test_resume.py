@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 # In the second half of the run, past a checkpoint and its validation.
 DYING = """
-custom_imports = dict(imports=["mmlocal", "killer"])
+custom_imports = dict(imports=["killer"])
 custom_hooks = [dict(type="mmengine.Killer", iteration=3)]
 """
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from mmlocal.layers import ELSA
 from mmlocal.ops.elsa import BACKENDS, elsa_attention
@@ -134,7 +136,7 @@ def test_the_op_gets_the_projection(groups, monkeypatch):
         calls.append(weight)
         return elsa_attention(value, layer.attn_proj(features), *ghosts, **kwargs)
 
-    monkeypatch.setattr("mmlocal.layers.elsa.elsa_attention_projected", op)
+    monkeypatch.setattr("mmlocal.layers.projected_attention.elsa_attention_projected", op)
     assert torch.equal(layer(x), out)
     layer.train()(x)
     assert calls == ([layer.attn_proj.weight] if groups == 1 else [])
@@ -208,3 +210,21 @@ def test_bad_input():
         layer(torch.zeros(4, 5, 12))
     with pytest.raises(ValueError, match=r"x must be \(B, H, W, embed_dims=12\), got"):
         layer(torch.zeros(1, 12, 4, 5))
+
+
+@pytest.mark.parametrize(("lam", "gamma"), [(0, 0), (0, 1), (1, 0), (2, -0.5), (0.5, 1)])
+def test_ghost_filters_are_what_the_layer_uses(lam, gamma):
+    torch.manual_seed(0)
+    layer = ELSA(12, 3, 3, dilation=2, group_width=4, lam=lam, gamma=gamma).double()
+    layer.proj = nn.Identity()
+    x = torch.randn(2, 5, 6, 12, dtype=torch.float64)
+    filters = layer.ghost_filters(layer.attention_maps(x), range(12))
+    assert filters.shape == (2, 12, 9, 5, 6)
+    value = layer.qkv(x.permute(0, 3, 1, 2))[:, -12:]
+    windows = F.unfold(value, 3, dilation=2, padding=2).reshape(2, 12, 9, 5, 6)
+    expected = layer(x).permute(0, 3, 1, 2)
+    torch.testing.assert_close((filters * windows).sum(dim=2), expected, rtol=0, atol=1e-13)
+    some = layer.ghost_filters(layer.attention_maps(x), [7, 0])
+    assert torch.equal(some, filters[:, [7, 0]])
+    two_heads = layer.attention_maps(x)[:, :2]
+    assert torch.equal(layer.ghost_filters(two_heads, range(8)), filters[:, :8])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmlocal.layers import QnA, UpsampleQnA
-from mmlocal.layers.qna import ATTN_SCALES
+from mmlocal.layers.learned_queries import ATTN_SCALES
 from mmlocal.ops.qna import BACKENDS
 
 # Those that take CPU tensors here.

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from mmlocal.layers import EvenWindowAttention, ShiftedWindowAttention, WindowAttention
-from mmlocal.layers.window_attention import shift_mask, window_partition, window_reverse
+from mmlocal.layers.shifted_window_attention import shift_mask
+from mmlocal.layers.window_attention import window_partition, window_reverse
 
 
 def written_out(layer: WindowAttention, x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:

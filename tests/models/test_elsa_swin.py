@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmlocal.layers.elsa import ProjectedAttention
+from mmlocal.layers.projected_attention import ProjectedAttention
 from mmlocal.models.backbones import ELSASwin
 
 TINY = dict(embed_dims=12, depths=(1, 1, 2, 2), num_heads=(1, 2, 3, 4), group_width=4)

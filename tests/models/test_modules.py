@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from mmlocal.layers import PatchEmbed, UpsampleQnA
-from mmlocal.layers.elsa import ProjectedAttention
-from mmlocal.layers.qna import QueryScores
+from mmlocal.layers.learned_queries import QueryScores
+from mmlocal.layers.projected_attention import ProjectedAttention
 from mmlocal.models.autoencoders import AutoEncoder
 from mmlocal.models.backbones import ELSASwin, GhostDeiT, QnAViT
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmlocal.layers import DropPath, EvenWindowAttention, QnA
-from mmlocal.layers.qna import QueryScores
+from mmlocal.layers.learned_queries import QueryScores
 from mmlocal.models.backbones import QnAViT
 
 TINY = dict(

@@ -61,7 +61,10 @@ def worst_error(op, tensors, **settings):
 ELSA_SHAPES = [
     (2, 3, 32, 9, 21, 7, 1),  # as in ELSA-Swin
     (1, 2, 16, 8, 19, 5, 2),
-    (1, 2, 40, 12, 11, 3, 1),  # last vector of a head half full
+    (1, 2, 40, 12, 11, 3, 1),  # a vector of 16 across two heads
+    (2, 5, 4, 7, 22, 3, 1),  # several heads in a vector, and channels that do not fill vectors
+    (1, 7, 3, 10, 19, 5, 1),  # heads that begin anywhere
+    (1, 9, 1, 6, 17, 3, 2),  # as many heads as channels
     (1, 1, 48, 5, 30, 3, 3),  # an odd number of vectors
 ]
 # batch, heads, channels per head, height, width, kernel, stride, padding, queries
@@ -182,7 +185,7 @@ def test_other_instruction_sets(capability):
 import sys, torch
 sys.path.insert(0, "tests/ops")
 from test_cpp import *
-print(extension.extension.lanes(False), extension.extension.lanes(True))
+print(extension.extension.lanes(torch.float32), extension.extension.lanes(torch.float64))
 for inputs, op, shapes in (
     (elsa_inputs, elsa_attention, ELSA_SHAPES),
     (qna_inputs, qna_attention, QNA_SHAPES),
@@ -268,23 +271,29 @@ def test_reasons(tmp_path, monkeypatch):
 
 
 @built
-def test_structures_are_those_of_the_kernels():
-    library = extension.extension._library
-    assert library.mmlocal_size_of_elsa() == ctypes.sizeof(extension._Elsa)
-    assert library.mmlocal_size_of_qna() == ctypes.sizeof(extension._Qna)
+@pytest.mark.parametrize("function", extension._FUNCTIONS)
+def test_structures_are_those_of_the_kernels(function):
+    structure = extension._FUNCTIONS[function]
+    size = getattr(extension.extension._library, f"mmlocal_size_of_{function}")()
+    assert size == ctypes.sizeof(structure)
     text = (build.SOURCES / "kernels.h").read_text()
-    for structure in (extension._Elsa, extension._Qna):
-        body = re.search(rf"struct {structure.__name__[1:]} {{(.*?)\n}};", text, re.S).group(1)
-        body = re.sub(r"//[^\n]*", "", body)
-        names = [
-            re.search(r"\w+", name.replace("*", " ")).group()
-            for line in body.split(";")
-            if line.strip()
-            for name in re.sub(r"^\s*(const )?(Map<[^>]+>|T\*|T \*|\w+)", "", line.strip()).split(
-                ","
-            )
-        ]
-        assert [name for name, _ in structure._fields_] == names
+    body = re.search(rf"struct {structure.__name__[1:]} {{(.*?)\n}};", text, re.S).group(1)
+    kinds = {
+        "int64_t": ctypes.c_int64,
+        "bool": ctypes.c_bool,
+        "Map": extension._Map,
+        "QueryMap": extension._QueryMap,
+        "T*": extension._Table,
+        "uint8_t*": extension._Flags,
+    }
+    members = []
+    for line in filter(str.strip, re.sub(r"//[^\n]*", "", body).split(";")):
+        declaration = r"(?:const )?(\w+\*?)(?:<[^>]*>)? ([\w, ]+)"
+        kind, names = re.fullmatch(declaration, " ".join(line.split())).groups()
+        members += [(name.strip(), kinds[kind]) for name in names.split(",")]
+    assert structure._fields_ == members
+    shaped = {name for name, kind in members if kind not in (ctypes.c_int64, ctypes.c_bool)}
+    assert structure().shapes(4).keys() == shaped
 
 
 @built
@@ -304,14 +313,26 @@ def test_threads_are_those_of_torch():
 @built
 @pytest.mark.parametrize("argument", ["shape", "dtype", "layout"])
 def test_the_library_is_never_called_with_memory_that_does_not_fit(argument):
-    value, attn = torch.zeros(1, 4, 4, 16), torch.zeros(1, 4, 4, 9)
+    sizes = dict(batch=1, height=4, width=4, heads=1, head_dims=16, kernel=3, dilation=1)
     out = {
         "shape": torch.zeros(1, 4, 3, 16),
         "dtype": torch.zeros(1, 4, 4, 16, dtype=torch.float64),
         "layout": torch.zeros(1, 16, 4, 4).permute(0, 2, 3, 1),
     }[argument]
-    with pytest.raises(RuntimeError, match="out "):
-        extension.extension.elsa_forward(value, attn, None, None, 3, 1, True, out)
+    maps = dict(value=torch.zeros(1, 4, 4, 16), attn=torch.zeros(1, 4, 4, 9), out=out)
+    with pytest.raises(RuntimeError, match="out must be "):
+        extension.extension.run("elsa_forward", torch.float32, softmax=True, **sizes, **maps)
+
+
+@built
+def test_a_table_that_is_not_contiguous_is_refused():
+    sizes = dict(batch=1, height=2, width=2, tables=3, parts=8)
+    padded = extension.round_up(3, extension.extension.lanes(torch.float32))
+    peak = torch.zeros(1, padded, 8).mT
+    with pytest.raises(RuntimeError, match="peak must be contiguous"):
+        extension.extension.run(
+            "qna_peak", torch.float32, **sizes, scores=torch.zeros(1, 2, 2, 3), peak=peak
+        )
 
 
 def test_files_of_an_editor_are_no_sources(tmp_path, monkeypatch):

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import make_cotangent, make_elsa, make_projected, make_qna, worst_error
 from random_problems import differences, make_problem
-from test_elsa import make as make_elsa
-from test_qna import make as make_qna
-from test_qna import worst_error
 
 from mmlocal.layers import ELSA
 from mmlocal.ops import OPS, elsa_attention, qna_attention
 from mmlocal.ops.backends import choose_backend
+from mmlocal.ops.elsa import elsa_attention_projected as projected
 from mmlocal.ops.layout import new_map
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -82,19 +81,6 @@ def case_id(case: tuple) -> str:
     return "-".join([*map(str, shape), *map(str, switches), str(last), str(dtype)[6:], layout])
 
 
-def make_projected(shape, switches, dims: int, dtype=F64) -> tuple[dict, dict]:
-    """As ``make_elsa``, with the features and the projection in place of the logits."""
-    *ghost, bias = switches
-    tensors, settings = make_elsa(shape, ghost)
-    batch, heads, _, height, width, k, _ = shape
-    g = torch.Generator().manual_seed(1)
-    tensors["attn"] = torch.randn(batch, dims, height, width, generator=g, dtype=F64)
-    tensors["proj_weight"] = torch.randn(heads * k * k, dims, generator=g, dtype=F64) / dims**0.5
-    if bias:
-        tensors["proj_bias"] = torch.randn(heads * k * k, generator=g, dtype=F64)
-    return {n: x.detach().to(dtype) for n, x in tensors.items()}, settings
-
-
 def arrange(x: torch.Tensor, layout: str) -> torch.Tensor:
     if x.dim() != 4 or layout == "contiguous":
         return x
@@ -112,8 +98,8 @@ def results(op, tensors: dict, layout: str = "contiguous", **settings) -> dict[s
     """Output and gradients for one fixed cotangent."""
     tensors = {n: arrange(x.detach(), layout).requires_grad_() for n, x in tensors.items()}
     out = op(**tensors, **settings)
-    cotangent = (torch.arange(out.numel()).view(out.shape) * 37 % 65 - 32) / 16
-    cotangent = arrange(cotangent, layout if layout != "expanded" else "contiguous").to(out)
+    cotangent = make_cotangent(out).to(out.device)
+    cotangent = arrange(cotangent, layout if layout != "expanded" else "contiguous")
     grads = torch.autograd.grad(out, list(tensors.values()), cotangent)
     named = {f"grad of {n}": g for n, g in zip(tensors, grads, strict=True)}
     return {"out": out.detach(), **named}
@@ -139,11 +125,11 @@ def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
 
 
 def tolerance(op, tensors: dict) -> float:
-    backends = next(known.backends for known in OPS.values() if known.function is op)
+    backends = OPS["qna" if op is qna_attention else "elsa"].backends
     dtype = tensors["value"].dtype
     limit = next(b for b in backends if b.name == "triton").atol[dtype]
     # Half precision: the gradient of the logits is rounded, and what is made of it once more.
-    return 1.5 * limit if "proj_weight" in tensors and dtype in (BF16, F16) else limit
+    return 1.5 * limit if op is projected and dtype in (BF16, F16) else limit
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is what runs this")
@@ -200,9 +186,8 @@ def test_kernels_compile(module, layout, monkeypatch):
         settings = (7, 1, True)
     elif module == "elsa.triton_projected":
         dtype = F32 if layout == "contiguous" else BF16  # features in blocks and at once
-        named, _ = make_projected((1, 3, 32, 14, 14, 7, 1), (1, 1, True), 64, dtype)
-        names = ("value", "attn", "proj_weight", "proj_bias", "ghost_mul", "ghost_add")
-        tensors, settings = {n: named[n] for n in names}, (7, 1)
+        tensors, _ = make_projected((1, 3, 32, 14, 14, 7, 1), (1, 1, True), 64, dtype)
+        settings = (7, 1)
     else:
         tensors, settings = make_qna((1, 8, 8, 14, 14, 3, 2, 1, 2), dtype=BF16)
         settings = (*settings.values(), True)
@@ -211,7 +196,7 @@ def test_kernels_compile(module, layout, monkeypatch):
     out = triton_impl.forward(*tensors, *settings)
     triton_impl.backward(out, *tensors, *settings, [True] * len(tensors))
     kernels = {name for name in vars(triton_impl) if name.endswith("_kernel")}
-    borrowed = {"_grad_value_kernel", "_grad_ghost_kernel"} if "projected" in module else set()
+    borrowed = {"grad_value_kernel", "grad_ghost_kernel"} if "projected" in module else set()
     assert set(compiled) == kernels | borrowed
     assert len(kernels) >= 3
 
@@ -229,21 +214,14 @@ def test_elsa(case):
 def test_elsa_with_projection(case):
     shape, switches, dims, dtype, layout = case
     tensors, settings = make_projected(shape, switches, dims, dtype)
-    check(elsa_attention, tensors, layout, **settings)
+    check(projected, tensors, layout, **settings)
 
 
 @kernels
 def test_elsa_with_projection_of_large_logits():
     tensors, settings = make_projected((1, 2, 2, 4, 5, 3, 1), (1, 1, True), 20, F16)
     tensors["proj_weight"] = tensors["proj_weight"] * 1e3
-    check(elsa_attention, tensors, **settings)
-
-
-@kernels
-def test_elsa_with_projection_but_without_softmax():
-    """Is not folded."""
-    tensors, settings = make_projected((1, 2, 2, 4, 5, 3, 1), (1, 1, True), 20, F64)
-    check(elsa_attention, tensors, **settings, softmax=False)
+    check(projected, tensors, **settings)
 
 
 @kernels
@@ -251,9 +229,9 @@ def test_projection_and_its_inputs_may_be_frozen():
     """Only what is asked for is computed; ghost heads are in float32 in mixed precision."""
     tensors, settings = make_projected((1, 2, 2, 4, 3, 3, 1), (1, 1, True), 20, BF16)
     tensors = {n: x.to(DEVICE, F32 if "ghost" in n else BF16) for n, x in tensors.items()}
-    full = results(elsa_attention, tensors, **settings, backend="triton")
+    full = results(projected, tensors, **settings, backend="triton")
     for name, x in tensors.items():
-        part = functools.partial(elsa_attention, **{n: x for n, x in tensors.items() if n != name})
+        part = functools.partial(projected, **{n: x for n, x in tensors.items() if n != name})
         ours = results(part, {name: x}, **settings, backend="triton")
         assert torch.equal(ours["out"], full["out"])
         assert ours[f"grad of {name}"].dtype == x.dtype
@@ -265,22 +243,22 @@ def test_projection_under_autocast():
     """Is computed in the lower precision, as a convolution; the rest is left alone."""
     tensors, settings = make_projected((1, 2, 2, 4, 3, 3, 1), (1, 1, True), 20, F32)
     tensors = {n: x.to(DEVICE) for n, x in tensors.items()}
-    lower = {n: x.to(BF16) if n[:4] in ("attn", "proj") else x for n, x in tensors.items()}
-    expected = results(elsa_attention, lower, **settings, backend="triton")
+    lower = {n: x.to(BF16) if n[:4] in ("feat", "proj") else x for n, x in tensors.items()}
+    expected = results(projected, lower, **settings, backend="triton")
     with torch.autocast(DEVICE, BF16):
-        ours = results(elsa_attention, tensors, **settings, backend="triton")
+        ours = results(projected, tensors, **settings, backend="triton")
     assert all(x.dtype == F32 for x in ours.values())
     assert all(torch.equal(x, expected[n].float()) for n, x in ours.items())
-    with pytest.raises(TypeError, match=r"attn, proj_weight and proj_bias must have one dtype"):
-        elsa_attention(**tensors | {"proj_bias": lower["proj_bias"]}, **settings, backend="triton")
+    mixed = tensors | {"proj_bias": lower["proj_bias"]}
+    with pytest.raises(TypeError, match="features, proj_weight and proj_bias must have one dtype"):
+        projected(**mixed, **settings, backend="triton")
 
 
 @kernels
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_opcheck_of_projection(layout):
     tensors, _ = make_projected((2, 2, 2, 3, 4, 1, 1), (1, 1, True), 20, F32)  # quick
-    names = ("value", "attn", "proj_weight", "proj_bias", "ghost_mul", "ghost_add")
-    args = [arrange(tensors[n].to(DEVICE), layout) for n in names]
+    args = [arrange(x.detach().to(DEVICE), layout) for x in tensors.values()]
     inputs = [x.clone().requires_grad_() for x in args]
     torch.library.opcheck(torch.ops.mmlocal.elsa_attention_projected, (*inputs, 1, 1, "triton"))
     backward = torch.ops.mmlocal.elsa_attention_projected_backward
@@ -459,7 +437,7 @@ def test_large_maps(dtype, layout):
         check(elsa_attention, tensors, layout, **settings, softmax=softmax)
     for shape, switches, dims in LARGE_PROJECTED:
         tensors, settings = make_projected(shape, switches, dims, dtype)
-        check(elsa_attention, tensors, layout, **settings)
+        check(projected, tensors, layout, **settings)
     for shape, tables, sum_queries in LARGE_QNA:
         tensors, settings = make_qna(shape, tables, dtype)
         check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
@@ -489,11 +467,11 @@ def test_is_chosen_and_deterministic_on_a_gpu():
 def test_projection_on_a_gpu():
     """Every run gives the same bits; compiled code calls the same kernels."""
     tensors, settings = make_projected((2, 3, 32, 28, 29, 7, 1), (1, 1, True), 64, F32)
-    tensors = {n: x.cuda() for n, x in tensors.items()}
-    first = results(elsa_attention, tensors, **settings, backend="triton")
+    tensors = {n: x.detach().cuda() for n, x in tensors.items()}
+    first = results(projected, tensors, **settings, backend="triton")
     torch.compiler.reset()
-    compiled = torch.compile(functools.partial(elsa_attention, **settings), fullgraph=True)
-    for op, kwargs in ((elsa_attention, settings), (elsa_attention, settings), (compiled, {})):
+    compiled = torch.compile(functools.partial(projected, **settings), fullgraph=True)
+    for op, kwargs in ((projected, settings), (projected, settings), (compiled, {})):
         again = results(op, tensors, **kwargs)
         assert worst_error(*({n: x.cpu() for n, x in r.items()} for r in (again, first))) < 1e-6
         assert op is compiled or all(torch.equal(x, first[n]) for n, x in again.items())

@@ -497,12 +497,9 @@ def test_config_that_cannot_be_saved(config, tmp_path):
 
 def test_missing_library(config, library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    reason = (
-        rf"this is a config for {library}. {library} cannot run here: {library} is not installed"
-    )
-    with pytest.raises(
-        UsageError, match=rf"{reason}alled\. Mend it with\n    pip install onedl-mm"
-    ):
+    reason = f"this is a config for {library}. {library} cannot run here: {library} is not"
+    mend = r"\. Mend it with\n    pip install onedl-mm"
+    with pytest.raises(UsageError, match=f"{reason} installed{mend}"):
         cfg_for_training(config)
 
 

@@ -1,11 +1,15 @@
 """A mistake in a part of the config is one line with the key of that part."""
 
+import inspect
 import json
 import re
 import sys
 
 import pytest
+from mmengine.registry import build_from_cfg, build_scheduler_from_cfg
+from mmengine.runner import BaseLoop, Runner
 
+from mmlocal.cli import building
 from mmlocal.cli.config import load_config
 from mmlocal.cli.print_config import print_config
 from mmlocal.cli.tool import run_tool
@@ -175,3 +179,13 @@ def test_numbers_and_parts(option, message, config):
 def test_options_that_contradict_each_other(config):
     with pytest.raises(UsageError, match=r"^cfg_options: does not fit"):
         load_config(str(config), {"model.backbone": [1], "model.backbone.0.x": 2})
+
+
+def test_names_by_which_a_traceback_is_read():
+    """Nothing public tells which part of a config is being built; as of MMEngine 0.10.12."""
+    for method in (*building._PARTS, *building._PARTS_OF_LOOPS):
+        assert callable(getattr(Runner, method)), method
+    for builder in (build_from_cfg, build_scheduler_from_cfg):
+        assert builder.__code__ in building._BUILDERS
+        assert next(iter(inspect.signature(builder).parameters)) == "cfg"
+    assert callable(BaseLoop.run)

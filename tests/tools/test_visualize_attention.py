@@ -1,6 +1,7 @@
 """tools/visualize_attention.py: pictures of the three libraries, and what it says to a mistake."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from mmlocal.cli.visualize_attention import visualize_attention
 from mmlocal.errors import UsageError
+from mmlocal.layers import MIXERS
 
 from .conftest import TOOLS, load_tool, start, write_config
 
@@ -37,6 +40,49 @@ model = dict(
 )
 pipeline = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
 test_dataloader = dict(dataset=dict(type="CustomDataset", pipeline=pipeline))
+"""
+OTHER_PACKAGE = """
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmlocal.layers import MIXERS, register_mixer
+
+
+@register_mixer("bright")
+class Bright(nn.Module):
+    kernel_size, stride, padding, dilation = 3, 1, 2, 2
+
+    def __init__(self, embed_dims, num_heads):
+        super().__init__()
+        self.num_heads, self.v_dims = num_heads, embed_dims
+
+    def attention_maps(self, x):
+        maps = F.unfold(x.mean(dim=3)[:, None], 3, dilation=2, padding=2).softmax(dim=1)
+        return maps.unflatten(2, x.shape[1:3])[:, None].expand(-1, self.num_heads, -1, -1, -1)
+
+    def forward(self, x):
+        windows = F.unfold(x.permute(0, 3, 1, 2), 3, dilation=2, padding=2)
+        windows = windows.view(len(x), -1, 9, *x.shape[1:3])
+        return (windows * self.attention_maps(x)[:, :1]).sum(dim=2).permute(0, 2, 3, 1)
+
+
+@register_mixer("bright_ghost")
+class BrightGhost(Bright):
+    def ghost_filters(self, attn, channels):
+        return attn[:1].repeat(len(channels), 1, 1, 1) - 0.1
+
+
+@MODELS.register_module(force=True)
+class OtherBackbone(BaseModule):
+    def __init__(self):
+        super().__init__()
+        self.attn = MIXERS["bright"](3, 1)
+        self.ghost = MIXERS["bright_ghost"](3, 3)
+
+    def forward(self, x):
+        return (self.ghost(self.attn(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),)
 """
 QNA_LAYERS = [
     "backbone.stages.0.blocks.0.attn",
@@ -116,18 +162,41 @@ def test_qna_classifier(run, qna, image, tmp_path):
         assert not np.array_equal(picture, random[name])
 
 
+def test_layers_of_another_package(run, qna, image, tmp_path, monkeypatch):
+    """Their methods are enough: nothing in mmlocal names them."""
+    (tmp_path / "other_package.py").write_text(OTHER_PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "base.py").write_text(QNA)
+    qna.write_text(
+        "_base_ = 'base.py'\n"
+        "custom_imports = dict(imports=['other_package'])\n"
+        "backbone = dict(_delete_=True, type='mmengine.OtherBackbone')\n"
+        "model = dict(backbone=backbone, head=dict(in_channels=3))\n"
+    )
+    with patch.dict(MIXERS):
+        assert run(qna, "--list-layers") == [
+            "backbone.attn  Bright 3x3", "backbone.ghost  BrightGhost 3x3"
+        ]  # fmt: skip
+        run(qna, image, "--out-dir", "out")
+        drawn = pictures(tmp_path / "out")
+        kinds = dict(attn=("received", "kernels"), ghost=("received", "kernels", "ghost"))
+        assert set(drawn) == {f"backbone.{x}_{kind}.png" for x in kinds for kind in kinds[x]}
+        for picture in drawn.values():
+            assert picture.std() > 10
+
+
 def test_segmentor_sees_the_whole_image(run, image, tmp_path, monkeypatch):
     """Also where it is to be tested by sliding windows."""
-    from mmlocal.engine import attention
+    from mmlocal.visualization import attention_figures
 
     seen = []
-    draw = attention.draw_kernels
+    draw = attention_figures.draw_kernels
 
     def spy(kernels, *args, **kwargs):
         seen.append(kernels.shape)
         return draw(kernels, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "draw_kernels", spy)
+    monkeypatch.setattr(attention_figures, "draw_kernels", spy)
     slide = ("model.test_cfg.mode=slide", "model.test_cfg.crop_size=(64,64)")
     options = (*slide, "model.test_cfg.stride=(32,32)")
     layers = ("--layers", "*.stages.2.blocks.1.*", "--heads", "3")
@@ -168,14 +237,14 @@ def test_bad_arguments(argv, message, capsys):
     [
         (["{tmp}/no.png"], r"image '.*/no.png' is not a file"),
         (["{tmp}/qna.py"], r"image '.*/qna.py' is not a picture that OpenCV can read"),
-        (["{image}", "--out-dir", "{tmp}/qna.py"], r"--out-dir '.*/qna.py' is a file"),
+        (["{image}", "--out-dir", "{tmp}/qna.py"], r"out_dir: '.*/qna.py' is a file"),
         (
             ["{image}", "--layers", "*.stages.0.*", "neck"],
-            "--layers: no layer of local attention matches 'neck'; there are " + QNA_LAYERS[0],
+            "layers: no layer of local attention matches 'neck'; there are " + QNA_LAYERS[0],
         ),
         (["{tmp}/no.pth", "{image}"], r"checkpoint .*/no.pth does not exist"),
         (["{tmp}/qna.py", "{image}"], r"checkpoint .*/qna.py cannot be read safely"),
-        (["{image}", "--device", "abacus"], "--device 'abacus' cannot be used: "),
+        (["{image}", "--device", "abacus"], "device: 'abacus' cannot be used: "),
     ],
 )
 def test_mistakes(run, qna, image, tmp_path, arguments, message):
@@ -184,6 +253,11 @@ def test_mistakes(run, qna, image, tmp_path, arguments, message):
         run(qna, *arguments)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["qna.py"]
+
+
+def test_no_heads(qna, image, tmp_path):
+    with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
+        visualize_attention(str(qna), None, str(image), tmp_path / "out", heads=0)
 
 
 def test_checkpoint_of_another_model(run, qna, image, tmp_path):
@@ -209,7 +283,7 @@ def test_model_without_local_attention(data, image, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         f"error: the model of config {str(config)!r} has no layer of local attention "
-        "(ELSA, QnA, UpsampleQnA)"
+        "(such as ELSA, QnA, UpsampleQnA)"
     )
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "work_dirs").exists()

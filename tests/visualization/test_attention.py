@@ -7,21 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mmlocal.checkpoints.qna import convert_qna_layer
 from mmlocal.layers import ELSA, MLP, QnA, UpsampleQnA
 from mmlocal.visualization.attention import (
     collect_attention,
-    draw_kernels,
-    draw_received,
     enlarge,
     find_layers,
-    ghost_filters,
     received,
     tile_kernels,
 )
+from mmlocal.visualization.attention_figures import draw_kernels, draw_layer, draw_received
 
 DATA = Path(__file__).parents[1] / "data" / "qna"
 
@@ -103,22 +100,6 @@ def test_tiles():
             assert torch.equal(tiles[:, 3 * y : 3 * y + 3, 3 * x : 3 * x + 3], kernel)
     with pytest.raises(ValueError, match="square number of taps, got 8"):
         tile_kernels(attn[:, :8])
-
-
-@pytest.mark.parametrize(("lam", "gamma"), [(0, 0), (0, 1), (1, 0), (2, -0.5), (0.5, 1)])
-def test_ghost_filters_are_what_the_layer_uses(lam, gamma):
-    torch.manual_seed(0)
-    layer = ELSA(12, 3, 3, dilation=2, group_width=4, lam=lam, gamma=gamma).double()
-    layer.proj = nn.Identity()
-    x = torch.randn(2, 5, 6, 12, dtype=torch.float64)
-    filters = ghost_filters(layer, layer.attention_maps(x), range(12))
-    assert filters.shape == (2, 12, 9, 5, 6)
-    value = layer.qkv(x.permute(0, 3, 1, 2))[:, -12:]
-    windows = F.unfold(value, 3, dilation=2, padding=2).reshape(2, 12, 9, 5, 6)
-    expected = layer(x).permute(0, 3, 1, 2)
-    torch.testing.assert_close((filters * windows).sum(dim=2), expected, rtol=0, atol=1e-13)
-    some = ghost_filters(layer, layer.attention_maps(x), [7, 0])
-    assert torch.equal(some, filters[:, [7, 0]])
 
 
 class Model(nn.Module):
@@ -219,3 +200,30 @@ def test_figures(values, tmp_path):
         drawn = [axis.images[-1] for axis in figure.axes if "-" in axis.get_title()]
         assert len({artist.get_clim() for artist in drawn}) == 1
         figure.savefig(tmp_path / "figure.png")
+
+
+def test_filters_belong_to_their_heads(monkeypatch):
+    """Also where fewer heads are shown than there are."""
+    torch.manual_seed(0)
+    layer = ELSA(12, 3, 3, group_width=4, lam=1)
+    with collect_attention({"": layer}) as attention:
+        layer(torch.randn(1, 5, 6, 12))
+    drawn = {}
+
+    def draw(kernels, titles, title, label, signed=False):
+        drawn[label] = kernels
+
+    monkeypatch.setattr("mmlocal.visualization.attention_figures.draw_kernels", draw)
+    image = np.zeros((20, 24, 3), dtype=np.uint8)
+    for shown in (2, 8):
+        assert [*draw_layer("", layer, attention[""], shown, image, (20, 24))] == [
+            "received", "kernels", "ghost"
+        ]  # fmt: skip
+        maps = attention[""].maps[0, 0]
+        assert drawn["attention"].shape == (1, min(3, shown), 9, 5, 6)
+        for head in (0, 1):
+            channels = range(4 * head, 4 * head + 3)
+            filters = maps[head] * layer.ghost_mul[channels].detach().view(3, 9, 1, 1)
+            filters = filters + layer.ghost_add[channels].detach().view(3, 9, 1, 1)
+            expected = torch.cat([maps[head][None], filters])
+            torch.testing.assert_close(drawn["weight"][head], expected)

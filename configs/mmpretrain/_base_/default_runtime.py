@@ -1,4 +1,3 @@
-custom_imports = dict(imports=["mmlocal"], allow_failed_imports=False)
 default_scope = "mmpretrain"
 
 default_hooks = dict(

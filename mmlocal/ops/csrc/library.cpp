@@ -1,5 +1,5 @@
-// The functions that mmlocal/ops/extension.py calls. It fills the structures of kernels.h and checks
-// their shapes; here the work is cut into rows or tiles for the threads.
+// The functions that mmlocal/ops/extension.py calls. It fills the structures of kernels.h and
+// checks their shapes; here the work is cut into rows or tiles for the threads.
 //
 // Nothing here knows PyTorch or Python, so one library serves every version of both. All sums over
 // threads are kept in parts whose number does not depend on the threads, so results don't either.
@@ -79,58 +79,38 @@ struct Memory {
 
 template <class T, class F>
 void over_rows(const Elsa<T>& a, int64_t threads, const F& f) {
-  const int64_t work = a.width * a.heads * a.kernel * a.kernel * (a.vectors + 1) + 1;
+  const int64_t work = a.width * a.heads * a.kernel * a.kernel * (a.head_dims / 16 + 1) + 1;
   const int64_t grain = 1 + 20000 / work;
   parallel_for(threads, a.batch * a.height, grain, [&](int64_t begin, int64_t end) {
     Memory<T> memory(chosen<T>().elsa_scratch(a));
-    f(memory.data, begin, end);
+    f(a, memory.data, begin, end);
   });
 }
 
 template <class T>
 void elsa_forward(const Elsa<T>& a, int64_t threads) {
-  over_rows(a, threads, [&](T* scratch, int64_t begin, int64_t end) {
-    chosen<T>().elsa_forward(a, scratch, begin, end);
-  });
+  over_rows(a, threads, chosen<T>().elsa_forward);
 }
 
-// sums of the ghost heads: (parts, taps, channels), zero, or null.
 template <class T>
-void elsa_backward(const Elsa<T>& a, T* sum_mul, T* sum_add, int64_t parts, int64_t threads) {
+void elsa_backward(const Elsa<T>& a, int64_t threads) {
   const Kernels<T>& kernels = chosen<T>();
-  if (a.softmax) {
-    over_rows(a, threads, [&](T* scratch, int64_t begin, int64_t end) {
-      kernels.elsa_weights(a, scratch, begin, end);
+  if (a.softmax) over_rows(a, threads, kernels.elsa_weights);
+  if (a.grad_value.data) over_rows(a, threads, kernels.elsa_grad_value);
+  if (a.sum_mul || a.sum_add) {
+    in_parts(threads, a.batch * a.height, a.parts, [&](int64_t part, int64_t begin, int64_t end) {
+      Memory<T> memory(kernels.elsa_scratch(a));
+      kernels.elsa_grad_ghost(a, memory.data, part, begin, end);
     });
   }
-  if (a.grad_value.data) {
-    over_rows(a, threads, [&](T*, int64_t begin, int64_t end) {
-      kernels.elsa_grad_value(a, begin, end);
-    });
-  }
-  if (sum_mul || sum_add) {
-    const int64_t size = a.kernel * a.kernel * a.heads * a.vectors * kernels.lanes;
-    in_parts(threads, a.batch * a.height, parts, [&](int64_t part, int64_t begin, int64_t end) {
-      kernels.elsa_grad_ghost(a, sum_mul ? sum_mul + part * size : nullptr,
-                              sum_add ? sum_add + part * size : nullptr, begin, end);
-    });
-  }
-  if (a.grad_attn.data) {  // last: it may overwrite the weights
-    over_rows(a, threads, [&](T* scratch, int64_t begin, int64_t end) {
-      kernels.elsa_grad_attn(a, scratch, begin, end);
-    });
-  }
+  // Last: it may overwrite the weights.
+  if (a.grad_attn.data) over_rows(a, threads, kernels.elsa_grad_attn);
 }
 
-// peak: (batch, parts, padded tables), -inf: the largest score of each table in each part of the
-// rows. Of a, only the scores and their sizes are set.
 template <class T>
-void qna_peak(const Qna<T>& a, T* peak, int64_t parts, int64_t threads) {
-  const int64_t n = chosen<T>().lanes, padded = (a.queries * a.heads + n - 1) / n * n;
-  in_parts(threads, a.batch * parts, a.batch * parts, [&](int64_t part, int64_t, int64_t) {
-    const int64_t sample = part / parts, i = part % parts;
-    chosen<T>().qna_peak(a, peak + part * padded, sample, i * a.height / parts,
-                         (i + 1) * a.height / parts);
+void qna_peak(const QnaPeak<T>& a, int64_t threads) {
+  parallel_for(threads, a.batch * a.parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) chosen<T>().qna_peak(a, part);
   });
 }
 
@@ -143,17 +123,16 @@ void qna_forward(const Qna<T>& a, int64_t threads) {
   });
 }
 
-// parts: of the sums of the tables' gradients, if there are any.
 template <class T>
-void qna_backward(const Qna<T>& a, int64_t parts, int64_t threads) {
+void qna_backward(const Qna<T>& a, int64_t threads) {
   const Kernels<T>& kernels = chosen<T>();
   const int64_t tasks = kernels.qna_window_tasks(a);
-  in_parts(threads, tasks, a.need_tables ? parts : tasks,
+  in_parts(threads, tasks, a.sum_rel ? a.parts : tasks,
            [&](int64_t part, int64_t begin, int64_t end) {
              Memory<T> memory(kernels.qna_window_scratch(a));
              kernels.qna_backward_windows(a, memory.data, part, begin, end);
            });
-  if (!a.need_value && !a.need_scores) return;
+  if (!a.grad_value.data && !a.grad_scores.data) return;
   parallel_for(threads, kernels.qna_token_tasks(a), 1, [&](int64_t begin, int64_t end) {
     Memory<T> memory(kernels.qna_token_scratch(a));
     kernels.qna_backward_tokens(a, memory.data, begin, end);
@@ -167,17 +146,8 @@ void qna_backward(const Qna<T>& a, int64_t parts, int64_t threads) {
 #define MMLOCAL_TEXT(x) MMLOCAL_TEXT_OF(x)
 #define MMLOCAL_EXPORT extern "C" __attribute__((visibility("default")))
 
-using mmlocal::Elsa;
-using mmlocal::Qna;
-
-// Functions that end in _float and _double take the structures and numbers of that type.
-
 // A digest of the sources, to compare with the one of the sources at hand.
 MMLOCAL_EXPORT const char* mmlocal_digest() { return MMLOCAL_TEXT(MMLOCAL_DIGEST); }
-
-// Sizes of the structures, to compare with their declarations in Python.
-MMLOCAL_EXPORT int64_t mmlocal_size_of_elsa() { return sizeof(Elsa<float>); }
-MMLOCAL_EXPORT int64_t mmlocal_size_of_qna() { return sizeof(Qna<float>); }
 
 // Called once. functions: those of OpenMP, in its order, or null.
 MMLOCAL_EXPORT void mmlocal_init(int64_t capability, const mmlocal::OpenMP* functions) {
@@ -191,30 +161,24 @@ MMLOCAL_EXPORT int64_t mmlocal_lanes_double() { return mmlocal::chosen<double>()
 // How many of `threads` threads share a loop.
 MMLOCAL_EXPORT int64_t mmlocal_threads(int64_t threads) {
   int64_t count = 0;
-  mmlocal::parallel_for(threads, threads, 1, [&](int64_t, int64_t) {
-    __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED);
-  });
+  mmlocal::parallel_for(threads, threads, 1,
+                        [&](int64_t, int64_t) { __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED); });
   return count;
 }
 
-#define MMLOCAL_FUNCTIONS(T)                                                              \
-  MMLOCAL_EXPORT void mmlocal_elsa_forward_##T(const Elsa<T>* a, int64_t threads) {        \
-    mmlocal::elsa_forward(*a, threads);                                                   \
-  }                                                                                       \
-  MMLOCAL_EXPORT void mmlocal_elsa_backward_##T(const Elsa<T>* a, T* sum_mul, T* sum_add,  \
-                                                int64_t parts, int64_t threads) {         \
-    mmlocal::elsa_backward(*a, sum_mul, sum_add, parts, threads);                         \
-  }                                                                                       \
-  MMLOCAL_EXPORT void mmlocal_qna_peak_##T(const Qna<T>* a, T* peak, int64_t parts,        \
-                                           int64_t threads) {                             \
-    mmlocal::qna_peak(*a, peak, parts, threads);                                          \
-  }                                                                                       \
-  MMLOCAL_EXPORT void mmlocal_qna_forward_##T(const Qna<T>* a, int64_t threads) {          \
-    mmlocal::qna_forward(*a, threads);                                                    \
-  }                                                                                       \
-  MMLOCAL_EXPORT void mmlocal_qna_backward_##T(const Qna<T>* a, int64_t parts,             \
-                                               int64_t threads) {                         \
-    mmlocal::qna_backward(*a, parts, threads);                                            \
+// The functions of an op for numbers of a type, and the sizes of the structures that they take, to
+// compare with their declarations in Python.
+#define MMLOCAL_FUNCTION(NAME, STRUCTURE, T)                                                  \
+  MMLOCAL_EXPORT void mmlocal_##NAME##_##T(const mmlocal::STRUCTURE<T>* a, int64_t threads) { \
+    mmlocal::NAME(*a, threads);                                                               \
   }
-MMLOCAL_FUNCTIONS(float)
-MMLOCAL_FUNCTIONS(double)
+#define MMLOCAL_FUNCTIONS(NAME, STRUCTURE)  \
+  MMLOCAL_FUNCTION(NAME, STRUCTURE, float)  \
+  MMLOCAL_FUNCTION(NAME, STRUCTURE, double) \
+  MMLOCAL_EXPORT int64_t mmlocal_size_of_##NAME() { return sizeof(mmlocal::STRUCTURE<float>); }
+
+MMLOCAL_FUNCTIONS(elsa_forward, Elsa)
+MMLOCAL_FUNCTIONS(elsa_backward, Elsa)
+MMLOCAL_FUNCTIONS(qna_peak, QnaPeak)
+MMLOCAL_FUNCTIONS(qna_forward, Qna)
+MMLOCAL_FUNCTIONS(qna_backward, Qna)

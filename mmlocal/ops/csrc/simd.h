@@ -40,15 +40,11 @@ constexpr int kPixels = MMLOCAL_VECTOR_BYTES == 64 ? 8 : 4;
 template <class T>
 constexpr T kInfinity = static_cast<T>(__builtin_inf());
 
-// A number as an argument that the compiler knows.
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
-
 MMLOCAL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 MMLOCAL_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-MMLOCAL_INLINE int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
+MMLOCAL_INLINE int64_t ceil_div(int64_t a, int64_t b) {
+  return a >= 0 ? (a + b - 1) / b : -(-a / b);
+}
 MMLOCAL_INLINE int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 template <class T>

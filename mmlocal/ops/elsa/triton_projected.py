@@ -1,18 +1,21 @@
 """The ELSA op and the 1x1 convolution before it as Triton kernels: no logits in memory.
 
 A program makes the logits of its tile of pixels and its head from their features, ``BLOCK_T`` taps
-at a time: each time one product of small matrices, in registers. It does so twice, for the softmax
-and for the weighted sum: fewer instructions than scaling the sum anew for every larger logit.
+at a time, by one product of small matrices in registers. It does so twice, for the softmax and for
+the weighted sum. Scaling the sum anew for every larger logit would take more instructions.
 
-The forward pass of the first stage of ELSA-Swin-T (3 heads, 49 taps, 64 features, 96 channels) so
-moves 512 bytes per pixel in half precision rather than 1100, and keeps no logits for the backward
-pass. That one is folded as far as it pays. The gradient of ``value`` takes from each neighbour the
-weight that it has at one tap: on its own a scalar product of 64 features, twice the work of the 32
-channels that it is for, and none of it a product of matrices. So the weights are written once, and
-the kernels of ``triton_impl`` read them. Likewise the gradient of the logits has to be multiplied
-with the projection and with the features: a second computation takes 49 * 32 multiply-adds and as
-many reads per pixel and head, more than writing 98 bytes and reading them twice does. As the
-weights are gone by then, a backward pass holds one map of the size of the logits, while it runs.
+In the first stage of ELSA-Swin-T (3 heads, 49 taps, 64 features, 96 channels), the forward pass
+moves 512 bytes per pixel in half precision rather than 1100. It keeps no logits for the backward
+pass, which is folded as far as it pays:
+
+- The gradient of ``value`` takes one weight from each neighbour. To make it again costs a scalar
+  product of 64 features, twice the work of the 32 channels that it is for. So the weights are
+  written once, and the kernels of ``triton_backward`` read them.
+- The gradient of the logits is multiplied with the projection and with the features. To make it
+  twice costs 49 * 32 multiply-adds and as many reads per pixel and head. To write 98 bytes and to
+  read them twice costs less. So this gradient is written as well.
+
+The weights are gone by then: the backward pass holds one map of the size of the logits at a time.
 """
 
 from __future__ import annotations
@@ -20,255 +23,18 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from mmlocal.ops.backends import TRITON_INTERPRETED
 from mmlocal.ops.elsa import triton_impl
-from mmlocal.ops.elsa.triton_impl import channels_of, filter_of, grad_weight, neighbour
-from mmlocal.ops.layout import is_channels_last, new_map
-from mmlocal.ops.triton_common import (
-    accumulator,
-    block_c,
-    locate,
-    program,
-    programs,
-    store,
-    tuned,
+from mmlocal.ops.elsa.triton_projected_kernels import (
+    BLOCK,
+    KEPT,
+    forward_kernel,
+    grad_logits_kernel,
+    weights_kernel,
 )
-
-# The least that a product of matrices takes, in taps, features and pixels.
-_BLOCK = 16
-# Bytes of the features of a pixel, by the size of one, that a program keeps; those behind it reads
-# again for every block of taps. Wider ones are multiplied out of registers, which are few.
-_KEPT = {2: 1024, 4: 128, 8: 128}
-# Bytes of the features of a tile, at most.
-_ROOM = 2**15
-# The interpreter would multiply the bits of bfloat16 as integers.
-_WIDEN = tl.constexpr(TRITON_INTERPRETED)
-
-
-def _pixels(args: dict) -> int:
-    room = _ROOM // (args["BLOCK_K"] * args["features"].element_size())
-    return max(_BLOCK, min(args["TILE"] // args["BLOCK_C"], room))
-
-
-_sized = triton.heuristics({"BLOCK_P": _pixels})
-
-
-@triton.jit
-def _read(features, stride, first, dims, inside, BLOCK_K: tl.constexpr):
-    """Features ``(pixels, BLOCK_K)`` from ``first`` on, 0 behind the last."""
-    dim = first + tl.arange(0, BLOCK_K)[None, :]
-    mask = inside[:, None] & (dim < dims)
-    return tl.load(features[:, None] + dim.to(tl.int64) * stride, mask=mask, other=0.0)
-
-
-@triton.jit
-def _multiply(x, proj_weight, dims, tap, first, logits, TAPS: tl.constexpr):
-    """Add to the ``logits`` of some taps what the features ``x`` from ``first`` on give."""
-    dim = first + tl.arange(0, x.shape[1])[:, None]
-    mask = (tap < TAPS)[None, :] & (dim < dims)
-    w = tl.load(proj_weight + (tap[None, :] * dims + dim), mask=mask, other=0.0)
-    if _WIDEN:
-        x, w = x.to(logits.dtype), w.to(logits.dtype)
-    return tl.dot(x, w, logits, input_precision="ieee", out_dtype=logits.dtype)
-
-
-@triton.jit
-def _source(
-    features, strides, dims, proj_weight, proj_bias, head, batch, index, inside,
-    TAPS: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The inputs from which ``_logits`` makes the logits of these pixels."""
-    features += batch * strides[0] + index * strides[2]
-    proj_weight += head * TAPS * dims
-    proj_bias += head * TAPS
-    x = _read(features, strides[1], 0, dims, inside, BLOCK_K)
-    return x, features, strides[1], dims, proj_weight, proj_bias, inside
-
-
-@triton.jit
-def _logits(
-    source, start,
-    TAPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Logits ``(pixels, BLOCK_T)`` from tap ``start`` on, -inf behind the last."""
-    x, features, stride, dims, proj_weight, proj_bias, inside = source
-    tap = start + tl.arange(0, BLOCK_T)
-    logits = tl.zeros([inside.shape[0], BLOCK_T], DOT)
-    logits = _multiply(x, proj_weight, dims, tap, 0, logits, TAPS)
-    if not ONE_BLOCK:
-        for first in tl.range(BLOCK_K, dims, BLOCK_K, num_stages=1):
-            x = _read(features, stride, first, dims, inside, BLOCK_K)
-            logits = _multiply(x, proj_weight, dims, tap, first, logits, TAPS)
-    bias = tl.load(proj_bias + tap, mask=tap < TAPS, other=0.0).to(ACC)
-    logits = logits.to(ACC) + bias[None, :]
-    return tl.where((tap < TAPS)[None, :], logits, float("-inf"))
-
-
-@triton.jit
-def _softmax(
-    source,
-    TAPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Largest logit of each pixel, and what its exponentials have to be scaled by."""
-    inside = source[6]
-    peak = tl.full(inside.shape, float("-inf"), ACC)
-    finite = tl.zeros(inside.shape, ACC)  # peak, or 0 where all logits so far are -inf
-    total = tl.zeros(inside.shape, ACC)
-    for start in range(0, TAPS, BLOCK_T):
-        logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-        higher = tl.maximum(peak, tl.max(logits, axis=1))
-        finite = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(peak - finite) + tl.sum(tl.exp(logits - finite[:, None]), axis=1)
-        peak = higher
-    return finite, 1.0 / total
-
-
-@triton.jit
-def _column(tile, column):
-    """One column of ``(pixels, BLOCK_T)``."""
-    # Beside a masked sum, this lets the compiler lay out the channels as they are read.
-    columns = tl.full([tile.shape[0], 1], 0, tl.int32) + column
-    return tl.gather(tile, columns, axis=1).reshape([tile.shape[0]])
-
-
-@tuned
-@_sized
-@triton.jit(do_not_specialize=["height", "width"])
-def _forward_kernel(
-    value, value_strides, features, feature_strides, proj_weight, proj_bias,
-    ghost_mul, ghost_add, out, out_strides, dims, heads, height, width, dilation,
-    PER_HEAD: tl.constexpr, KERNEL: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    TAPS: tl.constexpr = KERNEL * KERNEL
-    head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
-    index, y, x, inside = locate(tile, height * width, width, BLOCK_P)
-    channel, real = channels_of(head, PER_HEAD, BLOCK_C)
-    value += batch * value_strides[0] + channel[None, :] * value_strides[1]
-    source = _source(
-        features, feature_strides, dims, proj_weight, proj_bias, head, batch, index, inside,
-        TAPS, BLOCK_K,
-    )  # fmt: skip
-    peak, scale = _softmax(source, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-
-    total = tl.zeros([BLOCK_P, BLOCK_C], ACC)
-    for start in range(0, TAPS, BLOCK_T):
-        logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-        weights = tl.exp(logits - peak[:, None]) * scale[:, None]
-        for tap in range(start, tl.minimum(start + BLOCK_T, TAPS)):
-            other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
-            weight = _column(weights, tap - start)
-            mask = near[:, None] & real[None, :]
-            factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, mask, ACC)
-            v = tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0)
-            total += factor * v.to(ACC)
-
-    out += batch * out_strides[0] + channel[None, :] * out_strides[1]
-    store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])
-
-
-@tuned
-@_sized
-@triton.jit(do_not_specialize=["height", "width"])
-def _weights_kernel(
-    features, feature_strides, proj_weight, proj_bias, peaks, scales, out,
-    dims, heads, height, width,
-    PER_HEAD: tl.constexpr, KERNEL: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    TAPS: tl.constexpr = KERNEL * KERNEL
-    head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
-    index, _, _, inside = locate(tile, height * width, width, BLOCK_P)
-    source = _source(
-        features, feature_strides, dims, proj_weight, proj_bias, head, batch, index, inside,
-        TAPS, BLOCK_K,
-    )  # fmt: skip
-    peak, scale = _softmax(source, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-    softmaxes = (batch * heads + head) * (height * width)
-    store(peaks + softmaxes + index, peak, mask=inside)
-    store(scales + softmaxes + index, scale, mask=inside)
-    if out is not None:
-        out += softmaxes * TAPS + index
-        for start in range(0, TAPS, BLOCK_T):
-            logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-            weights = tl.exp(logits - peak[:, None]) * scale[:, None]
-            tap = start + tl.arange(0, BLOCK_T)[None, :]
-            pointers = out[:, None] + tap.to(tl.int64) * (height * width)
-            store(pointers, weights, mask=inside[:, None] & (tap < TAPS))
-
-
-@triton.jit
-def _slopes(
-    g, value, stride, ghost_mul, start, index, y, x, inside, channel, real,
-    dilation, height, width, KERNEL: tl.constexpr, BLOCK_T: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Gradients ``(pixels, BLOCK_T)`` of the weights from tap ``start`` on."""
-    TAPS: tl.constexpr = KERNEL * KERNEL
-    column = tl.arange(0, BLOCK_T)[None, :]
-    slopes = tl.zeros([inside.shape[0], BLOCK_T], ACC)
-    for tap in range(start, tl.minimum(start + BLOCK_T, TAPS)):
-        other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
-        mask = near[:, None] & real[None, :]
-        pointers = value + other[:, None] * stride
-        slope = grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, mask, real, ACC)
-        slopes = tl.where(column == tap - start, slope[:, None], slopes)
-    return slopes
-
-
-@tuned
-@_sized
-@triton.jit(do_not_specialize=["height", "width"])
-def _grad_logits_kernel(
-    grad, grad_strides, value, value_strides, features, feature_strides, proj_weight,
-    proj_bias, peaks, scales, ghost_mul, out, dims, heads, height, width, dilation,
-    PER_HEAD: tl.constexpr, KERNEL: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    TAPS: tl.constexpr = KERNEL * KERNEL
-    head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
-    index, y, x, inside = locate(tile, height * width, width, BLOCK_P)
-    channel, real = channels_of(head, PER_HEAD, BLOCK_C)
-    value += batch * value_strides[0] + channel[None, :] * value_strides[1]
-    grad += batch * grad_strides[0] + channel[None, :] * grad_strides[1]
-    grad += index[:, None] * grad_strides[2]
-    g = tl.load(grad, mask=inside[:, None] & real[None, :], other=0.0).to(ACC)
-    source = _source(
-        features, feature_strides, dims, proj_weight, proj_bias, head, batch, index, inside,
-        TAPS, BLOCK_K,
-    )  # fmt: skip
-    softmaxes = (batch * heads + head) * (height * width) + index
-    peak = tl.load(peaks + softmaxes, mask=inside, other=0.0)
-    scale = tl.load(scales + softmaxes, mask=inside, other=0.0)
-
-    # Through the softmax: w * (dw - mean), mean = <w, dw>.
-    mean = tl.zeros([BLOCK_P], ACC)
-    for start in range(0, TAPS, BLOCK_T):
-        logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-        slopes = _slopes(
-            g, value, value_strides[2], ghost_mul, start, index, y, x, inside, channel, real,
-            dilation, height, width, KERNEL, BLOCK_T, ACC,
-        )  # fmt: skip
-        mean += tl.sum(tl.exp(logits - peak[:, None]) * slopes, axis=1)
-    mean *= scale
-    out += ((batch * (height * width) + index) * heads + head) * TAPS
-    for start in range(0, TAPS, BLOCK_T):
-        logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-        slopes = _slopes(
-            g, value, value_strides[2], ghost_mul, start, index, y, x, inside, channel, real,
-            dilation, height, width, KERNEL, BLOCK_T, ACC,
-        )  # fmt: skip
-        weights = tl.exp(logits - peak[:, None]) * scale[:, None]
-        tap = start + tl.arange(0, BLOCK_T)[None, :]
-        mask = inside[:, None] & (tap < TAPS)
-        store(out[:, None] + tap, weights * (slopes - mean[:, None]), mask=mask)
+from mmlocal.ops.layout import is_channels_last, new_map
+from mmlocal.ops.triton_common import accumulator, block_c, programs
 
 
 class _Call:
@@ -277,15 +43,15 @@ class _Call:
     def __init__(
         self,
         value: Tensor,
-        attn: Tensor,
+        features: Tensor,
         proj_weight: Tensor,
         proj_bias: Tensor | None,
         kernel_size: int,
     ) -> None:
         logits, dims = proj_weight.shape
-        features, weight = attn, proj_weight.contiguous()
-        if pad := -dims % _BLOCK:  # numbers are read several at a time only where rows allow it
-            features, weight = F.pad(attn, (0, 0, 0, 0, 0, pad)), F.pad(weight, (0, pad))
+        weight = proj_weight.contiguous()
+        if pad := -dims % BLOCK:  # numbers are read several at a time only where rows allow it
+            features, weight = F.pad(features, (0, 0, 0, 0, 0, pad)), F.pad(weight, (0, pad))
             dims += pad
         bias = weight.new_zeros(logits) if proj_bias is None else proj_bias.contiguous()
         features = features.flatten(2)
@@ -293,15 +59,15 @@ class _Call:
         self.heads = logits // kernel_size**2
         self.size = (dims, self.heads, *value.shape[2:])
         per_head = value.shape[1] // self.heads
-        limit = _KEPT[attn.element_size()] // attn.element_size()
-        block = max(_BLOCK, min(limit, triton.next_power_of_2(dims)))
+        limit = KEPT[features.element_size()] // features.element_size()
+        block = max(BLOCK, min(limit, triton.next_power_of_2(dims)))
         self.constants = dict(
             PER_HEAD=per_head,
             KERNEL=kernel_size,
             ACC=accumulator(value.dtype)[1],
-            DOT=accumulator(attn.dtype)[1],
+            DOT=accumulator(features.dtype)[1],
             BLOCK_C=block_c(per_head),
-            BLOCK_T=_BLOCK,
+            BLOCK_T=BLOCK,
             BLOCK_K=block,
             ONE_BLOCK=dims <= block,
         )
@@ -310,7 +76,7 @@ class _Call:
 
 def forward(
     value: Tensor,
-    attn: Tensor,
+    features: Tensor,
     proj_weight: Tensor,
     proj_bias: Tensor | None,
     ghost_mul: Tensor | None,
@@ -318,13 +84,13 @@ def forward(
     kernel_size: int,
     dilation: int,
 ) -> Tensor:
-    """See :func:`mmlocal.ops.elsa.elsa_attention`; ``proj_weight`` has two dimensions here."""
-    call = _Call(value, attn, proj_weight, proj_bias, kernel_size)
+    """See :func:`mmlocal.ops.elsa.elsa_attention_projected`; ``proj_weight`` has two dimensions."""
+    call = _Call(value, features, proj_weight, proj_bias, kernel_size)
     out = new_map(value, value.shape)
     mul, add = (None if x is None else x.contiguous() for x in (ghost_mul, ghost_add))
     v, o = value.flatten(2), out.flatten(2)
     with torch.cuda.device_of(value):
-        _forward_kernel[call.grid](
+        forward_kernel[call.grid](
             v, v.stride(), *call.source, mul, add, o, o.stride(),
             *call.size, dilation, **call.constants,
         )  # fmt: skip
@@ -334,7 +100,7 @@ def forward(
 def backward(
     grad: Tensor,
     value: Tensor,
-    attn: Tensor,
+    features: Tensor,
     proj_weight: Tensor,
     proj_bias: Tensor | None,
     ghost_mul: Tensor | None,
@@ -347,17 +113,17 @@ def backward(
 
     The logits are computed again rather than kept since the forward pass.
     """
-    need_value, need_attn, need_weight, need_bias, need_mul, need_add = needs_grad
+    need_value, need_features, need_weight, need_bias, need_mul, need_add = needs_grad
     batches, _, height, width = value.shape
     logits, dims = proj_weight.shape
-    call = _Call(value, attn, proj_weight, proj_bias, kernel_size)
+    call = _Call(value, features, proj_weight, proj_bias, kernel_size)
     dtype = accumulator(value.dtype)[0]
     peaks, scales = value.new_empty(2, batches, call.heads, height, width, dtype=dtype)
-    weights = grad_value = grad_attn = grad_proj = grad_bias = grad_mul = grad_add = None
+    weights = grad_value = grad_features = grad_proj = grad_bias = grad_mul = grad_add = None
     if need_value or need_mul or need_add:
         weights = value.new_empty(batches, logits, height, width)
     with torch.cuda.device_of(value):
-        _weights_kernel[call.grid](
+        weights_kernel[call.grid](
             *call.source, peaks, scales, weights, *call.size, **call.constants
         )
     if weights is not None:
@@ -366,22 +132,23 @@ def backward(
             [need_value, False, need_mul, need_add],
         )  # fmt: skip
         del weights  # before the next map of its size
-    if need_attn or need_weight or need_bias:
+    if need_features or need_weight or need_bias:
         # One row per pixel, whatever the memory format.
-        rows = attn.new_empty(batches * height * width, logits)
+        rows = features.new_empty(batches * height * width, logits)
         mul = None if ghost_mul is None else ghost_mul.contiguous()
         g, v = grad.flatten(2), value.flatten(2)
         with torch.cuda.device_of(value):
-            _grad_logits_kernel[call.grid](
+            grad_logits_kernel[call.grid](
                 g, g.stride(), v, v.stride(), *call.source, peaks, scales, mul, rows,
                 *call.size, dilation, **call.constants,
             )  # fmt: skip
-        if need_attn:
-            grad_attn = (rows @ proj_weight).view(batches, height, width, dims).permute(0, 3, 1, 2)
-            if not is_channels_last(attn):
-                grad_attn = grad_attn.flatten().view(attn.shape)
+        if need_features:
+            grad_features = (rows @ proj_weight).view(batches, height, width, dims)
+            grad_features = grad_features.permute(0, 3, 1, 2)
+            if not is_channels_last(features):
+                grad_features = grad_features.flatten().view(features.shape)
         if need_weight:
-            grad_proj = rows.T @ attn.permute(0, 2, 3, 1).reshape(-1, dims)
+            grad_proj = rows.T @ features.permute(0, 2, 3, 1).reshape(-1, dims)
         if need_bias:
             grad_bias = rows.sum(dim=0, dtype=dtype).to(proj_bias.dtype)
-    return grad_value, grad_attn, grad_proj, grad_bias, grad_mul, grad_add
+    return grad_value, grad_features, grad_proj, grad_bias, grad_mul, grad_add

@@ -1,0 +1,60 @@
+"""Attention in windows that are as equal as possible."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlocal.layers.checks import Unscripted, as_side, check_map
+from mmlocal.layers.mixers import register_mixer
+from mmlocal.layers.window_attention import WindowAttention, window_partition, window_reverse
+
+
+@register_mixer("even_window")
+class EvenWindowAttention(Unscripted, nn.Module):
+    """Window attention on a map of any size, cut into windows as equal as possible.
+
+    Along each side there are as few windows as their largest size allows, all of the same size. If
+    ``window_size`` is 14, a side of 20 tokens has two windows of 10, and a side of 12 is one
+    window. The last windows are padded at the bottom and right. No token attends to padding.
+
+    Args:
+        embed_dims: channels.
+        num_heads: must divide ``embed_dims``.
+        window_size: largest width of a window, in tokens; also as a pair of equal numbers.
+        **kwargs: other arguments of :class:`~mmlocal.layers.WindowAttention`.
+
+    Raises:
+        ValueError: a window that is no square, or bad arguments of
+            :class:`~mmlocal.layers.WindowAttention`.
+        TypeError: an argument of another type.
+    """
+
+    def __init__(
+        self, embed_dims: int, num_heads: int, window_size: int | tuple[int, int] = 7, **kwargs
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size = as_side("window_size", window_size)
+        self.embed_dims = embed_dims
+        self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+
+        Raises:
+            ValueError: any other shape.
+        """
+        check_map(x, self.embed_dims)
+        height, width = x.shape[1:3]
+        rows, cols = (-(-side // self.window_size) for side in (height, width))
+        size = (-(-height // rows), -(-width // cols))
+        padded_height, padded_width = rows * size[0], cols * size[1]
+        mask = None
+        if (padded_height, padded_width) != (height, width):
+            pad = (0, 0, 0, padded_width - width, 0, padded_height - height)
+            mask = F.pad(x.new_zeros(1, height, width, 1), pad, value=float("-inf"))
+            mask = window_partition(mask, size).transpose(1, 2)
+            x = F.pad(x, pad)
+        x = self.w_msa(window_partition(x, size), size, mask)
+        x = window_reverse(x, size, padded_height, padded_width)
+        return x[:, :height, :width]

@@ -1,0 +1,104 @@
+"""Attention in windows of one size, which a layer may shift by half a window."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_map
+from mmlocal.layers.mixers import register_mixer
+from mmlocal.layers.window_attention import WindowAttention, window_partition, window_reverse
+
+
+def shift_mask(
+    height: int,
+    width: int,
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    device: torch.device | None = None,
+) -> Tensor:
+    """Compute the logit offsets that keep the regions of a window apart.
+
+    A region is a part of the map. The cyclic shift brings up to four of them into one window.
+
+    Returns:
+        ``(windows, Wh * Ww, Wh * Ww)``, float32: 0 inside a region, -100 between regions.
+    """
+
+    def regions(size: int, window: int, step: int) -> Tensor:
+        position = torch.arange(size, device=device)
+        return (position >= size - window).long() + (position >= size - step).long()
+
+    rows = regions(height, window_size[0], shift[0])
+    cols = regions(width, window_size[1], shift[1])
+    region = (3 * rows[:, None] + cols)[None, :, :, None]
+    region = window_partition(region, window_size).squeeze(-1)
+    return -100.0 * (region[:, :, None] != region[:, None, :]).float()
+
+
+@register_mixer("shifted_window")
+class ShiftedWindowAttention(Unscripted, nn.Module):
+    """Window attention on a map of any size, the windows optionally shifted by half a window.
+
+    The map is zero-padded at the bottom and right to a multiple of the window. Padded tokens are
+    attended like any others, as in the original implementation.
+
+    Args:
+        embed_dims: channels.
+        num_heads: must divide ``embed_dims``.
+        window_size: width of a window, in tokens; also as a pair of equal numbers.
+        shift: whether to shift the windows by ``window_size // 2``.
+        fit_window: whether a map whose shorter side is at most ``window_size`` gets unshifted
+            windows of that side, instead of padding.
+        **kwargs: other arguments of :class:`~mmlocal.layers.WindowAttention`.
+
+    Raises:
+        ValueError: a window that is no square, or bad arguments of
+            :class:`~mmlocal.layers.WindowAttention`.
+        TypeError: an argument of another type.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: int | tuple[int, int] = 7,
+        shift: bool = False,
+        fit_window: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__()
+        check_flag(shift=shift, fit_window=fit_window)
+        self.window_size = window_size = as_side("window_size", window_size)
+        self.embed_dims = embed_dims
+        self.shift = shift
+        self.fit_window = fit_window
+        self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+
+        Raises:
+            ValueError: any other shape.
+        """
+        check_map(x, self.embed_dims)
+        height, width = x.shape[1:3]
+        window, step = self.window_size, self.window_size // 2 if self.shift else 0
+        if self.fit_window and min(height, width) <= window:
+            window, step = min(height, width), 0
+        size = (window, window)
+
+        # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
+        padded_height = (height + window - 1) // window * window
+        padded_width = (width + window - 1) // window * window
+        x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+        mask = None
+        if step:
+            x = x.roll((-step, -step), dims=(1, 2))
+            mask = shift_mask(padded_height, padded_width, size, (step, step), x.device)
+        x = self.w_msa(window_partition(x, size), size, mask)
+        x = window_reverse(x, size, padded_height, padded_width)
+        if step:
+            x = x.roll((step, step), dims=(1, 2))
+        return x[:, :height, :width].contiguous()

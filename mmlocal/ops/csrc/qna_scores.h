@@ -1,0 +1,107 @@
+// QnA: largest scores, exponentials, and the attention of windows that are taken exactly.
+
+template <class T>
+static void qna_peak(const QnaPeak<T>& a, int64_t part) {
+  const int64_t sample = part / a.parts, i = part % a.parts;
+  const int64_t begin = i * a.height / a.parts, end = (i + 1) * a.height / a.parts;
+  const int64_t padded = round_up(a.tables, kLanes<T>);
+  const Vec<T> lowest = broadcast(T(sizeof(T) == 4 ? -__FLT_MAX__ : -__DBL_MAX__));
+  for (int64_t t = 0; t < padded; t += kLanes<T>) {
+    T* peak = a.peak + part * padded + t;
+    Vec<T> most = load(peak), bad{};
+    for (int64_t y = begin; y < end; ++y) {
+      for (int64_t x = 0; x < a.width; ++x) {
+        const T* scores = a.scores.at(sample, y, x);
+        const Vec<T> score = load(scores + t, a.tables - t, -kInfinity<T>);
+        most = score > most ? score : most;
+        // 0, or NaN for NaN and infinity; -inf takes a token out.
+        bad += (score < lowest ? lowest : score) * T(0);
+      }
+    }
+    store(peak, most + bad);
+  }
+}
+
+// E of one token.
+template <class T>
+static inline void exponentials(const Qna<T>& a, const Sizes<T>& s, int64_t b, int64_t y, int64_t x,
+                                T* out) {
+  const T* scores = a.scores.at(b, y, x);
+  for (int64_t t = 0; t < s.padded; t += kLanes<T>) {
+    const Vec<T> score = load(scores + t, s.tables - t, T(0));
+    store(out + t,
+          exp_scaled(score - load(a.shift + b * s.padded + t), load(a.power + b * s.padded + t)));
+  }
+}
+
+// A window: the tokens of its taps. f(tap, y, x) for each one that lies in the map.
+template <class T, class F>
+MMLOCAL_INLINE void over_tokens(const Qna<T>& a, int64_t oy, int64_t ox, const F& f) {
+  const int64_t y0 = oy * a.stride - a.padding, x0 = ox * a.stride - a.padding;
+  for (int64_t i = larger(0, -y0); i < smaller(a.kernel, a.height - y0); ++i) {
+    for (int64_t j = larger(0, -x0); j < smaller(a.kernel, a.width - x0); ++j) {
+      f(i * a.kernel + j, y0 + i, x0 + j);
+    }
+  }
+}
+
+template <class T>
+MMLOCAL_INLINE T tap_weight(const Qna<T>& a, int64_t table, int64_t tap) {
+  return a.tap_weight ? a.tap_weight[table * a.kernel * a.kernel + tap] : T(1);
+}
+
+// Attention of one table to one window, relative to the maximum of the window; false if there is
+// no token in it.
+template <class T>
+static bool exact_attention(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table,
+                            T* attn) {
+  const int64_t taps = a.kernel * a.kernel;
+  T peak = -kInfinity<T>;
+  for (int64_t t = 0; t < taps; ++t) attn[t] = -kInfinity<T>;
+  over_tokens(a, oy, ox, [&](int64_t t, int64_t y, int64_t x) {
+    attn[t] = a.scores.at(b, y, x)[table];
+    peak = attn[t] > peak ? attn[t] : peak;
+  });
+  if (peak == -kInfinity<T>) return false;
+  T most = -kInfinity<T>;
+  for (int64_t t = 0; t < taps; ++t) {
+    // In this order: added to a large score, the position would lose its digits.
+    attn[t] -= peak;
+    if (a.rel_pos) attn[t] += a.rel_pos[table * taps + t];
+    most = attn[t] > most ? attn[t] : most;
+  }
+  if (most == -kInfinity<T>) return false;
+  T total = 0;
+  for (int64_t t = 0; t < taps; ++t) {
+    attn[t] = sizeof(T) == 4 ? T(__builtin_expf(attn[t] - most)) : T(__builtin_exp(attn[t] - most));
+    total += attn[t];
+  }
+  for (int64_t t = 0; t < taps; ++t) attn[t] /= total;
+  return true;
+}
+
+// The gradient at one window, from the first channel of the head of a table on.
+template <class T>
+MMLOCAL_INLINE const T* grad_of_table(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox,
+                                      int64_t table) {
+  const int64_t first = table % a.heads * (a.channels / a.heads);
+  return a.grad.at(b, oy, ox) + table / a.heads * a.grad.query + first;
+}
+
+// For one table and one window that is taken exactly: attention, product of gradient and value per
+// tap, and the mean of the products.
+template <class T>
+static T exact_products(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table, T* attn,
+                        T* dots) {
+  exact_attention(a, b, oy, ox, table, attn);
+  const int64_t head_dims = a.channels / a.heads, first = table % a.heads * head_dims;
+  const T* grad = grad_of_table(a, b, oy, ox, table);
+  T mean = 0;
+  for (int64_t t = 0; t < a.kernel * a.kernel; ++t) dots[t] = 0;
+  over_tokens(a, oy, ox, [&](int64_t t, int64_t y, int64_t x) {
+    const T* value = a.value.at(b, y, x) + first;
+    for (int64_t c = 0; c < head_dims; ++c) dots[t] += grad[c] * value[c];
+    mean += attn[t] * tap_weight(a, table, t) * dots[t];
+  });
+  return mean;
+}

@@ -1,0 +1,123 @@
+// The QnA op. With E = exp(score) of a token and R = exp(rel_pos) of a tap, both over a constant
+// that cancels,
+//
+//     out[c, p] = sum_l (1 / Z[l, p]) sum_t (R * tap_weight)[l, t] * (E * value)[l, c, p + t]
+//     Z[l, p]   = sum_t R[l, t] * E[l, p + t]
+//
+// so each token's exponential is taken once, and all that grows with the window are depth-wise
+// convolutions of tiles that lie in the cache. The backward pass is made of the same three kinds:
+// a convolution, its transpose, and the gradient of its weights.
+//
+// The constants are those of a whole map (see Qna in kernels.h). A window whose scores all lie so
+// far below the map's largest that Z is below kSmallest is taken exactly: on its own, relative to
+// its own maximum.
+//
+// This file cuts the maps into tiles.
+
+template <class T>
+constexpr T kSmallest = T(1) / (int64_t(1) << 60);
+
+// Largest size of the rows that a tile keeps: a part of a core's L2 cache.
+constexpr int64_t kTileBytes = 320 * 1024;
+
+template <class T>
+struct Sizes {
+  int64_t tables, padded;  // tables, and rounded up to whole vectors
+  int64_t vectors, mixed;  // vectors of channels, and times queries
+  explicit Sizes(const Qna<T>& a)
+      : tables(a.queries * a.heads),
+        padded(round_up(tables, kLanes<T>)),
+        vectors((a.channels + kLanes<T> - 1) / kLanes<T>),
+        mixed(vectors * a.queries) {}
+};
+
+// How an output map is cut, and the rows of the other map that a tile needs, kept in a ring.
+template <class T>
+struct Tiling {
+  int64_t rows, cols;  // of a tile; whole blocks of pixels
+  int64_t row_tiles, col_tiles;
+  int64_t ring_rows, ring_cols;
+
+  Tiling(const Qna<T>& a, int64_t height, int64_t width, int64_t ring_rows, int64_t stride,
+         int64_t shrink)
+      : ring_rows(ring_rows) {
+    const Sizes<T> s(a);
+    const int64_t bytes = ring_rows * (s.mixed * kLanes<T> + s.padded) * sizeof(T);
+    const int64_t step = kPixels * shrink;
+    cols = (kTileBytes / bytes - a.kernel) * shrink / stride;
+    cols = larger(cols, 2 * kPixels);
+    cols = round_up(smaller(smaller(cols, 128), width), step);
+    // So small that many threads find work, whatever their number; but each tile computes some of
+    // its neighbours' rows again.
+    rows = larger(2 * a.kernel, smaller(larger(16, 8 * a.kernel), a.batch * height / 64));
+    row_tiles = (height + rows - 1) / rows;
+    col_tiles = (width + cols - 1) / cols;
+    ring_cols = cols / shrink * stride + a.kernel;
+  }
+
+  int64_t tiles(const Qna<T>& a) const { return a.batch * row_tiles * col_tiles; }
+};
+
+template <class T>
+static Tiling<T> window_tiling(const Qna<T>& a) {
+  return Tiling<T>(a, a.out_height, a.out_width, a.kernel, a.stride, 1);
+}
+
+// A token of a map with stride belongs to fewer windows.
+template <class T>
+static Tiling<T> token_tiling(const Qna<T>& a) {
+  return Tiling<T>(a, a.height, a.width, (a.kernel - 1) / a.stride + 1, 1, a.stride);
+}
+
+// Where a tile lies.
+template <class T>
+struct Tile {
+  int64_t b, y, x;
+
+  Tile(const Tiling<T>& tiling, int64_t task)
+      : b(task / tiling.col_tiles / tiling.row_tiles),
+        y(task / tiling.col_tiles % tiling.row_tiles * tiling.rows),
+        x(task % tiling.col_tiles * tiling.cols) {}
+};
+
+// The number of the table of each lane: tables are the numbers of one window or token, with room
+// for a vector behind them.
+template <class T>
+MMLOCAL_INLINE Vec<T> expand(const Qna<T>& a, const Heads<T>& heads, const T* tables,
+                             int64_t vector, int64_t query) {
+  return permute<T>(load(tables + query * a.heads + heads.first[vector]), heads.lane[vector]);
+}
+
+// Adds the channels of each head: mixed vectors to tables.
+template <class T>
+static inline void sum_heads(const Qna<T>& a, const Sizes<T>& s, const T* x, T* tables) {
+  constexpr int64_t n = kLanes<T>;
+  const int64_t head_dims = a.channels / a.heads;
+  for (int64_t t = 0; t < s.padded; ++t) tables[t] = 0;
+  if (head_dims < n && (head_dims & (head_dims - 1)) == 0) {
+    IntVec<T> lane;
+    for (int i = 0; i < n; ++i) lane[i] = i;
+    for (int64_t u = 0; u < s.mixed; ++u) {
+      Vec<T> v = load(x + u * n);
+      for (int64_t step = 1; step < head_dims; step *= 2) {
+        v += permute<T>(v, lane ^ typename Types<T>::Int(step));
+      }
+      const int64_t head = u / a.queries * n / head_dims;
+      const int64_t count = smaller(n / head_dims, a.heads - head);
+      T* out = tables + u % a.queries * a.heads + head;
+      for (int64_t i = 0; i < count; ++i) out[i] = v[i * head_dims];
+    }
+    return;
+  }
+  for (int64_t u = 0; u < s.mixed; ++u) {
+    const int64_t first = u / a.queries * n;
+    T* out = tables + u % a.queries * a.heads;
+    if (head_dims % n == 0) {
+      out[first / head_dims] += sum<T>(load(x + u * n));
+      continue;
+    }
+    for (int64_t i = 0; i < smaller(n, a.channels - first); ++i) {
+      out[(first + i) / head_dims] += x[u * n + i];
+    }
+  }
+}
