@@ -56,7 +56,8 @@ def test_the_command_line_finds_it(dummy, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "options of dummy: --ema averaged --halve HALVE factor of all weights" in words
+    assert "--ema elsa, dummy: " in words
+    assert "--halve HALVE dummy: factor of all weights" in words
 
 
 def test_a_name_is_taken_once(dummy):
