@@ -18,11 +18,11 @@ from mmlocal.version import __version__
 
 @dataclass
 class Conversion:
-    """A converted checkpoint, and what became of each tensor.
+    """A converted checkpoint, and the fate of each tensor.
 
     Args:
         checkpoint: ``meta`` and ``state_dict``, the latter with the names of a full model.
-        report: the backbone held against the model that ``meta['backbone_cfg']`` builds.
+        report: comparison of the backbone with the model that ``meta['backbone_cfg']`` builds.
         heads: names of the other tensors.
         dropped: official names of tensors that our models do not store.
         left: entries of the official checkpoint that are not carried over.
@@ -59,7 +59,7 @@ class Conversion:
 def convert_checkpoint(
     content: Mapping,
     build: Callable[[dict], nn.Module],
-    system: str = "elsa",
+    system: str,
     **options: object,
 ) -> Conversion:
     """Convert a checkpoint of an official code base.
@@ -85,7 +85,7 @@ def convert_checkpoint(
     if renamed.tables:
         cfg |= renamed.tables
         model, backbone, report = _match(entry, backbone, build, cfg, resize=True)
-    for name, arch in model.arch_zoo.items():
+    for name, arch in getattr(model, "arch_zoo", {}).items():
         if arch == cfg["arch"]:
             cfg["arch"] = name
 
@@ -108,15 +108,15 @@ def convert_file(
     source: str | Path,
     out: str | Path,
     build: Callable[[dict], nn.Module],
-    system: str = "elsa",
+    system: str,
     dry_run: bool = False,
     **options: object,
 ) -> tuple[Conversion, Path | None]:
     """Convert a checkpoint file; nothing in it is executed.
 
     Args:
-        source: official checkpoint; of QnA-ViT also a folder of checkpoints, of which the one with
-            the highest step is taken.
+        source: official checkpoint; for QnA-ViT also a folder of checkpoints. The one with the
+            highest step is taken.
         out: a folder, to name the new file after ``source``, or a file name in ``.pth``. Either
             way the first 8 hex digits of the new file's SHA-256 come before the suffix.
         build: of :func:`convert_checkpoint`.
@@ -177,7 +177,7 @@ def _match(
     cfg: dict,
     resize: bool = False,
 ) -> tuple[nn.Module, dict[str, Tensor], MatchReport]:
-    """Hold a state dict against the model of ``cfg``, of which only names and shapes are made."""
+    """Compare a state dict with the model of ``cfg``, which is built without memory."""
     with torch.device("meta"):
         model = build(cfg)
     selected, report = match_state_dict(state_dict, model.state_dict(), antialias=entry.antialias)

@@ -243,8 +243,8 @@ def _untold(cfg: Mapping, lam: float | None, gamma: float | None) -> tuple[str, 
     """Arguments of ``ELSASwin`` that neither weights nor the user told.
 
     ``qk_scale`` acts in the last stage; the published models have the default. Rates change nothing
-    in eval mode. Shapes show which ghost heads there are, but neither ``lam`` nor ``gamma``, and of
-    a single one not its kind.
+    in eval mode. Shapes show how many ghost heads there are. They show neither ``lam`` nor
+    ``gamma``, nor the kind of a single ghost head.
     """
     names = ["qk_scale", "drop_rate", "attn_drop_rate", "drop_path_rate"]
     if lam is None and gamma is None and (cfg.get("lam") or cfg.get("gamma")):

@@ -1,4 +1,4 @@
-"""Checkpoint files of Flax, which are MessagePack: read without JAX, Flax or executing code."""
+"""Checkpoint files of Flax, in MessagePack, read without JAX, Flax or executing code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +29,14 @@ LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Far above any model here, with its optimizer; what claims more would fill the memory first.
+# Far above any model here with its optimizer. A file that claims more would only fill the memory.
 _MAX_BYTES = 1 << 34
 _MAX_ENTRIES = 1 << 16
 _MAX_DIMS = 32
 
 
 class _BadArrayError(ValueError):
-    """An array whose parts contradict each other."""
+    """The parts of an array contradict each other."""
 
 
 def find_flax(path: Path) -> Path:
@@ -115,7 +116,7 @@ def load_flax(path: str | Path) -> dict:
     return checkpoint
 
 
-def flatten(tree: Mapping) -> dict[str, object]:
+def flatten(tree: object) -> dict[str, Any]:
     """Leaves of nested maps, under their names joined by ``/``.
 
     Raises:
@@ -124,7 +125,7 @@ def flatten(tree: Mapping) -> dict[str, object]:
     return dict(_leaves(tree, ""))
 
 
-def _leaves(tree: object, prefix: str) -> Iterator[tuple[str, object]]:
+def _leaves(tree: object, prefix: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(tree, Mapping):
         yield prefix.removesuffix("/"), tree
         return

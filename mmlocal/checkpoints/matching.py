@@ -46,9 +46,9 @@ def match_state_dict(
 ) -> tuple[dict[str, Tensor], MatchReport]:
     """Select the part of ``state_dict`` that fits ``target``.
 
-    Tables of another square window (``relative_position_bias_table`` of window attention,
-    ``rel_pos_table`` and ``attn_scale_table`` of QnA), and an ``absolute_pos_embed`` of another
-    map, are resized by bicubic interpolation, as Swin's fine-tuning does. Nothing else is.
+    Two kinds of tensors are resized by bicubic interpolation, as Swin's fine-tuning does. Both are
+    told by their names: a table ``*_table`` of shape ``(side * side, heads)`` for another square
+    window, and a position embedding ``*pos_embed`` of shape ``(1, C, H, W)`` for another map.
 
     Args:
         state_dict: names and tensors to load.
@@ -58,7 +58,7 @@ def match_state_dict(
             without aliasing when a table shrinks.
 
     Returns:
-        What can be loaded, and the report.
+        The entries that can be loaded, and the report.
     """
     report = MatchReport()
     selected = {}
@@ -83,17 +83,15 @@ def match_state_dict(
     return selected, report
 
 
-_SQUARE_TABLES = ("relative_position_bias_table", "rel_pos_table", "attn_scale_table")
-
-
 def _resize(name: str, source: Tensor, target: Tensor, antialias: bool) -> Tensor | None:
     """``source`` in the shape of ``target``, or ``None`` if it is not of a kind that resizes."""
-    if name == "absolute_pos_embed":  # (1, C, H, W)
-        if source.dim() == target.dim() == 4 and source.shape[:2] == target.shape[:2]:
-            return _bicubic(source, *target.shape[2:], antialias)
-    elif name in _SQUARE_TABLES:  # (side * side, heads)
-        old, new = (math.isqrt(table.shape[0]) for table in (source, target))
-        if source.shape == (old**2, *target.shape[1:]) and target.shape[0] == new**2:
+    if name.endswith("pos_embed") and source.dim() == target.dim() == 4:  # (1, C, H, W)
+        height, width = target.shape[2:]
+        if source.shape[:2] == target.shape[:2]:
+            return _bicubic(source, height, width, antialias)
+    elif name.endswith("_table") and source.dim() == target.dim() == 2:  # (side * side, heads)
+        old, new = math.isqrt(len(source)), math.isqrt(len(target))
+        if source.shape == (old**2, target.shape[1]) and len(target) == new**2:
             maps = source.t().reshape(1, -1, old, old)
             return _bicubic(maps, new, new, antialias).flatten(2)[0].t()
     return None

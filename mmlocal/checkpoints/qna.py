@@ -89,7 +89,7 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part in parts and leaf in LEAVES:
             out[f"{parts[part]}.{LEAVES[leaf]}"] = to_pytorch(leaf, value)
         else:
-            raise ValueError(f"it is no official QnA-ViT: it has no parameter {key}")
+            raise ValueError(f"it is no official QnA-ViT, which has no parameter {key}")
     for (prefix, name), layer in layers.items():
         if name == "FusedKQnA_0":
             infix = "" if prefix == "neck.qna" else ".attn"
@@ -107,10 +107,10 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def qna_backbone_cfg(params: Mapping[str, Tensor]) -> dict:
     """Recover the arguments of ``QnAViT`` from official names and shapes.
 
-    Shapes do not tell ``normalize_query``, which is true in all stages of the published models,
-    nor the rate of stochastic depth. Both keep their defaults. Shapes do not tell the heads and
-    windows of stages without such blocks either, which have no effect. Heads are then doubled from
-    stage to stage and windows are 7 tokens wide, as in the published models.
+    Shapes tell neither ``normalize_query`` nor the rate of stochastic depth. Both keep their
+    defaults, and ``normalize_query`` is true in all stages of the published models. Shapes do not
+    tell the heads and windows of stages without such blocks either, but these have no effect. Heads
+    are then doubled from stage to stage and windows are 7 tokens wide, as in the published models.
 
     Args:
         params: official names, parts joined by ``/``, of a classification model.
@@ -201,7 +201,7 @@ def rename_qna(
     official = {key: value for key, value in params.items() if key not in dropped}
     ours = convert_qna_vit(official)
     check_renamed(official, ours)
-    if cfg["stem"] == "resnet":  # counts what Flax does not
+    if cfg["stem"] == "resnet":  # Flax does not count batches
         ours["patch_embed.norm.num_batches_tracked"] = torch.tensor(0)
     heads = {k: v for k, v in ours.items() if k.startswith(("head.", "neck."))}
     backbone = {k: v for k, v in ours.items() if k not in heads}

@@ -44,7 +44,7 @@ def convert_qna_layer(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key == "Wk_b":
             continue
         if key not in _QNA_LAYER:
-            raise ValueError(f"it is no official QnA layer: it has no parameter {key}")
+            raise ValueError(f"it is no published QnA layer, which has no parameter {key}")
         if key == "Wk" or key.endswith("/kernel"):
             value = value.t()
         elif key.startswith("attn_scale"):  # (1, 1, taps, ...)
@@ -69,7 +69,7 @@ def convert_window_attention(params: Mapping[str, Tensor], num_heads: int) -> di
     out = {}
     for key, value in params.items():
         if key not in _WINDOW_LAYER:
-            raise ValueError(f"it is no official window attention: it has no parameter {key}")
+            raise ValueError(f"it is no official window attention, which has no parameter {key}")
         if key.endswith("/kernel"):
             value = value.t()
         if key.startswith("to_qkv"):  # the official rows are (head, qkv, dims), ours qkv first

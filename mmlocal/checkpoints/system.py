@@ -1,4 +1,4 @@
-"""Converters of official code bases: what one has to say, and what several of them need.
+"""The parts of a converter of an official code base, and functions that converters share.
 
 A converter is one file in this folder. It renames the tensors of a checkpoint, recovers the
 config of the backbone from their shapes, and ends with :func:`register_system`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmlocal.checkpoints.files import load_file
 
-# Heads whose parts are named alike in mmdet 2.x and 3.x, and in mmseg 0.x and 1.x.
+# Heads with the same names in mmdet 2.x and 3.x, and in mmseg 0.x and 1.x.
 _HEAD = re.compile(r"(neck|rpn_head|roi_head|decode_head|auxiliary_head)\.")
 
 
@@ -76,7 +76,7 @@ class System:
     antialias: bool = False
 
 
-# The code bases whose checkpoints can be converted, by name.
+# All code bases, by name.
 SYSTEMS: dict[str, System] = {}
 
 
@@ -219,7 +219,7 @@ def count_blocks(model: str, state_dict: Mapping[str, Tensor], name: str) -> tup
     return tuple(len(blocks[i]) for i in range(max(blocks) + 1))
 
 
-def mlp_ratio_of(shapes: list[tuple[int, int]]) -> float:
+def mlp_ratio_of(shapes: Sequence[tuple[int, ...]]) -> float:
     """The shortest decimal that gives the hidden channels of all MLPs, which are rounded down.
 
     Args:

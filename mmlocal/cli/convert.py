@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from mmlocal.checkpoints import SYSTEMS, convert_file
 from mmlocal.cli import program
@@ -11,11 +12,7 @@ from mmlocal.registry import MODELS
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=program("convert"),
-        description=__doc__,
-        conflict_handler="resolve",  # several code bases may have an option of the same name
-    )
+    parser = argparse.ArgumentParser(prog=program("convert"), description=__doc__)
     parser.add_argument(
         "source", metavar="IN", help="official checkpoint file; of qna also a folder of them"
     )
@@ -28,12 +25,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--from", dest="system", required=True, choices=SYSTEMS, help="whose checkpoint it is"
     )
     parser.add_argument("--dry-run", action="store_true", help="report, but write nothing")
-    for name, system in SYSTEMS.items():
-        group = parser.add_argument_group(f"options of {name}")
-        for option, settings in system.options.items():
-            flag = f"--{option.replace('_', '-')}"
-            # Without a default, only the given options are passed on.
-            group.add_argument(flag, default=argparse.SUPPRESS, **settings)
+    # Only the given options are passed on, as each code base has its own.
+    options = {name: how for system in SYSTEMS.values() for name, how in system.options.items()}
+    for option, how in options.items():
+        owners = ", ".join(name for name, system in SYSTEMS.items() if option in system.options)
+        settings: dict[str, Any] = dict(how, help=f"{owners}: {how['help']}")
+        flag = f"--{option.replace('_', '-')}"
+        parser.add_argument(flag, default=argparse.SUPPRESS, **settings)
     return parser.parse_args(argv)
 
 

@@ -106,6 +106,8 @@ def flops(
         model = build_model(cfg, device)
     try:
         return count_model(model, cfg, shape)
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(str(error), argument="shape") from error
     except RuntimeError as error:

@@ -251,4 +251,4 @@ def _run_model(
             model(**data, mode="predict")
         except ValueError as error:
             raise UsageError(f"the model cannot take image {path!r}: {error}") from error
-    return image, tuple(data["inputs"].shape[2:]), attention
+    return image, tuple(data["inputs"][0].shape[1:]), attention

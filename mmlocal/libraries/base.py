@@ -229,14 +229,14 @@ class Library:
         """Height and width in pixels of the image for which the papers state FLOPs.
 
         Raises:
-            ValueError: nothing in the config sets a size.
+            UsageError: nothing in the config sets a size.
         """
         dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
         for step in reversed(dataset.get("pipeline") or []):
             size = step.get("crop_size") or step.get("scale")
             if size:
                 return (size, size) if isinstance(size, int) else (size[1], size[0])
-        raise ValueError("shape must be given: no transform of the test pipeline sets a size")
+        raise UsageError("must be given: no transform of the test pipeline sets a size", "shape")
 
     def inference(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
         """A model at test time as a function of an image (1, C, H, W), for counting FLOPs.

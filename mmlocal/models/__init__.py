@@ -1,4 +1,4 @@
-"""Models by task. Importing this package registers every model whose library is installed."""
+"""Models by kind. Importing this package registers each one whose library is installed."""
 
 import importlib
 import warnings
@@ -11,7 +11,7 @@ try:
     importlib.import_module("mmdet")
     importlib.import_module("mmdet.models")
 except Exception as error:
-    # A broken mmdet, such as one without mmcv's compiled ops, leaves the backbones usable.
+    # The backbones work beside a broken mmdet, such as one without mmcv's compiled ops.
     if not (isinstance(error, ModuleNotFoundError) and error.name == "mmdet"):
         warnings.warn(
             f"mmlocal's detectors are not registered, because mmdet does not import: {error!r}",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.layout import new_map
+
+if TYPE_CHECKING:
+    from torch.library import CustomOpDef
 
 _INT32 = 2**31 - 1
 
@@ -106,19 +111,20 @@ class Operator:
         padding = args[self._arguments.index("padding")] if "padding" in self._arguments else 0
         return self._cut(args, max(args[0].shape[2:]) + 2 * padding)
 
-    def _implementation(self, backend: str):
+    def _implementation(self, backend: str) -> ModuleType:
         return next(b for b in self.backends if b.name == backend).load()
 
     def _forward(self, *args) -> Tensor:
-        *args, backend = args
+        implementation = self._implementation(args[-1])
         with torch.autocast(args[0].device.type, enabled=False):
-            return self._implementation(backend).forward(*self._prepare(args))
+            return implementation.forward(*self._prepare(args[:-1]))
 
     # An operator returns tensors only: an empty one stands for a gradient that is not needed.
     def _backward(self, grad: Tensor, *args) -> tuple[Tensor, ...]:
-        *args, backend, needs_grad = args
+        *_, backend, needs_grad = args
+        implementation = self._implementation(backend)
         with torch.autocast(grad.device.type, enabled=False):
-            grads = self._implementation(backend).backward(grad, *self._prepare(args), needs_grad)
+            grads = implementation.backward(grad, *self._prepare(args[:-2]), needs_grad)
         return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
     def _fake_backward(self, grad: Tensor, *args) -> tuple[Tensor, ...]:
@@ -130,19 +136,25 @@ class Operator:
         )
 
 
-def as_for_convolution(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Cast as autocast, if it is on for the first tensor's device, casts for a convolution."""
-    device = tensors[0].device.type
+def as_for_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cast as autocast, if it is on for the device of ``x``, casts for a convolution."""
+    device = x.device.type
     # A tensor without numbers is of no device that has an autocast. Dynamo cannot trace
     # torch.amp.is_autocast_available.
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return list(tensors)
+        return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
-    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+
+    def lower(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    return lower(x), lower(weight), None if bias is None else lower(bias)
 
 
 def _differentiable(
-    name: str, forward_op: Callable, backward_op: Callable, count: int
+    name: str, forward_op: CustomOpDef, backward_op: CustomOpDef, count: int
 ) -> Callable[..., Tensor]:
     """Give both operators their gradients, and return the first one as a function that the
     transforms of ``torch.func`` can take.
@@ -213,7 +225,9 @@ def _vmap(call: Callable, count: int, first: int, info, in_dims: tuple, *args):
         *args: arguments of the operator.
     """
     batched = [isinstance(x, Tensor) and d is not None for x, d in zip(args, in_dims, strict=True)]
-    args = [x.movedim(d, 0) if b else x for x, d, b in zip(args, in_dims, batched, strict=True)]
+    args = tuple(
+        x.movedim(d, 0) if b else x for x, d, b in zip(args, in_dims, batched, strict=True)
+    )
     needed = args[-1] if first else [False] * count
     samples = info.batch_size
     if any(

@@ -63,8 +63,10 @@ def splits_of(pixels: int) -> int:
     return min(_MAX_SPLITS, triton.cdiv(pixels, _SPLIT_PIXELS))
 
 
-def add_up(partial: Tensor, like: Tensor) -> Tensor:
-    """The sum of ``(splits, ...)`` in the shape and dtype of ``like``."""
+def add_up(partial: Tensor | None, like: Tensor | None) -> Tensor | None:
+    """The sum of ``(splits, ...)`` in the shape and dtype of ``like``; ``None`` for ``None``."""
+    if partial is None or like is None:
+        return None
     return partial.sum(dim=0).view(like.shape).to(like.dtype)
 
 

@@ -292,7 +292,7 @@ def test_shapes_of_the_published_figures():
     cfg.test_dataloader.dataset.pipeline = [dict(type="Resize", scale=(64, 32))]  # width first
     assert library_of(cfg).default_shape(cfg) == (32, 64)
     cfg.test_dataloader.dataset.pipeline = [dict(type="PackInputs")]
-    with pytest.raises(ValueError, match="shape must be given"):
+    with pytest.raises(ValueError, match="shape: must be given"):
         library_of(cfg).default_shape(cfg)
 
 

@@ -29,7 +29,7 @@ def converted(checkpoint: dict, folder, **options) -> tuple[dict, dict]:
     """``meta`` and ``state_dict`` of the file that the official file is converted to."""
     folder.mkdir(exist_ok=True)
     torch.save(checkpoint, folder / "official.pth.tar")
-    _, path = convert_file(folder / "official.pth.tar", folder, MODELS.build, **options)
+    _, path = convert_file(folder / "official.pth.tar", folder, MODELS.build, "elsa", **options)
     content = torch.load(path, weights_only=True)
     assert content.keys() == {"meta", "state_dict"}
     assert all(type(tensor) is torch.Tensor for tensor in content["state_dict"].values())
@@ -167,7 +167,7 @@ def test_published_shapes(name, arch):
         return models[0]
 
     official = published(name)
-    conversion = convert_checkpoint(timm_checkpoint(official), build)
+    conversion = convert_checkpoint(timm_checkpoint(official), build, "elsa")
     checkpoint = conversion.checkpoint
     # The model has no memory to copy to.
     state_dict = part(checkpoint["state_dict"], "backbone")
@@ -196,7 +196,7 @@ def test_published_shapes(name, arch):
 
 
 def test_recovered_names_build():
-    state_dict = convert_checkpoint(published("det_T"), MODELS.build).checkpoint
+    state_dict = convert_checkpoint(published("det_T"), MODELS.build, "elsa").checkpoint
     cfg = state_dict["meta"]["backbone_cfg"]
     backbone = MODELS.build(cfg)
     assert isinstance(backbone, ELSASwin)
@@ -206,7 +206,9 @@ def test_recovered_names_build():
 
 def fits(official: dict, **options) -> dict:
     """The recovered config, after a conversion that fits it."""
-    return convert_checkpoint(official, MODELS.build, **options).checkpoint["meta"]["backbone_cfg"]
+    return convert_checkpoint(official, MODELS.build, "elsa", **options).checkpoint["meta"][
+        "backbone_cfg"
+    ]
 
 
 def test_ghost_heads():
@@ -225,7 +227,7 @@ def test_ghost_heads():
     assert factors(both, lam=0.5) == (0.5, 1)
     none = {key: value for key, value in official.items() if "ghost" not in key}
     assert factors(none) == (0, 0)
-    single = convert_checkpoint(official, MODELS.build, lam=2.0).checkpoint["state_dict"]
+    single = convert_checkpoint(official, MODELS.build, "elsa", lam=2.0).checkpoint["state_dict"]
     name = "backbone.stages.0.blocks.0.attn.ghost_mul"
     assert torch.equal(single[name], official["layers.0.blocks.0.attn.ghost_head"][0])
 
@@ -248,7 +250,7 @@ def test_stages_that_are_not_returned_are_dropped():
     official, _, _ = golden("det_01_66x50_ape")
     for key in ("norm2.weight", "norm2.bias"):
         del official[key]
-    conversion = convert_checkpoint(official, MODELS.build)
+    conversion = convert_checkpoint(official, MODELS.build, "elsa")
     assert conversion.checkpoint["meta"]["backbone_cfg"]["out_indices"] == (0,)
     later = [k for k in official if k.startswith(("layers.1.", "layers.2.", "layers.0.down"))]
     assert set(conversion.dropped) == set(later)
@@ -289,7 +291,7 @@ RATES = dict(qk_scale=None, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.
 def test_untold_arguments_are_named(name, options, factors, tmp_path):
     """The report and the file say which arguments were assumed, and with which values."""
     official, _, _ = golden(name)
-    conversion = convert_checkpoint(official, MODELS.build, **options)
+    conversion = convert_checkpoint(official, MODELS.build, "elsa", **options)
     assert conversion.assumed == RATES | factors
     values = ", ".join(f"{key}={value}" for key, value in (RATES | factors).items())
     assert f"assumed, as no weight tells: {values}" in str(conversion).splitlines()
@@ -319,7 +321,7 @@ def test_meta(tmp_path):
 def test_dtype_is_kept_and_memory_is_not_shared():
     official, _, _ = golden("cls_00_img64_win_clipped")
     half = {k: v.half() if v.is_floating_point() else v for k, v in official.items()}
-    state_dict = convert_checkpoint(half, MODELS.build).checkpoint["state_dict"]
+    state_dict = convert_checkpoint(half, MODELS.build, "elsa").checkpoint["state_dict"]
     assert {tensor.dtype for tensor in state_dict.values()} == {torch.float16}
     state_dict["head.fc.weight"].zero_()
     assert half["head.weight"].any()
@@ -327,7 +329,7 @@ def test_dtype_is_kept_and_memory_is_not_shared():
 
 def test_report():
     official, _, _ = golden("cls_01_img56_shifted")
-    text = str(convert_checkpoint(timm_checkpoint(official, official), MODELS.build))
+    text = str(convert_checkpoint(timm_checkpoint(official, official), MODELS.build, "elsa"))
     assert "mmlocal.ELSASwin(arch={'embed_dims': 12," in text
     assert "backbone: 53 loaded; 0 resized; 0 mismatched; 0 missing; 0 unexpected" in text
     assert "heads: 2 kept (head)" in text
@@ -398,7 +400,7 @@ def test_what_is_no_official_elsa_swin(content, message, tmp_path):
     source = tmp_path / "official.pth"
     torch.save(content, source)
     with pytest.raises(ValueError, match=message) as caught:
-        convert_file(source, tmp_path / "out", MODELS.build)
+        convert_file(source, tmp_path / "out", MODELS.build, "elsa")
     assert str(caught.value).startswith(f"checkpoint {source} cannot be converted: ")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["official.pth"]
@@ -413,4 +415,4 @@ def test_options_that_do_not_fit():
     with pytest.raises(ValueError, match="system must be one of elsa, qna, got 'swin'"):
         convert_file("in.pth", "out", MODELS.build, system="swin")
     with pytest.raises(ValueError, match="ELSA-Swin have the options ema, lam, gamma, got sigma"):
-        convert_file("in.pth", "out", MODELS.build, sigma=1)
+        convert_file("in.pth", "out", MODELS.build, "elsa", sigma=1)

@@ -204,11 +204,11 @@ def test_name_of_the_output(source, out, name, tmp_path):
     (tmp_path / "v1.0").mkdir()
     official, _, _ = golden("cls_01_img56_shifted")
     torch.save(timm_checkpoint(official), tmp_path / source)
-    _, path = convert_file(tmp_path / source, tmp_path / out, MODELS.build)
+    _, path = convert_file(tmp_path / source, tmp_path / out, MODELS.build, "elsa")
     folder = (tmp_path / out).parent if out.endswith(".pth") else tmp_path / out
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert path == folder / f"{name}-{digest[:8]}.pth"
-    again = convert_file(tmp_path / source, tmp_path / out, MODELS.build)
+    again = convert_file(tmp_path / source, tmp_path / out, MODELS.build, "elsa")
     assert again[1] == path
     assert [file for file in folder.iterdir() if digest[:8] in file.name] == [path]
 
@@ -217,13 +217,15 @@ def test_output_of_another_suffix(tmp_path):
     with pytest.raises(
         ValueError, match=r"the output must be a folder or end in .pth, got .*\.tar"
     ):
-        convert_file(tmp_path / "in.pth", tmp_path / "out.pth.tar", MODELS.build)
+        convert_file(tmp_path / "in.pth", tmp_path / "out.pth.tar", MODELS.build, "elsa")
 
 
 def test_dry_run_writes_nothing(tmp_path):
     official, _, _ = golden("cls_01_img56_shifted")
     torch.save(official, tmp_path / "a.pth")
-    conversion, path = convert_file(tmp_path / "a.pth", tmp_path / "b", MODELS.build, dry_run=True)
+    conversion, path = convert_file(
+        tmp_path / "a.pth", tmp_path / "b", MODELS.build, "elsa", dry_run=True
+    )
     assert path is None
     assert len(conversion.report.loaded) == 53
     assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]

@@ -103,7 +103,7 @@ def backbone_cfg(tmp_path_factory) -> dict:
     """Of the golden backbone, from a conversion of it alone."""
     folder = tmp_path_factory.mktemp("backbone")
     torch.save(golden(BACKBONE)[0], folder / "a.pth")
-    conversion, _ = convert_file(folder / "a.pth", folder, MODELS.build, dry_run=True)
+    conversion, _ = convert_file(folder / "a.pth", folder, MODELS.build, "elsa", dry_run=True)
     return conversion.checkpoint["meta"]["backbone_cfg"]
 
 
@@ -117,7 +117,7 @@ def official(request, backbone_cfg, tmp_path_factory):
     meta = {"upernet": dict(mmseg_version="0.11.0")}.get(kind, dict(mmdet_version="2.11.0"))
     checkpoint = mmcv_checkpoint(golden(BACKBONE)[0], heads, CLASSES=("a", "b"), **meta)
     torch.save(checkpoint, folder / "latest.pth")
-    conversion, path = convert_file(folder / "latest.pth", folder, MODELS.build)
+    conversion, path = convert_file(folder / "latest.pth", folder, MODELS.build, "elsa")
     assert conversion.heads == list(heads)
     return kind, heads, path
 
@@ -168,7 +168,7 @@ def test_classification_weights_for_dense_models(kind, tmp_path):
     """The last norm comes along, the others start as 1 and 0; a larger window is interpolated."""
     official, init, _ = golden("cls_00_img64_win_clipped")
     torch.save(official, tmp_path / "cls.pth")
-    conversion, path = convert_file(tmp_path / "cls.pth", tmp_path, MODELS.build)
+    conversion, path = convert_file(tmp_path / "cls.pth", tmp_path, MODELS.build, "elsa")
     cfg = conversion.checkpoint["meta"]["backbone_cfg"]
     wide = dict(window_size=7, fit_window=False, out_indices=(0, 1, 2, 3))
     init_cfg = dict(type="Pretrained", checkpoint=str(path), prefix="backbone.")

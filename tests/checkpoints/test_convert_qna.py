@@ -413,7 +413,7 @@ def test_other_architectures():
         # What is no parameter.
         ({"StemBlock_0/conv_1x1/kernel": torch.zeros(4, 4, 3, 16).int()}, "no arrays of floats"),
         ({"extra": "text"}, "1 of its parameters are no arrays of floats: extra"),
-        ({"extra": torch.zeros(1)}, "it has no parameter extra"),
+        ({"extra": torch.zeros(1)}, "which has no parameter extra"),
     ):  # fmt: skip
         merged = {k: v for k, v in (params | changes).items() if v is not None}
         assert words in error_of(merged), changes.keys()

@@ -62,6 +62,19 @@ def test_position_embedding():
     assert report.resized == [f"{EMBED}: (1, 8, 4, 4) for (1, 8, 6, 3)"]
 
 
+@pytest.mark.parametrize(
+    ("name", "source", "target"),
+    [
+        ("stages.0.downsample.pos_embed", (1, 4, 3, 3), (1, 4, 2, 5)),
+        ("stages.2.blocks.1.mix.own_table", (9, 4), (25, 4)),
+    ],
+)
+def test_names_of_other_layers(name, source, target):
+    """The end of a name tells its kind, so a new layer needs no entry in a list."""
+    _, resized, _ = match(name, source, target)
+    assert resized.shape == target
+
+
 def test_dtype_is_kept():
     _, resized, _ = match(TABLE, (9, 2), (25, 2), torch.float16)
     assert resized.dtype is torch.float16
@@ -78,6 +91,8 @@ def test_dtype_is_kept():
         (EMBED, (1, 8, 4, 4), (1, 16, 4, 4)),  # other channels
         (EMBED, (1, 16, 8), (1, 8, 6, 6)),  # tokens
         ("stages.0.blocks.0.attn.ghost_add", (8, 5, 5), (8, 7, 7)),
+        ("a_table", (9, 2, 2), (25, 2, 2)),  # no table of two dimensions
+        ("a_table", (), (25, 2)),
         ("patch_embed.proj.weight", (8, 3, 2, 2), (8, 3, 4, 4)),
         ("relative_position_bias_table.weight", (169, 3), (529, 3)),
     ],

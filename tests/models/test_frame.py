@@ -1,10 +1,14 @@
 """The frame of the backbones, with backbones that only this file has."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mmlocal.layers import DropPath, PatchEmbed, PatchMerging, TransformerBlock
+from mmlocal.models import backbones
 from mmlocal.models.backbones import LocalBackbone
 
 ARCH = dict(embed_dims=4, depths=(1, 2, 1))
@@ -163,6 +167,14 @@ def test_statistics_stay(norm_eval):
     assert len(before) == 4 + 2
     assert all(torch.equal(buffers[name], x) == norm_eval for name, x in before.items())
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_every_file_is_imported():
+    """So a backbone is registered wherever it lies in the folder; no list names it."""
+    (folder,) = map(Path, backbones.__path__)
+    names = {f"mmlocal.models.backbones.{path.stem}" for path in folder.glob("[a-z]*.py")}
+    assert len(names) > 5
+    assert names <= set(sys.modules)
 
 
 def test_without_blocks():

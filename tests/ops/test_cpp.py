@@ -6,7 +6,6 @@ That it computes the ops is tested with all other backends, in test_elsa.py and 
 import _ctypes
 import ctypes
 import functools
-import itertools
 import os
 import re
 import shutil
@@ -16,7 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from cases import make_elsa, make_qna, peak_memory
+from cases import run as run_op
+from cases import worst_error as largest_difference
 
 from mmlocal.ops import build, elsa_attention, extension, qna_attention
 from mmlocal.ops.elsa import BACKENDS as ELSA
@@ -31,30 +32,18 @@ def atol(backends, dtype):
     return next(b for b in backends if b.name == "cpp").atol[dtype]
 
 
-def make(*shapes, dtype=torch.float32, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return [torch.randn(*s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
-
-
 def run(op, tensors, backend, **settings):
     """Output and gradients."""
-    leaves = [x.detach().requires_grad_() for x in tensors]
-    out = op(*leaves, **settings, backend=backend)
-    g = torch.Generator().manual_seed(1)
-    cotangent = torch.randn(out.shape, generator=g, dtype=torch.float64).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
+    leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
+    return run_op(op, leaves, settings, backend=backend)
 
 
 def worst_error(op, tensors, **settings):
     """Against the definition in float64, relative to the largest value of each tensor."""
-    ours = run(op, tensors, "cpp", **settings)
-    expected = run(op, [x.double() for x in tensors], "reference", **settings)
-    errors = []
-    for x, y in zip(ours, expected, strict=True):
-        assert x.isfinite().all()
-        assert y.isfinite().all()
-        errors.append(((x.double() - y).abs().max() / (y.abs().max() if y.any() else 1)).item())
-    return max(errors)
+    exact = {name: x.double() for name, x in tensors.items()}
+    return largest_difference(
+        run(op, tensors, "cpp", **settings), run(op, exact, "reference", **settings)
+    )
 
 
 # batch, heads, channels per head, height, width, kernel, dilation
@@ -79,18 +68,13 @@ QNA_SHAPES = [
 
 
 def elsa_inputs(shape, dtype=torch.float32):
-    batch, heads, per_head, height, width, k, dilation = shape
-    table = (heads * per_head, k, k)
-    maps = [(batch, n, height, width) for n in (heads * per_head, heads * k * k)]
-    return make(*maps, table, table, dtype=dtype), dict(kernel_size=k, dilation=dilation)
+    tensors, settings = make_elsa(shape, dtype=dtype)
+    return {name: x.detach() for name, x in tensors.items()}, settings
 
 
 def qna_inputs(shape, dtype=torch.float32):
-    batch, heads, per_head, height, width, k, stride, padding, queries = shape
-    table = (queries * heads, k, k)
-    maps = [(batch, n, height, width) for n in (heads * per_head, queries * heads)]
-    settings = dict(num_queries=queries, kernel_size=k, stride=stride, padding=padding)
-    return make(*maps, table, table, dtype=dtype), settings
+    tensors, settings = make_qna(shape, dtype=dtype)
+    return {name: x.detach() for name, x in tensors.items()}, settings
 
 
 @built
@@ -119,8 +103,8 @@ def test_qna_windows_far_below_the_peak_of_the_map(low, sum_queries, dtype):
     """Some windows see nothing but scores whose exponentials, over the map's largest, are 0."""
     for shape in [(2, 4, 8, 12, 23, 3, 1, 1, 2), (1, 2, 8, 13, 26, 3, 2, 1, 2)]:
         tensors, settings = qna_inputs(shape, dtype)
-        tensors[1][:, ::3, 4:, 5:19] += low
-        tensors[1][:, 1, :, :] += 300.0  # one table of large scores
+        tensors["scores"][:, ::3, 4:, 5:19] += low
+        tensors["scores"][:, 1, :, :] += 300.0  # one table of large scores
         error = worst_error(qna_attention, tensors, sum_queries=sum_queries, **settings)
         assert error < atol(QNA, dtype)
 
@@ -130,7 +114,7 @@ def test_qna_windows_far_below_the_peak_of_the_map(low, sum_queries, dtype):
 def test_qna_positions_far_apart(far):
     """One tap outweighs all others, except where it lies outside the map."""
     tensors, settings = qna_inputs((1, 2, 8, 9, 11, 3, 1, 1, 2))
-    tensors[2][:, 0, 0] += far
+    tensors["rel_pos"][:, 0, 0] += far
     error = worst_error(qna_attention, tensors, **settings)
     assert error < atol(QNA, torch.float32)
 
@@ -144,13 +128,15 @@ def test_slices_of_channels_last_maps(dtype):
         (qna_inputs((2, 4, 8, 7, 12, 3, 1, 1, 2), dtype), qna_attention, QNA),
     ):
         tensors, settings = inputs
-        maps = torch.cat(tensors[:2], dim=1).contiguous(memory_format=torch.channels_last)
-        slices = list(maps.split([x.shape[1] for x in tensors[:2]], dim=1))
-        assert worst_error(op, [*slices, *tensors[2:]], **settings) < atol(backends, dtype)
-        outs = run(op, [*slices, *tensors[2:]], "cpp", **settings)
-        for x in outs[:3]:
-            assert x.is_contiguous(memory_format=torch.channels_last)
-        for x in run(op, tensors, "cpp", **settings):
+        names, maps = list(tensors)[:2], list(tensors.values())[:2]
+        both = torch.cat(maps, dim=1).contiguous(memory_format=torch.channels_last)
+        slices = both.split([x.shape[1] for x in maps], dim=1)
+        sliced = tensors | dict(zip(names, slices, strict=True))
+        assert worst_error(op, sliced, **settings) < atol(backends, dtype)
+        outs = run(op, sliced, "cpp", **settings)
+        for name in ("out", *(f"grad of {name}" for name in names)):
+            assert outs[name].is_contiguous(memory_format=torch.channels_last)
+        for x in run(op, tensors, "cpp", **settings).values():
             assert x.is_contiguous()
 
 
@@ -171,8 +157,8 @@ def test_threads_do_not_change_the_result():
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
-        for a, b in zip(itertools.chain(*results[0]), itertools.chain(*other), strict=True):
-            assert torch.equal(a, b)
+        for ours, expected in zip(other, results[0], strict=True):
+            assert all(torch.equal(x, expected[name]) for name, x in ours.items())
 
 
 @built
@@ -208,16 +194,6 @@ for inputs, op, shapes in (
     assert done.stdout.strip() == lanes
 
 
-def peak_memory(function) -> int:
-    """Largest sum of CPU memory that ``function`` held at once, in bytes."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        result = function()
-    del result
-    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in events))
-
-
 @built
 @pytest.mark.parametrize(
     ("op", "inputs"),
@@ -231,10 +207,13 @@ def peak_memory(function) -> int:
 def test_memory_of_the_forward_pass(op, inputs):
     """Beside the output, a twentieth of what the definition takes."""
     tensors, settings = inputs
-    tensors[:2] = [x.contiguous(memory_format=torch.channels_last) for x in tensors[:2]]
-    output = op(*tensors, **settings).numel() * 4
+    tensors = {
+        name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        for name, x in tensors.items()
+    }
+    output = op(**tensors, **settings).numel() * 4
     extra, unfold = (
-        peak_memory(functools.partial(op, *tensors, **settings, backend=backend)) - output
+        peak_memory(functools.partial(op, **tensors, **settings, backend=backend)) - output
         for backend in ("cpp", "reference")
     )
     print(f"memory beside the output: {extra} bytes, by unfold {unfold}")
@@ -372,6 +351,6 @@ def test_a_strange_compiler_is_one_sentence(given, message, tmp_path, monkeypatc
 def test_a_missing_extension_is_a_reason_of_the_backend(monkeypatch):
     monkeypatch.setattr(extension, "unavailable_reason", "there is none")
     tensors, settings = elsa_inputs((1, 1, 2, 3, 3, 3, 1))
-    elsa_attention(*tensors, **settings)
+    elsa_attention(**tensors, **settings)
     with pytest.raises(RuntimeError, match="cpp: there is none"):
-        elsa_attention(*tensors, **settings, backend="cpp")
+        elsa_attention(**tensors, **settings, backend="cpp")

@@ -157,9 +157,12 @@ def test_code_base_of_somebody_else(convert, official, monkeypatch):
         given.update(options)
         raise ValueError("nothing to convert")
 
-    options = {"ema": dict(action="store_true"), "top_k": dict(type=int, help="how many")}
+    ema = dict(action="store_true", help="take the averaged weights")
+    options = {"ema": ema, "top_k": dict(type=int, help="how many")}
     monkeypatch.setitem(SYSTEMS, "other", System("other", "Other", rename, options))
-    assert "options of other:" in convert("--help")[1]
+    shown = convert("--help")[1]
+    assert "elsa, other: take the averaged weights" in shown
+    assert "other: how many" in shown
     message = fails(convert("--from", "other", official, "out", "--ema", "--top-k", "3"))
     assert "nothing to convert" in message
     assert given == {"ema": True, "top_k": 3}

@@ -102,6 +102,15 @@ def test_command_names_the_flag(capsys):
     assert capsys.readouterr().err.startswith("error: --shape: x must be at least one patch ")
 
 
+def test_config_without_a_size(tmp_path, capsys):
+    path = tmp_path / "plain.py"
+    path.write_text('default_scope = "mmengine"\nmodel = dict(type="ImgDataPreprocessor")\n')
+    with pytest.raises(SystemExit, match="2"):
+        main([str(path)])
+    message = "error: --shape: must be given: no transform of the test pipeline sets a size\n"
+    assert capsys.readouterr().err == message
+
+
 def test_library_from_outside(tmp_path, monkeypatch):
     """It is registered, names its shape and its inference, and nothing else has to know it."""
 

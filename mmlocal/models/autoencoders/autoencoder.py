@@ -151,7 +151,7 @@ class AutoEncoder(BaseModel):
         Args:
             inputs: ``(B, in_channels, H, W)`` in [0, 1]; ``H`` and ``W`` are multiples of
                 ``2**num_layers``.
-            data_samples: what ``"predict"`` adds its result to; ``None`` for new ones.
+            data_samples: ``"predict"`` adds its results to these; ``None`` for new ones.
             mode: as in MMEngine.
 
         Returns:

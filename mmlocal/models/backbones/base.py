@@ -90,7 +90,7 @@ class LocalBackbone(Unscripted, BaseModule):
     _downsample_is_block = False
     # Names that a checkpoint need not hold, as a regular expression.
     _optional_keys = r"norm\d+\."
-    # Of the interpolation of tables whose size differs.
+    # Whether tables of another size are resized without aliasing.
     _antialias = False
 
     patch_embed: nn.Module

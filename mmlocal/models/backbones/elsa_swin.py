@@ -8,7 +8,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -129,7 +129,7 @@ class ELSASwin(LocalBackbone):
         check_flag(patch_norm=patch_norm, use_abs_pos_embed=use_abs_pos_embed)
         check_flag(fit_window=fit_window)
         check_rate(drop_rate=drop_rate)
-        self._elsa = dict(
+        self._elsa: dict[str, Any] = dict(
             kernel_size=as_side("kernel_size", kernel_size, odd=True),
             group_width=arch["group_width"],
             qkv_bias=qkv_bias,
@@ -138,7 +138,7 @@ class ELSASwin(LocalBackbone):
             gamma=gamma,
             attn_drop_rate=attn_drop_rate,
         )
-        self._window = dict(
+        self._window: dict[str, Any] = dict(
             window_size=as_side("window_size", window_size),
             fit_window=fit_window,
             qkv_bias=qkv_bias,
@@ -146,7 +146,9 @@ class ELSASwin(LocalBackbone):
             attn_drop_rate=attn_drop_rate,
             proj_drop_rate=drop_rate,
         )
-        self._block = dict(mlp_ratio=mlp_ratio, drop_rate=drop_rate, with_cp=with_cp)
+        self._block: dict[str, Any] = dict(
+            mlp_ratio=mlp_ratio, drop_rate=drop_rate, with_cp=with_cp
+        )
 
         self.patch_embed = PatchEmbed(in_channels, dims, patch_size, patch_norm)
         self.absolute_pos_embed = position_embedding(dims, map_size) if use_abs_pos_embed else None
@@ -157,7 +159,7 @@ class ELSASwin(LocalBackbone):
     def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
         dims, heads = self.num_features[stage], self.num_heads[stage]
         if stage < len(self.depths) - 1:
-            attn = ELSA(dims, heads, **self._elsa)
+            attn: nn.Module = ELSA(dims, heads, **self._elsa)
         else:
             attn = ShiftedWindowAttention(dims, heads, shift=index % 2 == 1, **self._window)
         return TransformerBlock(dims, attn, drop_path_rate=drop_path_rate, **self._block)

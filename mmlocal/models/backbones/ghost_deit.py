@@ -9,7 +9,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -104,7 +104,7 @@ class GhostDeiT(LocalBackbone):
         map_size = pretrain_map_size(pretrain_img_size, patch_size)
         check_rate(drop_rate=drop_rate)
         out_indices = as_out_indices(out_indices, num_layers, negative=True)
-        self._attention = dict(
+        self._attention: dict[str, Any] = dict(
             num_heads=arch["num_heads"],
             map_size=map_size,
             ghost_ratio=ghost_ratio,
@@ -115,7 +115,9 @@ class GhostDeiT(LocalBackbone):
             attn_drop_rate=attn_drop_rate,
             proj_drop_rate=drop_rate,
         )
-        self._block = dict(mlp_ratio=mlp_ratio, drop_rate=drop_rate, with_cp=with_cp)
+        self._block: dict[str, Any] = dict(
+            mlp_ratio=mlp_ratio, drop_rate=drop_rate, with_cp=with_cp
+        )
 
         self.patch_embed = PatchEmbed(in_channels, dims, patch_size, norm=False)
         self.absolute_pos_embed = position_embedding(dims, map_size)

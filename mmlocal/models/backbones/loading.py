@@ -74,8 +74,8 @@ def _resize_tables(
     name = type(module).__name__
     if report.mismatched:
         raise ValueError(
-            f"{name} cannot take the checkpoint: {report}. Check the arguments of the model; leave "
-            "out of the checkpoint what shall start anew"
+            f"{name} cannot take the checkpoint: {report}. Check the arguments of the model; take "
+            "out of the checkpoint the tensors that shall start anew"
         )
     if report.resized:
         state_dict.update({prefix + key: value for key, value in selected.items()})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -234,9 +234,9 @@ class QnAViT(LocalBackbone):
         self._heads = dict(attn_heads=arch["attn_heads"], qna_heads=arch["qna_heads"])
         self._window_sizes = [as_side("window_sizes", size) for size in window_sizes]
         self._normalize_query = normalize_query
-        self._qna = dict(kernel_size=kernel_size, num_queries=num_queries)
+        self._qna: dict[str, Any] = dict(kernel_size=kernel_size, num_queries=num_queries)
         self._pool_size = kernel_size if downsample_skip == "avgpool" else None
-        self._block = dict(
+        self._block: dict[str, Any] = dict(
             mlp_ratio=mlp_ratio,
             with_cp=with_cp,
             norm1=_norm,
@@ -265,7 +265,7 @@ class QnAViT(LocalBackbone):
     def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
         dims = self.num_features[stage]
         if index < self.attn_depths[stage]:
-            attn = EvenWindowAttention(
+            attn: nn.Module = EvenWindowAttention(
                 dims,
                 self._num_heads("attn_heads", stage),
                 self._window_sizes[stage],
@@ -312,7 +312,7 @@ class QnAViT(LocalBackbone):
         return _norm(dims)
 
     def _reset_parameters(self) -> None:
-        """Initialise what the layers do not: plain linear maps, convolutions, window tables."""
+        """Initialise linear maps, convolutions and window tables as the official code does."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 lecun_normal_(module.weight)

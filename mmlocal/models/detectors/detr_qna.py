@@ -70,7 +70,7 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
         Args:
             query: ``(B, H * W, C)`` tokens, row by row.
             query_pos: ``(B, H * W, C)`` position embeddings.
-            key_padding_mask: ``(B, H * W)`` bool, true for padding, to which no token attends;
+            key_padding_mask: ``(B, H * W)`` bool, true for padding. No token attends to padding.
                 ``None`` if there is none.
             map_size: ``(H, W)``.
 
@@ -101,7 +101,7 @@ class _QnAEncoder:
                 "encoder.num_cp must be left out with qna_indices: mmdet would count its own "
                 f"layers alone, got {cfg['num_cp']}"
             )
-        # mmdet builds the self-attention layers; those of QnA are put between them.
+        # mmdet builds the self-attention layers. The QnA layers are then put between them.
         self.encoder = cfg | dict(num_layers=num_layers - len(indices))
         super()._init_layers()
         self.encoder.num_layers = num_layers
@@ -134,7 +134,7 @@ class _QnAEncoder:
 
 @MODELS.register_module()
 class DETRQnA(_QnAEncoder, DETR):
-    """DETR in whose encoder some layers are :class:`QnAEncoderLayer`; all else is mmdet's DETR.
+    """mmdet's DETR with some :class:`QnAEncoderLayer` in the encoder.
 
     The paper's DETR-QnA has four QnA layers instead of two of the six self-attention layers. It is
     reported to gain 1.0 AP over DETR, and 2.2 AP on small objects. The place of the QnA layers is
@@ -143,8 +143,9 @@ class DETRQnA(_QnAEncoder, DETR):
         encoder=dict(num_layers=8, qna_indices=(0, 1, 2, 3), qna_cfg=dict(kernel_size=7), ...)
 
     Args:
-        encoder: as in mmdet, and ``qna_indices``, which of the ``num_layers`` layers are QnA layers
-            (none by default), and ``qna_cfg``, arguments of :class:`QnAEncoderLayer`.
+        encoder: as in mmdet, with two more entries: ``qna_indices``, the places of the QnA layers
+            among the ``num_layers`` layers (none by default), and ``qna_cfg``, arguments of
+            :class:`QnAEncoderLayer`.
         **kwargs: the others of mmdet's ``DETR``.
 
     Raises:

@@ -55,7 +55,8 @@ class QnAPooling(BaseModule):
         """Pool the last map.
 
         Args:
-            inputs: ``(B, in_channels, map_size, map_size)``, or maps of which the last is that.
+            inputs: the map ``(B, in_channels, map_size, map_size)``, or a sequence that ends with
+                it.
 
         Returns:
             One ``(B, in_channels)``.

@@ -117,7 +117,7 @@ def elsa_attention(
     _check_settings(kernel_size, dilation, lam, gamma)
     check_maps(value, attn=attn)
     _check_heads(value, "attn", attn.shape[1], kernel_size, **ghosts)
-    tables = _ghost_head(value, **ghosts, lam=lam, gamma=gamma)
+    tables = _ghost_head(value, ghost_mul, ghost_add, lam, gamma)
     return _operator(value, attn, *tables, kernel_size, dilation, softmax, backend=backend)
 
 
@@ -177,20 +177,29 @@ def elsa_attention_projected(
     check_maps(value, features=features)
     _check_convolution(features, proj_weight, proj_bias)
     _check_heads(value, "proj_weight", proj_weight.shape[0], kernel_size, **ghosts)
-    convolution = as_for_convolution(features, proj_weight.flatten(1), proj_bias)
-    if len(dtypes := {x.dtype for x in convolution if x is not None}) > 1:
+    features, weight, bias = as_for_convolution(features, proj_weight.flatten(1), proj_bias)
+    dtypes = [features.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype]
+    if len(set(dtypes)) > 1:
         raise TypeError(
             "features, proj_weight and proj_bias must have one dtype, "
-            f"got {', '.join(sorted(map(str, dtypes)))}"
+            f"got {', '.join(map(str, dtypes))}"
         )
-    backend = choose_backend("elsa_attention_projected", BACKENDS, value, backend).name
-    if backend not in [b.name for b in _FOLDING]:
-        features, weight, bias = convolution
-        attn = F.conv2d(features, weight[:, :, None, None], bias)
-        settings = dict(kernel_size=kernel_size, dilation=dilation, lam=lam, gamma=gamma)
-        return elsa_attention(value, attn, **ghosts, **settings, backend=backend)
-    ghosts = _ghost_head(value, **ghosts, lam=lam, gamma=gamma)
-    return _projected_operator(value, *convolution, *ghosts, kernel_size, dilation, backend=backend)
+    name = choose_backend("elsa_attention_projected", BACKENDS, value, backend).name
+    if name in [folding.name for folding in _FOLDING]:
+        tables = _ghost_head(value, ghost_mul, ghost_add, lam, gamma)
+        args = (value, features, weight, bias, *tables, kernel_size, dilation)
+        return _projected_operator(*args, backend=name)
+    return elsa_attention(
+        value,
+        F.conv2d(features, weight[:, :, None, None], bias),
+        ghost_mul,
+        ghost_add,
+        kernel_size=kernel_size,
+        dilation=dilation,
+        lam=lam,
+        gamma=gamma,
+        backend=name,
+    )
 
 
 def _check_settings(kernel_size: int, dilation: int, lam: float, gamma: float) -> None:

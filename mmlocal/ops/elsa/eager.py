@@ -8,6 +8,7 @@ convolution.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,9 +76,9 @@ class _Convolution:
     def __init__(self, ghost_add: Tensor, shape: torch.Size, dtype: torch.dtype, dilation: int):
         size = ghost_add.shape[-1]
         reach = [min(size // 2, (n - 1) // dilation) for n in shape[2:]]
-        self.inner = (..., *(slice(size // 2 - r, size // 2 + r + 1) for r in reach))
+        self.inner: tuple = (..., *(slice(size // 2 - r, size // 2 + r + 1) for r in reach))
         self.weight = ghost_add.to(dtype)[self.inner].unsqueeze(1)
-        self.options = dict(
+        self.options: dict[str, Any] = dict(
             padding=[r * dilation for r in reach], dilation=dilation, groups=shape[1]
         )
         # Some libraries multiply it with the zeros around the map, some leave them out.
@@ -147,7 +148,7 @@ def backward(
         add = None if conv.is_finite else _table(ghost_add, v)
         # Depth-wise convolutions are fastest channels last.
         pixels = g.view(shape).contiguous(memory_format=torch.channels_last)
-    if need_add:
+    if need_add and ghost_add is not None and conv is not None:
         v_pixels = value.to(v.dtype).contiguous(memory_format=torch.channels_last)
         inner = conv2d_weight(v_pixels, conv.weight.shape, pixels, **conv.options)
         if _is_finite(inner):
@@ -156,14 +157,14 @@ def backward(
 
     grad_value = torch.zeros_like(v) if need_value else None
     grad_weights = torch.zeros_like(weights) if need_attn else None
-    grad_mul = torch.zeros_like(mul) if need_mul else None
+    grad_mul = torch.zeros_like(mul) if need_mul and mul is not None else None
     add_sums = v.new_zeros(kernel_size**2, *v.shape[1:3]) if need_add and grad_add is None else None
     for chunk in _chunks(v):
         product = torch.empty_like(g[chunk])
         for tap, own, other in _taps(kernel_size, dilation, *shape[2:]):
             weight, own_g = weights[chunk, :, tap, None][own], g[chunk][own]
             own_product = product[own]
-            if need_value:
+            if grad_value is not None:
                 scaled = own_g if mul is None else torch.mul(own_g, mul[tap], out=own_product)
                 if add is not None:
                     factor = (weight if mul is None else weight * mul[tap]) + add[tap]
@@ -174,28 +175,37 @@ def backward(
                 torch.mul(own_g, v[chunk][other], out=own_product)
                 if add_sums is not None:
                     add_sums[tap] += own_product.sum(dim=(0, 3, 4))
-                if need_mul:
+                if grad_mul is not None:
                     grad_mul[tap] += (own_product * weight).sum(dim=(0, 3, 4))[..., None, None]
-                if need_attn:
+                if grad_weights is not None:
                     if mul is not None:
                         own_product *= mul[tap]
                     torch.sum(own_product, dim=2, out=grad_weights[chunk, :, tap][own])
-    if need_attn and softmax:
+    if grad_weights is not None and softmax:
         # d softmax: w * (dw - <w, dw>)
         grad_weights -= (grad_weights * weights).sum(dim=2, keepdim=True)
         grad_weights *= weights
 
-    if need_value:
+    if grad_value is not None:
         grad_value = grad_value.view(shape)
         if conv is not None and add is None:
             grad_value += conv2d_input(shape, conv.weight, pixels, **conv.options)
-    if need_mul:
-        grad_mul = grad_mul.permute(1, 2, 0, 3, 4).reshape(ghost_mul.shape).to(ghost_mul.dtype)
+    if grad_mul is not None:
+        grad_mul = grad_mul.permute(1, 2, 0, 3, 4)
     if add_sums is not None:
-        grad_add = add_sums.permute(1, 2, 0).reshape(ghost_add.shape)
+        grad_add = add_sums.permute(1, 2, 0)
+
+    def to_map(grads: Tensor | None, like: Tensor) -> Tensor | None:
+        return None if grads is None else to_layout(grads.view(like.shape), like)
+
+    def to_table(grads: Tensor | None, ghost: Tensor | None) -> Tensor | None:
+        if grads is None or ghost is None:
+            return None
+        return grads.reshape(ghost.shape).to(ghost.dtype)
+
     return (
-        to_layout(grad_value, value) if need_value else None,
-        to_layout(grad_weights.view(attn.shape), attn) if need_attn else None,
-        grad_mul,
-        grad_add.to(ghost_add.dtype) if need_add else None,
+        to_map(grad_value, value),
+        to_map(grad_weights, attn),
+        to_table(grad_mul, ghost_mul),
+        to_table(grad_add, ghost_add),
     )

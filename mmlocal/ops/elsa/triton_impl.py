@@ -117,6 +117,6 @@ def backward(
     return (
         grad_value,
         grad_attn,
-        add_up(mul_sums, ghost_mul) if need_mul else None,
-        add_up(add_sums, ghost_add) if need_add else None,
+        add_up(mul_sums, ghost_mul),
+        add_up(add_sums, ghost_add),
     )

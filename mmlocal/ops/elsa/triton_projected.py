@@ -150,5 +150,5 @@ def backward(
         if need_weight:
             grad_proj = rows.T @ features.permute(0, 2, 3, 1).reshape(-1, dims)
         if need_bias:
-            grad_bias = rows.sum(dim=0, dtype=dtype).to(proj_bias.dtype)
+            grad_bias = rows.sum(dim=0, dtype=dtype).to(rows.dtype)
     return grad_value, grad_features, grad_proj, grad_bias, grad_mul, grad_add

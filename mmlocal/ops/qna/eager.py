@@ -193,30 +193,30 @@ def backward(
                 mean[own].addcmul_(attn, grad_of_weighted(own, other))
         for tap, own, other in taps:
             attn = windows.attention(tap, own, other)
-            if need_value:
+            if grad_v is not None:
                 mix = attn if weight is None else attn * weight[tap]
                 if sum_queries:
                     mix = mix.sum(dim=1, keepdim=True)
                 grad_v[chunk][other] += (g[chunk][own] * mix[:, :, :, None]).sum(dim=1)
-            if mean is None and not need_weight:
+            if mean is None and grad_weight is None:
                 continue
             grad_attn = grad_of_weighted(own, other).expand_as(attn)
-            if need_weight:
+            if grad_weight is not None:
                 grad_weight[tap] += (grad_attn * attn).sum(dim=(0, 3, 4))
             if mean is not None:
                 if weight is not None:
                     grad_attn = grad_attn * weight[tap]
                 grad_logits = (grad_attn - mean[own]).mul_(attn)
-                if need_scores:
+                if grad_s is not None:
                     grad_s[chunk][other] += grad_logits
-                if need_rel_pos:
+                if grad_bias is not None:
                     grad_bias[tap] += grad_logits.sum(dim=(0, 3, 4))
 
     def to_map(grads: Tensor | None, like: Tensor) -> Tensor | None:
         return None if grads is None else to_layout(grads.view(like.shape), like)
 
     def to_table(grads: Tensor | None, table: Tensor | None) -> Tensor | None:
-        if grads is None:
+        if grads is None or table is None:
             return None
         return grads.flatten(1).t().contiguous().view(table.shape).to(table.dtype)
 

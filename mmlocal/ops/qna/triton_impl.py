@@ -99,7 +99,7 @@ def backward(
     need_means = need_scores or need_rel_pos
     buffers = v.new_empty(2 + need_means, batches, scores.shape[1], windows, dtype=dtype)
     peaks, scales, means = buffers if need_means else (*buffers, None)
-    sums = [None, None]
+    sums: list[Tensor | None] = [None, None]
     with torch.cuda.device_of(value):
         softmax_kernel[programs(windows, groups * heads * batches)](
             *inputs, peaks, scales, means, groups, *size, stride, padding, **constants
@@ -124,6 +124,6 @@ def backward(
     return (
         grad_value,
         grad_scores,
-        add_up(sums[0], rel_pos) if need_rel_pos else None,
-        add_up(sums[1], tap_weight) if need_weight else None,
+        add_up(sums[0], rel_pos),
+        add_up(sums[1], tap_weight),
     )

@@ -1,0 +1,12 @@
+"""The definition: all windows written out."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def forward(value: Tensor, attn: Tensor, kernel_size: int) -> Tensor:
+    windows = F.unfold(value, kernel_size, padding=kernel_size // 2)
+    windows = windows.unflatten(1, (value.shape[1], kernel_size**2)).unflatten(3, value.shape[2:])
+    return (windows * attn.softmax(1)[:, None]).sum(2)
