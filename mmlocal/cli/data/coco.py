@@ -149,16 +149,17 @@ def _check_boxes(
         )
     steps = [step for step in dataset.cfg.get("pipeline") or [] if hasattr(step, "get")]
     loaders = [step for step in steps if step.get("with_mask")]
-    if loaders and (which := found.faults.get(found.NO_MASK)):
+    if loaders and (bare := found.faults.get(found.NO_MASK)):
         findings.error(
-            f"{path}: {len(which)} of {found.annotations} annotations {found.NO_MASK} (such "
-            f"as id {which[0]}), but {dataset.key}.pipeline loads masks (with_mask=True)"
+            f"{path}: {len(bare)} of {found.annotations} annotations {found.NO_MASK} (such "
+            f"as id {bare[0]}), but {dataset.key}.pipeline loads masks (with_mask=True)"
         )
     polygons = any(not step.get("poly2mask", True) for step in loaders)
-    if polygons and (which := found.faults.get(found.RUN_LENGTHS)):
+    if polygons and (packed := found.faults.get(found.RUN_LENGTHS)):
         findings.error(
-            f"{path}: {len(which)} of {found.annotations} annotations {found.RUN_LENGTHS} (such "
-            f"as id {which[0]}), which mmdet ignores with poly2mask=False in {dataset.key}.pipeline"
+            f"{path}: {len(packed)} of {found.annotations} annotations {found.RUN_LENGTHS} "
+            f"(such as id {packed[0]}), which mmdet ignores with poly2mask=False in "
+            f"{dataset.key}.pipeline"
         )
 
 
