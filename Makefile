@@ -16,7 +16,7 @@ help:
 	@echo "make demo-cls   the same for a classifier: the quick look, which compiles no mmcv"
 	@echo "make test       run all tests"
 	@echo "make test-oldest    test ops, layers and backbones with the oldest torch, in .venv-oldest"
-	@echo "make lint       check format and style"
+	@echo "make lint       check format, style and types"
 	@echo "make setup      build .venv (the others do it first): once, about 10 minutes on 2 cores"
 	@echo "make clean      remove what builds, tests and the demo left; keeps .venv, data/ and"
 	@echo "                the other folders in work_dirs/"
@@ -108,7 +108,7 @@ lint: setup
 # .venv took long to build, mmlocal/.mim belongs to the installation in it, and nobody wants
 # to lose a data set or a training run.
 clean:
-	rm -rf build dist *.egg-info work_dirs/demo* .pytest_cache .ruff_cache .coverage
+	rm -rf build dist *.egg-info work_dirs/demo* .pytest_cache .mypy_cache .ruff_cache .coverage
 	find . -name .venv -prune -o -name data -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean

@@ -18,7 +18,7 @@ with :data:`MMENGINE_HANDLES`::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,13 @@ def register_formulas() -> None:
 register_formulas()
 
 
-def _attention_flops(query_shape, key_shape, value_shape, *args, **kwargs) -> int:
+def _attention_flops(
+    query_shape: Sequence[int],
+    key_shape: Sequence[int],
+    value_shape: Sequence[int],
+    *args: Any,
+    **kwargs: Any,
+) -> int:
     return sdpa_flop_count(query_shape, key_shape, value_shape)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from mmengine.logging import MMLogger
 
@@ -21,7 +21,7 @@ from mmlocal.paths import config_libraries
 class _PrintTable(argparse.Action):
     """Like ``--help``: needs no config, prints and leaves."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *args, **kwargs) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
         _silence()
         run_tool(lambda: print(published_table()))
         parser.exit()

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,11 +60,11 @@ class IterSeedHook(Hook):
         """Before the first data of an epoch, or of a run by iteration."""
         self._seed_data(runner, runner.iter)
 
-    def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Before the forward pass."""
         _seed(runner.seed, runner.iter, 1, runner.rank)
 
-    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Before the next data; ``runner.iter`` goes up after the hooks."""
         self._seed_data(runner, runner.iter + 1)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -74,7 +75,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not isinstance(self.rate, (int, float)) or not 0 < self.rate <= 1:
             raise ValueError(f"paramwise_cfg.layer_decay_rate must be in (0, 1], got {self.rate!r}")
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", **kwargs) -> None:
+    def add_params(
+        self, params: list[dict], module: nn.Module, prefix: str = "", **kwargs: Any
+    ) -> None:
         """Append one group for each parameter of ``module``, which is the whole model at first."""
         super().add_params(params, module, prefix, **kwargs)
         if prefix:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class EvenWindowAttention(Unscripted, nn.Module):
     """
 
     def __init__(
-        self, embed_dims: int, num_heads: int, window_size: int | tuple[int, int] = 7, **kwargs
+        self, embed_dims: int, num_heads: int, window_size: int | tuple[int, int] = 7, **kwargs: Any
     ) -> None:
         super().__init__()
         self.window_size = window_size = as_side("window_size", window_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ class ProjectedAttention(nn.Module):
         value: Tensor | None = None,
         ghost_mul: Tensor | None = None,
         ghost_add: Tensor | None = None,
-        **settings,
+        **settings: Any,
     ) -> Tensor:
         """Attend, or only compute the logits.
 

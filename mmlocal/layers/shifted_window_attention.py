@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,7 +68,7 @@ class ShiftedWindowAttention(Unscripted, nn.Module):
         window_size: int | tuple[int, int] = 7,
         shift: bool = False,
         fit_window: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__()
         check_flag(shift=shift, fit_window=fit_window)

@@ -5,11 +5,14 @@ The kernels compute in float32 or float64 on maps ``(..., H, W, C)`` with the ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops.extension import round_up
+from mmlocal.ops.layout import new_map
 
 # Parts in which the gradients of tables are summed, whatever the number of threads.
 PARTS = 16
@@ -36,18 +39,31 @@ def to_pixels(x: Tensor, dtype: torch.dtype, lanes: int = 1) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def room_for(result: Tensor, dtype: torch.dtype, lanes: int = 1) -> Tensor:
-    """Where a kernel writes the pixels of ``result`` ``(..., C, H, W)``: its own memory if it has
-    the layout and dtype of ``to_pixels``, else new memory, which ``finish`` copies."""
-    pixels = result.movedim(-3, -1)
-    *lead, channels = pixels.shape
-    if dtype == result.dtype and channels % lanes == 0 and pixels.stride(-1) == 1:
-        return pixels
-    return result.new_empty((*lead, round_up(channels, lanes)), dtype=dtype)
+class Output:
+    """A new map ``(..., C, H, W)`` whose pixels a kernel writes.
 
+    Attributes:
+        pixels: ``(..., H, W, padded C)``, where the kernel writes. This is the memory of the map if
+            its layout and dtype suit the kernel, and else memory that :meth:`finish` copies.
 
-def finish(result: Tensor, pixels: Tensor) -> Tensor:
-    """``result``, with the pixels in it that a kernel wrote to ``room_for`` it."""
-    if pixels.data_ptr() != result.data_ptr():
-        result.copy_(pixels[..., : result.shape[-3]].movedim(-1, -3))
-    return result
+    Args:
+        like: gives the map's dtype, device and memory format.
+        shape: shape of the map.
+        dtype: dtype that the kernel computes in.
+        lanes: the kernel wants a multiple of this number of channels.
+    """
+
+    def __init__(
+        self, like: Tensor, shape: Sequence[int], dtype: torch.dtype, lanes: int = 1
+    ) -> None:
+        self._map = new_map(like, shape)
+        self.pixels = self._map.movedim(-3, -1)
+        *lead, channels = self.pixels.shape
+        if dtype != like.dtype or channels % lanes or self.pixels.stride(-1) != 1:
+            self.pixels = like.new_empty((*lead, round_up(channels, lanes)), dtype=dtype)
+
+    def finish(self) -> Tensor:
+        """Return the map, once the kernel has written the pixels."""
+        if self.pixels.data_ptr() != self._map.data_ptr():
+            self._map.copy_(self.pixels[..., : self._map.shape[-3]].movedim(-1, -3))
+        return self._map

@@ -12,6 +12,7 @@ import ctypes
 import sys
 from ctypes import Structure, byref, c_bool, c_char_p, c_int64, c_void_p
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,13 +26,16 @@ _CAPABILITIES = {"AVX2": 1, "AVX512": 2}
 _OPENMP = ("GOMP_parallel", "omp_in_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 
+_AnyMap = TypeVar("_AnyMap", bound="_Map")
+
+
 class _Map(Structure):
     """``Map`` of ``kernels.h``: any strides of samples, rows and pixels."""
 
     _fields_ = [("data", c_void_p), ("b", c_int64), ("y", c_int64), ("x", c_int64)]
 
     @classmethod
-    def of(cls, x: Tensor, name: str) -> _Map:
+    def of(cls: type[_AnyMap], x: Tensor, name: str) -> _AnyMap:
         """A map ``(B, H, W, C)``, or ``(B, queries, H, W, C)`` without its queries."""
         b, *_, y, pixel, channel = x.stride()
         if channel != 1 and x.shape[-1] > 1 and x.numel():
@@ -196,7 +200,7 @@ class Extension:
                 function needs.
         """
         call = _FUNCTIONS[function]()
-        kinds = dict(call._fields_)
+        kinds: dict[str, Any] = {field[0]: field[1] for field in call._fields_}
         tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
         for name in arguments.keys() - tensors.keys():
             if arguments[name] is not None:
@@ -257,3 +261,14 @@ def _load(path: Path = build.LIBRARY) -> tuple[Extension | None, str | None]:
 
 # At import: torch.compile must not meet it.
 extension, unavailable_reason = _load()
+
+
+def loaded() -> Extension:
+    """The C++ kernels.
+
+    Raises:
+        RuntimeError: there are none; the message says why.
+    """
+    if extension is None:
+        raise RuntimeError(unavailable_reason)
+    return extension

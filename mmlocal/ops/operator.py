@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.layout import new_map
 
-if TYPE_CHECKING:
-    from torch.library import CustomOpDef
-
 _INT32 = 2**31 - 1
 
 
-def like_value(value: Tensor, *args) -> Tensor:
+def like_value(value: Tensor, *args: Any) -> Tensor:
     """An empty map of the shape, dtype and memory format of ``value``."""
     return new_map(value, value.shape)
 
@@ -86,7 +84,7 @@ class Operator:
         self._backward_op.register_fake(self._fake_backward)
         self._apply = _differentiable(name, self._forward_op, self._backward_op, self._count)
 
-    def __call__(self, *args, backend: str | None) -> Tensor:
+    def __call__(self, *args: Any, backend: str | None) -> Tensor:
         """Run on the named backend, or on the fastest one that can take the first tensor.
 
         Args:
@@ -114,20 +112,20 @@ class Operator:
     def _implementation(self, backend: str) -> ModuleType:
         return next(b for b in self.backends if b.name == backend).load()
 
-    def _forward(self, *args) -> Tensor:
+    def _forward(self, *args: Any) -> Tensor:
         implementation = self._implementation(args[-1])
         with torch.autocast(args[0].device.type, enabled=False):
             return implementation.forward(*self._prepare(args[:-1]))
 
     # An operator returns tensors only: an empty one stands for a gradient that is not needed.
-    def _backward(self, grad: Tensor, *args) -> tuple[Tensor, ...]:
+    def _backward(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         *_, backend, needs_grad = args
         implementation = self._implementation(backend)
         with torch.autocast(grad.device.type, enabled=False):
             grads = implementation.backward(grad, *self._prepare(args[:-2]), needs_grad)
         return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
-    def _fake_backward(self, grad: Tensor, *args) -> tuple[Tensor, ...]:
+    def _fake_backward(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         return tuple(
             (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
             if needed
@@ -166,24 +164,24 @@ def _differentiable(
         count: number of tensors.
     """
 
-    def remember(ctx, inputs, output) -> None:
+    def remember(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:count])
         ctx.settings = inputs[count:]
 
-    def remember_settings(ctx, inputs, output) -> None:
+    def remember_settings(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.settings = inputs[1 + count : -1]
 
-    def gradients_by(call):
-        def differentiate(ctx, grad):
+    def gradients_by(call: Callable[..., tuple]) -> Callable[..., tuple]:
+        def differentiate(ctx: Any, grad: Tensor) -> tuple:
             needs_grad = list(ctx.needs_input_grad[:count])
             grads = call(grad, *ctx.saved_tensors, *ctx.settings, needs_grad)
-            grads = [g if needed else None for g, needed in zip(grads, needs_grad, strict=True)]
-            return *grads, *[None] * len(ctx.settings)
+            needed = (g if need else None for g, need in zip(grads, needs_grad, strict=True))
+            return *needed, *[None] * len(ctx.settings)
 
         return differentiate
 
-    def refuse(derivatives: str):
-        def differentiate(ctx, *grads):
+    def refuse(derivatives: str) -> Callable[..., NoReturn]:
+        def differentiate(ctx: Any, *grads: Tensor) -> NoReturn:
             raise RuntimeError(
                 f"{name}: backend={ctx.settings[-1]!r} has no {derivatives}; "
                 "pass backend='reference', which has"
@@ -213,7 +211,7 @@ def _differentiable(
     return Attention.apply
 
 
-def _vmap(call: Callable, count: int, first: int, info, in_dims: tuple, *args):
+def _vmap(call: Callable, count: int, first: int, info: Any, in_dims: tuple, *args: Any) -> tuple:
     """Samples of vmap as more samples of one batch; one by one if each has tables of its own.
 
     Args:
@@ -242,7 +240,7 @@ def _vmap(call: Callable, count: int, first: int, info, in_dims: tuple, *args):
             return torch.stack(results), 0
         return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * count
 
-    def merged(x, b: bool):
+    def merged(x: Any, b: bool) -> Any:
         if not isinstance(x, Tensor) or x.dim() - b < 4:
             return x
         return (x if b else x.expand(samples, *x.shape)).flatten(0, 1)

@@ -1,5 +1,8 @@
 """Shared parts of the Triton kernels of all ops: tiles, their sizes, sums over programs."""
 
+# Kernels take pointers, numbers and constants of Triton's own language.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from collections.abc import Callable

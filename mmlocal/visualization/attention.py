@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +140,7 @@ def collect_attention(
     handles = []
     for name, layer in layers.items():
 
-        def hook(layer, args, kwargs, output, name=name):
+        def hook(layer: Any, args: tuple, kwargs: dict, output: Any, name: str = name) -> None:
             with torch.no_grad():
                 collected[name] = _attention_of(layer, *args, **kwargs)
 
@@ -151,7 +152,7 @@ def collect_attention(
             handle.remove()
 
 
-def _attention_of(layer: HasLocalAttention, x: Tensor, *args, **kwargs) -> LayerAttention:
+def _attention_of(layer: HasLocalAttention, x: Tensor, *args: Any, **kwargs: Any) -> LayerAttention:
     maps = layer.attention_maps(x, *args, **kwargs)
     if maps.dim() == 5:
         maps = maps.unsqueeze(1)

@@ -83,6 +83,7 @@ class LocalBackbone(Unscripted, BaseModule):
         init_cfg: as in MMEngine.
     """
 
+    is_init: bool  # of BaseModule: whether init_weights has run
     # Architectures by name: the dicts that `arch` may also be.
     arch_zoo: ClassVar[dict[str, dict]] = {}
     # Whether the merging of a stage counts as a block in the ramp of drop_path_rate and in

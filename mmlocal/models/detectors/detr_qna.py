@@ -7,7 +7,9 @@ Source:
 
 from __future__ import annotations
 
-from mmdet.models.detectors import DETR, ConditionalDETR
+from typing import Any
+
+from mmdet.models.detectors import DETR, ConditionalDETR, DetectionTransformer
 from mmdet.models.layers import DetrTransformerEncoderLayer
 from mmdet.structures import OptSampleList
 from torch import Tensor
@@ -38,12 +40,14 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
             below 1.
     """
 
+    self_attn: Any  # of mmdet, until QnA replaces it
+
     def __init__(
         self,
         num_heads: int | None = None,
         kernel_size: int = 7,
         num_queries: int = 2,
-        **layer_cfg,
+        **layer_cfg: Any,
     ) -> None:
         super().__init__(**layer_cfg)
         # Odd, for the map to keep its size.
@@ -63,7 +67,7 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
         query_pos: Tensor,
         key_padding_mask: Tensor | None,
         map_size: tuple[int, int],
-        **kwargs,
+        **kwargs: Any,
     ) -> Tensor:
         """Attend to the neighbours of each token, then transform the tokens.
 
@@ -83,8 +87,10 @@ class QnAEncoderLayer(DetrTransformerEncoderLayer):
         return self.norms[1](self.ffn(query))
 
 
-class _QnAEncoder:
+class _QnAEncoder(DetectionTransformer):
     """Turns encoder layers of mmdet's DETR, or of a detector after it, into QnA layers."""
+
+    encoder: Any  # its config, and from _init_layers on the module
 
     def _init_layers(self) -> None:
         cfg = dict(self.encoder)

@@ -6,7 +6,7 @@ The module of another op has the same names: ``FLOPS``, ``CASES``, ``make_inputs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -17,7 +17,13 @@ from mmlocal.ops.cases import Case, Make, Stage
 
 
 def _attention_flops(
-    value_shape, attn_shape, ghost_mul_shape, ghost_add_shape, kernel_size, *args, **kwargs
+    value_shape: Sequence[int],
+    attn_shape: Sequence[int],
+    ghost_mul_shape: Sequence[int] | None,
+    ghost_add_shape: Sequence[int] | None,
+    kernel_size: int,
+    *args: Any,
+    **kwargs: Any,
 ) -> int:
     """For each value and tap: one MAC for its weight, if a ghost head makes one, and one to add."""
     steps = 1 if ghost_mul_shape is None and ghost_add_shape is None else 2
@@ -25,18 +31,18 @@ def _attention_flops(
 
 
 def _projected_flops(
-    value_shape,
-    attn_shape,
-    proj_weight_shape,
-    proj_bias_shape,
-    ghost_mul_shape,
-    ghost_add_shape,
-    kernel_size,
-    *args,
-    **kwargs,
+    value_shape: Sequence[int],
+    attn_shape: Sequence[int],
+    proj_weight_shape: Sequence[int],
+    proj_bias_shape: Sequence[int] | None,
+    ghost_mul_shape: Sequence[int] | None,
+    ghost_add_shape: Sequence[int] | None,
+    kernel_size: int,
+    *args: Any,
+    **kwargs: Any,
 ) -> int:
     """As above, and the convolution: one MAC for each pixel and number of its weight."""
-    op = _attention_flops(value_shape, None, ghost_mul_shape, ghost_add_shape, kernel_size)
+    op = _attention_flops(value_shape, attn_shape, ghost_mul_shape, ghost_add_shape, kernel_size)
     pixels = attn_shape[0] * prod(attn_shape[2:])
     return op + 2 * pixels * prod(proj_weight_shape)
 

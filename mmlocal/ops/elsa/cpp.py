@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlocal.ops.cpp_common import PARTS, computation_dtype, finish, room_for, to_pixels
-from mmlocal.ops.extension import extension
+from mmlocal.ops.cpp_common import PARTS, Output, computation_dtype, to_pixels
+from mmlocal.ops.extension import loaded
 from mmlocal.ops.layout import new_map, to_layout
 
 
@@ -28,14 +28,15 @@ class _Call:
         dilation: int,
         softmax: bool,
     ) -> None:
+        self.extension = loaded()
         self.dtype = computation_dtype(value)
-        self.lanes = extension.lanes(self.dtype)
+        self.lanes = self.extension.lanes(self.dtype)
         self.taps = kernel_size**2
         self.value = to_pixels(value, self.dtype, self.lanes)
         self.attn = to_pixels(attn, self.dtype)
         batch, channels, height, width = value.shape
         heads = attn.shape[1] // self.taps
-        self.inputs = dict(
+        self.inputs: dict[str, int | Tensor | None] = dict(
             batch=batch,
             height=height,
             width=width,
@@ -60,7 +61,11 @@ class _Call:
         return (F.pad(table, (0, pad)) if pad else table).contiguous()
 
     def run(self, function: str, **more: Tensor | None) -> None:
-        extension.run(function, self.dtype, **self.inputs, **more)
+        self.extension.run(function, self.dtype, **self.inputs, **more)
+
+
+def _plain(x: Tensor) -> Tensor:
+    return to_layout(x, x) if x.dim() == 4 else x.contiguous()
 
 
 def forward(
@@ -73,13 +78,12 @@ def forward(
     softmax: bool,
 ) -> Tensor:
     """See :func:`mmlocal.ops.elsa.elsa_attention`."""
-    out = new_map(value, value.shape)
-    if out.numel() == 0:
-        return out
+    if value.numel() == 0:
+        return new_map(value, value.shape)
     call = _Call(value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
-    pixels = room_for(out, call.dtype, call.lanes)
-    call.run("elsa_forward", out=pixels)
-    return finish(out, pixels)
+    out = Output(value, value.shape, call.dtype, call.lanes)
+    call.run("elsa_forward", out=out.pixels)
+    return out.finish()
 
 
 def backward(
@@ -92,29 +96,27 @@ def backward(
     dilation: int,
     softmax: bool,
     needs_grad: list[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Gradients of ``value, attn, ghost_mul, ghost_add``, ``None`` where not needed.
 
     The softmax is computed again rather than kept since the forward pass.
     """
-    inputs = (value, attn, ghost_mul, ghost_add)
     if value.numel() == 0:
+        inputs = (value, attn, ghost_mul, ghost_add)
         return tuple(
-            torch.zeros_like(to_layout(x, x) if x.dim() == 4 else x.contiguous()) if need else None
+            None if x is None or not need else torch.zeros_like(_plain(x))
             for x, need in zip(inputs, needs_grad, strict=True)
         )
-    call = _Call(*inputs, kernel_size, dilation, softmax)
+    call = _Call(value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
     need_value, need_attn, *need_ghosts = needs_grad
-    grad_value = value_pixels = attn_pixels = None
-    if need_value:
-        grad_value = new_map(value, value.shape)
-        value_pixels = room_for(grad_value, call.dtype, call.lanes)
+    grad_value = Output(value, value.shape, call.dtype, call.lanes) if need_value else None
     # One map for the logits (where they had to be copied), their softmax and their gradient.
     weights = call.attn
     if softmax and call.attn.data_ptr() == attn.data_ptr():
         weights = torch.empty(call.attn.shape, dtype=call.dtype)
+    grad_attn = None
     if need_attn:
-        attn_pixels = weights if softmax else torch.empty(call.attn.shape, dtype=call.dtype)
+        grad_attn = weights if softmax else torch.empty(call.attn.shape, dtype=call.dtype)
     sums = [
         call.value.new_zeros(PARTS, call.taps, call.value.shape[3]) if need else None
         for need in need_ghosts
@@ -123,21 +125,21 @@ def backward(
         "elsa_backward",
         grad=to_pixels(grad, call.dtype, call.lanes),
         weights=weights,
-        grad_value=value_pixels,
-        grad_attn=attn_pixels,
+        grad_value=None if grad_value is None else grad_value.pixels,
+        grad_attn=grad_attn,
         sum_mul=sums[0],
         sum_add=sums[1],
     )
 
     def ghost_grad(sums: Tensor | None, ghost: Tensor | None) -> Tensor | None:
-        if sums is None:
+        if sums is None or ghost is None:
             return None
         table = sums.sum(dim=0)[:, : len(ghost)].t().contiguous()
         return table.view(ghost.shape).to(ghost.dtype)
 
     return (
-        finish(grad_value, value_pixels) if need_value else None,
-        to_layout(attn_pixels.permute(0, 3, 1, 2).to(attn.dtype), attn) if need_attn else None,
+        None if grad_value is None else grad_value.finish(),
+        None if grad_attn is None else to_layout(grad_attn.movedim(-1, 1).to(attn.dtype), attn),
         ghost_grad(sums[0], ghost_mul),
         ghost_grad(sums[1], ghost_add),
     )

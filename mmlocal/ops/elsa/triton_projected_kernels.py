@@ -1,5 +1,8 @@
 """The kernels of ELSA with its projection in Triton; see ``triton_projected``."""
 
+# Kernels take pointers, numbers and constants of Triton's own language.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import triton

@@ -154,8 +154,18 @@ def _check(
     check_tables(shape, "(num_queries * heads, kernel_size, kernel_size)", **tables)
 
 
-def _fake(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding, *args):
-    sum_queries, _ = args
+def _fake(
+    value: Tensor,
+    scores: Tensor,
+    rel_pos: Tensor | None,
+    tap_weight: Tensor | None,
+    num_queries: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    sum_queries: bool,
+    backend: str,
+) -> Tensor:
     batch, channels, *size = value.shape
     size = [output_size(n, kernel_size, stride, padding) for n in size]
     queries = () if sum_queries else (num_queries,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -15,15 +15,15 @@ NUM_QUERIES = 2  # of all published QnA-ViTs
 
 
 def _attention_flops(
-    value_shape,
-    scores_shape,
-    rel_pos_shape,
-    tap_weight_shape,
-    num_queries,
-    kernel_size,
-    *args,
-    out_shape,
-    **kwargs,
+    value_shape: Sequence[int],
+    scores_shape: Sequence[int],
+    rel_pos_shape: Sequence[int] | None,
+    tap_weight_shape: Sequence[int] | None,
+    num_queries: int,
+    kernel_size: int,
+    *args: Any,
+    out_shape: Sequence[int],
+    **kwargs: Any,
 ) -> int:
     """For each output, tap and query: one MAC.
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlocal.ops.cpp_common import PARTS, computation_dtype, finish, room_for, to_pixels
-from mmlocal.ops.extension import extension, round_up
+from mmlocal.ops.cpp_common import PARTS, Output, computation_dtype, to_pixels
+from mmlocal.ops.extension import loaded, round_up
 from mmlocal.ops.layout import new_map
 from mmlocal.ops.qna import eager
 from mmlocal.ops.qna.reference import output_size
@@ -47,8 +47,9 @@ class _Call:
         padding: int,
         sum_queries: bool,
     ) -> None:
+        self.extension = loaded()
         self.dtype = computation_dtype(value)
-        self.lanes = extension.lanes(self.dtype)
+        self.lanes = self.extension.lanes(self.dtype)
         batch, self.channels, height, width = value.shape
         self.queries, self.tables = num_queries, scores.shape[1]
         self.taps = kernel_size**2
@@ -59,7 +60,7 @@ class _Call:
         pixels = to_pixels(scores, self.dtype)
         map_size = dict(batch=batch, height=height, width=width)
         peak = pixels.new_full((batch, PARTS, self.padded), -math.inf)
-        extension.run(
+        self.extension.run(
             "qna_peak",
             self.dtype,
             **map_size,
@@ -84,7 +85,8 @@ class _Call:
             most = most.masked_fill(most == -math.inf, 0.0)
             self.rel = (table - most).exp().to(self.dtype)
         rel = F.pad(self.rel.t(), (0, self.padded - self.tables), value=1.0).contiguous()
-        self.inputs = dict(
+        self.mix = self._spread(self.rel if self.weight is None else self.rel * self.weight)
+        self.inputs: dict[str, int | Tensor | None] = dict(
             **map_size,
             channels=self.channels,
             out_height=self.size[0],
@@ -101,7 +103,7 @@ class _Call:
             shift=peak.masked_fill(~large, 0.0),
             power=(peak * math.log2(math.e)).round().masked_fill(large, 0.0),
             rel=rel,
-            mix=self._spread(self.rel if self.weight is None else self.rel * self.weight),
+            mix=self.mix,
             rel_pos=rel_pos,
             tap_weight=self.weight,
         )
@@ -127,7 +129,7 @@ class _Call:
         return pixels.unsqueeze(1) if self.sum_queries else pixels
 
     def run(self, function: str, **more: Tensor | None) -> None:
-        extension.run(function, self.dtype, **self.inputs, **more)
+        self.extension.run(function, self.dtype, **self.inputs, **more)
 
 
 def forward(
@@ -147,12 +149,12 @@ def forward(
     if not call.is_finite:
         return eager.forward(*args, sum_queries)
     queries = () if sum_queries else (num_queries,)
-    out = new_map(value, (value.shape[0], *queries, value.shape[1], *call.size))
-    if out.numel() == 0:
-        return out
-    pixels = room_for(out, call.dtype)
-    call.run("qna_forward", out=call.with_queries(pixels))
-    return finish(out, pixels)
+    shape = (value.shape[0], *queries, value.shape[1], *call.size)
+    if value.numel() == 0:
+        return new_map(value, shape)
+    out = Output(value, shape, call.dtype)
+    call.run("qna_forward", out=call.with_queries(out.pixels))
+    return out.finish()
 
 
 def backward(
@@ -167,7 +169,7 @@ def backward(
     padding: int,
     sum_queries: bool,
     needs_grad: list[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Gradients of ``value, scores, rel_pos, tap_weight``, ``None`` where not needed."""
     args = (value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
     call = _Call(*args, sum_queries)
@@ -184,16 +186,13 @@ def backward(
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=call.dtype)
 
-    grad_value = new_map(value, value.shape) if need_value else None
-    grad_scores = new_map(scores, scores.shape) if need_scores else None
-    value_pixels, score_pixels = (
-        None if x is None else room_for(x, call.dtype) for x in (grad_value, grad_scores)
-    )
+    grad_value = Output(value, value.shape, call.dtype) if need_value else None
+    grad_scores = Output(scores, scores.shape, call.dtype) if need_scores else None
     sums = {}
     if need_rel_pos or need_weight:
         sums = dict(
-            sum_rel=zeros(PARTS, *call.inputs["rel"].shape),
-            sum_mix=zeros(PARTS, *call.inputs["mix"].shape),
+            sum_rel=zeros(PARTS, call.taps, call.padded),
+            sum_mix=zeros(PARTS, *call.mix.shape),
             sum_exact_rel=zeros(PARTS, call.tables, call.taps),
             sum_exact_mix=zeros(PARTS, call.tables, call.taps),
         )
@@ -206,8 +205,8 @@ def backward(
             mean=mean,
             exact=torch.zeros(*windows, call.tables, dtype=torch.uint8),
             exact_rows=torch.zeros(windows[:2], dtype=torch.uint8),
-            grad_value=value_pixels,
-            grad_scores=score_pixels,
+            grad_value=None if grad_value is None else grad_value.pixels,
+            grad_scores=None if grad_scores is None else grad_scores.pixels,
             **sums,
         )
         # The products of gradient and value, of all windows.
@@ -221,16 +220,16 @@ def backward(
     if sums:
         rel, mix, exact_rel, exact_mix = (x.sum(dim=0) for x in sums.values())
         mix = call.rel * call.gather(mix)
-        if need_weight:
+        if need_weight and tap_weight is not None:
             grad_weight = to_table(mix + exact_mix, tap_weight)
-        if need_rel_pos:
+        if need_rel_pos and rel_pos is not None:
             weighted = mix if call.weight is None else mix * call.weight
             rel = call.rel * rel.t()[: call.tables]
             grad_rel_pos = to_table(weighted - rel + exact_rel, rel_pos)
 
     return (
-        finish(grad_value, value_pixels) if need_value else None,
-        finish(grad_scores, score_pixels) if need_scores else None,
+        None if grad_value is None else grad_value.finish(),
+        None if grad_scores is None else grad_scores.finish(),
         grad_rel_pos,
         grad_weight,
     )

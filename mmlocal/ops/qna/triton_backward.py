@@ -1,5 +1,8 @@
 """The QnA op in Triton: the kernels of the backward pass."""
 
+# Kernels take pointers, numbers and constants of Triton's own language.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import triton

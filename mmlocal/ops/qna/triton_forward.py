@@ -1,5 +1,8 @@
 """The QnA op in Triton: the steps of a window, and the kernel of the forward pass."""
 
+# Kernels take pointers, numbers and constants of Triton's own language.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import triton

@@ -21,7 +21,9 @@ from mmlocal.ops.qna.triton_forward import forward_kernel
 from mmlocal.ops.triton_common import accumulator, add_up, block_c, programs, splits_of
 
 
-def _constants(value: Tensor, scores: Tensor, num_queries: int, kernel_size: int, summed: bool):
+def _constants(
+    value: Tensor, scores: Tensor, num_queries: int, kernel_size: int, summed: bool
+) -> dict:
     """Constants that the kernels are compiled for."""
     queries = num_queries if summed else 1
     per_head = value.shape[1] * num_queries // scores.shape[1]
