@@ -1,6 +1,6 @@
 """Files and folders that appear under their names only when they are complete.
 
-This module needs the standard library only.
+This module imports the standard library only.
 """
 
 import contextlib
@@ -11,14 +11,14 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | memoryview | str) -> None:
-    """Write or replace a file, which appears under its name only when it is complete.
+    """Write or replace a file. It appears under its name only when it is complete.
 
     Args:
-        path: the file. Its folder must exist.
-        content: text is written as UTF-8.
+        path: the file to write. Its folder must exist.
+        content: the whole content. Text is written as UTF-8.
 
     Raises:
-        OSError: the file cannot be written; an earlier one is as it was.
+        OSError: the file cannot be written. An earlier file stays as it was.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -30,22 +30,23 @@ def write_whole(path: Path, content: bytes | memoryview | str) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Fill a folder, which appears under its name only when the block ends without error.
+    """Fill a folder. It appears under its name only when the block ends without error.
 
-    An error in the block, or an interrupt, leaves nothing behind. A killed process leaves a hidden
-    folder beside ``path``. Several processes may write the same folder: without ``overwrite``, the
-    first one that ends wins.
+    An error or an interrupt in the block leaves nothing behind. A killed process leaves a hidden
+    folder next to ``path``. Several processes may write the same folder. Without ``overwrite``, the
+    first process to finish wins.
 
     Args:
         path: the folder to make. Missing parents are made.
-        overwrite: replace a folder that is there; it stays until the new one is complete.
+        overwrite: whether to replace an existing folder. The old one stays until the new one is
+            complete.
 
     Yields:
-        An empty folder beside ``path``.
+        An empty folder to fill.
 
     Raises:
-        OSError: the folder cannot be written, or ``path`` is there, is not empty, and ``overwrite``
-            is False; what was there before is as it was.
+        OSError: the folder cannot be written, or ``path`` exists and is not empty while
+            ``overwrite`` is False. An earlier folder stays as it was.
     """
     if not path.parent.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
 
 from mmlocal.ops.registry import OPS, Op, register_op  # noqa: E402
 
-# Each folder here is an op, and registers itself.
+# Each folder here is an op. It registers itself.
 for _, name, is_folder in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
     if is_folder:
         importlib.import_module(name)

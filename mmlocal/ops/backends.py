@@ -1,4 +1,4 @@
-"""Which backend runs an op: what each supports is data, read by dispatch, tests and ``info``."""
+"""The backends of ops. Dispatch, tests and ``info`` read as data what a backend supports."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ class Backend:
         dtypes: dtypes of ``value`` that it takes.
         deterministic: whether two runs on as many threads give bit-equal results, gradients
             included.
-        atol: largest error per dtype against ``reference`` in float64 on the same numbers, relative
-            to the largest reference value, gradients included. A gradient that passes a softmax is
-            a difference: its error is relative to the largest sum of the magnitudes of its terms.
-            See ``tolerance`` for positions that are large.
-        any_threads: whether the results do not depend on the number of threads either.
-        requires: returns why the backend cannot run in this environment, or ``None``.
+        atol: largest error by dtype of outputs and gradients. The error is measured against
+            ``reference`` in float64 on the same numbers, relative to the largest reference value.
+            A gradient that passes through a softmax is a difference, so its error is relative to
+            the largest sum of the magnitudes of its terms. Large positions allow more, see
+            :meth:`tolerance`.
+        any_threads: whether the results are the same for every number of threads.
+        requires: function that returns why the backend cannot run in this environment, or ``None``.
         only_if_named: whether ``backend=None`` leaves it out.
     """
 
@@ -68,7 +69,7 @@ class Backend:
         reasons = []
         if reason := self.unavailable_reason():
             reasons.append(reason)
-        # A tensor without numbers only asks for shapes.
+        # A meta tensor has no numbers: the call only asks for shapes.
         runs_on = (*self.devices, "meta")
         if "any" not in self.devices and value.device.type not in runs_on:
             reasons.append(f"runs on {', '.join(self.devices)}, not on {value.device.type}")
@@ -77,9 +78,13 @@ class Backend:
         return reasons
 
     def tolerance(self, dtype: torch.dtype, position: float = 0.0) -> float:
-        """``atol`` for entries of ``rel_pos`` up to ``position`` in magnitude.
+        """``atol``, raised for large entries of ``rel_pos``.
 
-        Those above 16 leave fewer digits to the exponents they are added to.
+        Entries above 16 leave fewer digits to the exponents that they are added to.
+
+        Args:
+            dtype: dtype of the result.
+            position: largest magnitude in ``rel_pos``.
         """
         return self.atol[dtype] * max(1.0, position / 16)
 
@@ -91,19 +96,19 @@ class Backend:
 # Modules of backends that have been imported without an error.
 _IMPORTED: set[str] = set()
 
-# Names a backend for every call with ``backend=None``.
+# This variable names the backend of every call with ``backend=None``.
 ENVIRONMENT_VARIABLE = "MMLOCAL_BACKEND"
 
 
 def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):  # something stands in its place
+    except (ImportError, ValueError):  # a module of this name that is not the library
         return False
 
 
 def _triton_version() -> tuple[int, ...] | None:
-    """Of the distribution that is imported as ``triton``: major and minor; ``None`` without it."""
+    """Major and minor version of the installed ``triton``; ``None`` if there is none."""
     if not _is_installed("triton"):
         return None
     for name in ("triton", "pytorch-triton", "triton-windows"):
@@ -114,10 +119,11 @@ def _triton_version() -> tuple[int, ...] | None:
     return ()
 
 
-# All at import: torch.compile must not meet them, and Triton reads the variable only once too.
+# These are read at import: torch.compile must not meet them, and Triton also reads the variable
+# only once.
 _TRITON_VERSION = _triton_version()
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# The first release that compiles the kernels: 3.2 has no ``tl.gather`` and no tuples as arguments.
+# The oldest release that compiles the kernels. 3.2 lacks ``tl.gather`` and tuples as arguments.
 MIN_TRITON = (3, 3)
 
 
@@ -132,12 +138,12 @@ def _triton_unavailable_reason() -> str | None:
     return None
 
 
-# Defaults of each kind of backend, fastest first. ``module`` lies in the folder of the op.
+# Defaults of each kind of backend, fastest first. ``module`` is a file in the folder of the op.
 _KINDS: dict[str, dict] = {
     "triton": dict(
         description="Triton kernels",
         module="triton_impl",
-        # Triton's interpreter is there to test and debug the kernels.
+        # Triton's interpreter only tests and debugs the kernels.
         devices=("cpu", "cuda") if TRITON_INTERPRETED else ("cuda",),
         requires=_triton_unavailable_reason,
         only_if_named=TRITON_INTERPRETED,
@@ -152,7 +158,7 @@ _KINDS: dict[str, dict] = {
         description="plain PyTorch, one tap at a time",
         module="eager",
         devices=("any",),
-        any_threads=False,  # PyTorch's exp and convolutions are cut by threads
+        any_threads=False,  # PyTorch splits exp and convolutions by threads
     ),
     "reference": dict(
         description="the definition, every window written out",
@@ -166,13 +172,14 @@ _KINDS: dict[str, dict] = {
 def make_backends(
     package: str, atol: Mapping[torch.dtype, float], **changes: dict
 ) -> tuple[Backend, ...]:
-    """The backends of an op, fastest first: ``eager``, ``reference`` and those that are named.
+    """Return the backends of an op, fastest first: ``eager``, ``reference`` and the named ones.
 
     Args:
         package: dotted name of the op's folder, which has a module for each backend.
-        atol: largest error per dtype, see :class:`Backend`; its keys are the dtypes to support.
-        **changes: ``triton`` or ``cpp`` if the op has it, as a dict of what differs from the
-            defaults above; ``eager`` and ``reference`` likewise.
+        atol: largest error by dtype, see :class:`Backend`. Its keys are the supported dtypes.
+        **changes: the name of a backend, and a dict of its differences from the defaults.
+            ``triton`` and ``cpp`` must be named if the op has them, ``eager`` and ``reference`` may
+            be.
 
     Example::
 
@@ -193,16 +200,20 @@ def make_backends(
 def choose_backend(
     op: str, backends: tuple[Backend, ...], value: Tensor, name: str | None
 ) -> Backend:
-    """The named backend, or the first one that can take ``value``.
+    """Return the named backend, or the first one that can take ``value``.
 
-    Without a name, the environment variable ``MMLOCAL_BACKEND`` names one, for all ops.
+    A warning, shown once, names each faster backend for this device that cannot run.
 
-    A faster backend for this device that is left out because something is missing is told once,
-    as a warning.
+    Args:
+        op: name of the op, for error messages.
+        backends: all backends of the op, fastest first.
+        value: the first tensor of the call. Its device and dtype must be supported.
+        name: name of a backend. If it is ``None``, the environment variable ``MMLOCAL_BACKEND`` may
+            name one for all ops.
 
     Raises:
-        ValueError: ``name`` or the variable is none of ``backends``.
-        RuntimeError: the named backend, or every backend, cannot run here; says why.
+        ValueError: ``name`` or the variable does not name one of ``backends``.
+        RuntimeError: the named backend, or every backend, cannot run here. The message says why.
     """
     source = "backend"
     if name is None:
@@ -220,15 +231,15 @@ def choose_backend(
         reasons = backend.not_supported_reasons(value)
         if not reasons:
             if name is None and not torch.compiler.is_compiling():
-                _tell_what_is_missing(candidates, backend, value.device.type)
+                _warn_of_faster(candidates, backend, value.device.type)
             return backend
         failures.append(f"{backend.name}: {'; '.join(reasons)}")
     asked = f"; {source} asks for it" if name and source == ENVIRONMENT_VARIABLE else ""
     raise RuntimeError(f"{op}: no backend can run here ({' | '.join(failures)}){asked}")
 
 
-def _tell_what_is_missing(candidates: tuple[Backend, ...], chosen: Backend, device: str) -> None:
-    """Warn of each backend before ``chosen`` that is for this device and cannot run."""
+def _warn_of_faster(candidates: tuple[Backend, ...], chosen: Backend, device: str) -> None:
+    """Warn of each backend for this device that is faster than ``chosen`` and cannot run."""
     for backend in candidates[: candidates.index(chosen)]:
         reason = backend.unavailable_reason()
         if reason and device in backend.devices:

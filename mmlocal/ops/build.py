@@ -1,10 +1,10 @@
-"""Compiles the C++ kernels, ``csrc``, to the shared library ``_C.so`` beside this file.
+"""Compile the C++ kernels in ``csrc`` to the shared library ``_C.so`` next to this file.
 
-The library knows neither PyTorch nor Python, so one build serves every version of both, and an
-upgrade of PyTorch does not lose it. ``setup.py`` builds it with the package; ``mmlocal build`` does
-so later, where there was no compiler then.
+The library knows neither PyTorch nor Python. So one build works with every version of both, and
+survives an upgrade of PyTorch. ``setup.py`` builds it with the package. Where there was no compiler
+then, ``mmlocal build`` builds it later.
 
-This module imports the standard library alone: ``setup.py`` runs it by its path.
+This module imports the standard library only, because ``setup.py`` runs it by its path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HOME = Path(__file__).resolve().parent
 LIBRARY = HOME / "_C.so"
 SOURCES = HOME / "csrc"
 
-# No flag for threads: the library borrows those of PyTorch, see extension.py.
+# There is no flag for threads: the library borrows PyTorch's, see extension.py.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fno-exceptions"]
 FLAGS += ["-fno-math-errno", "-fvisibility=hidden"]
 
@@ -36,7 +36,7 @@ class BuildError(RuntimeError):
 def digest() -> str:
     """A digest of the sources and flags that a library is built from."""
     total = hashlib.sha256(" ".join(FLAGS).encode())
-    # By name: editors and file managers leave files of their own.
+    # Only these files count: editors and file managers leave others in the folder.
     for path in sorted(
         path for pattern in ("*.cpp", "*.h", "*.inc") for path in SOURCES.glob(pattern)
     ):
@@ -45,7 +45,7 @@ def digest() -> str:
 
 
 def compiler() -> list[str]:
-    """The command of a C++ compiler: the one in ``CXX``, else the first that is found.
+    """Return the command of a C++ compiler: ``CXX`` if it is set, else the first one found.
 
     Raises:
         BuildError: there is none.
@@ -55,7 +55,7 @@ def compiler() -> list[str]:
     try:
         given = shlex.split(os.environ.get("CXX", ""))
     except ValueError as error:
-        raise BuildError(f"CXX={os.environ['CXX']} is no command: {error}") from error
+        raise BuildError(f"CXX={os.environ['CXX']} is not a command: {error}") from error
     names = [given[0]] if given else ["c++", "g++", "clang++"]
     found = next(filter(shutil.which, names), None)
     if found is None:
@@ -65,9 +65,9 @@ def compiler() -> list[str]:
 
 
 def build(library: Path = LIBRARY) -> Path:
-    """Compile the kernels, about half a minute on 2 cores.
+    """Compile the kernels. It takes about half a minute on 2 cores.
 
-    The library appears at its place when it is whole; a failure leaves what was there.
+    The library appears at its place only when it is complete. A failure leaves the old one there.
 
     Args:
         library: the file to write.
@@ -76,8 +76,8 @@ def build(library: Path = LIBRARY) -> Path:
         ``library``.
 
     Raises:
-        BuildError: there is no compiler, it fails, its library does not load, or the place cannot
-            be written to.
+        BuildError: there is no compiler, the compiler fails, the compiled library does not load, or
+            ``library`` cannot be written.
     """
     command = compiler()
     sources = sorted(SOURCES.glob("*.cpp"))
@@ -112,7 +112,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _move(draft: Path, library: Path) -> None:
-    """Put a library into its place in one go: a process that runs the old one keeps it."""
+    """Replace a library in one step. A process that runs the old one keeps it."""
     beside = library.with_name(f"{library.name}.{os.getpid()}")
     try:
         library.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Shapes on which an op is checked and timed, and the sets of shapes that all ops share."""
+"""Shapes for checking and timing an op, and the sets of shapes that all ops share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Makes a leaf tensor of the shape that it is called with, on the device and in the dtype of a run.
-# A fourth dimension makes it a map, ``(B, C, H, W)``, channels last in memory.
+# Takes a shape and makes a leaf tensor on the device and in the dtype of a run. Four dimensions are
+# a map ``(B, C, H, W)``, which is channels-last in memory.
 Make = Callable[..., Tensor]
 
-# Images of ``stages``: batch, height and width in pixels.
+# Images for ``stages``: batch, height and width in pixels.
 _IMAGES = ((4, 224, 224), (1, 800, 1280))
 
 
@@ -20,15 +20,15 @@ class Case:
     """One shape of one op.
 
     Args:
-        op: name out of ``OPS``.
-        name: the model, or the set of shapes, that has this shape.
-        batch: images.
-        channels: of the values.
-        heads: must divide ``channels``.
-        height: of the map in pixels.
-        width: of the map in pixels.
+        op: name of the op in ``OPS``.
+        name: the model or set of shapes that this shape comes from.
+        batch: number of images.
+        channels: channels of the values.
+        heads: number of heads. It must divide ``channels``.
+        height: height of the map in pixels.
+        width: width of the map in pixels.
         kernel_size: odd width of the window.
-        stride: distance between windows.
+        stride: distance between windows in pixels.
     """
 
     op: str
@@ -48,11 +48,12 @@ class Stage:
 
     Args:
         model: name of the model.
-        number: from 1; its map has ``2 ** (number + 1)`` times fewer pixels a side than the image.
-        channels: of the values.
-        heads: of the op.
+        number: number of the stage, from 1. A side of its map has ``2 ** (number + 1)`` times fewer
+            pixels than the image.
+        channels: channels of the values.
+        heads: heads of the op.
         kernel_size: odd width of the window.
-        stride: distance between windows.
+        stride: distance between windows in pixels.
     """
 
     model: str
@@ -64,7 +65,7 @@ class Stage:
 
 
 def stages(op: str, published: Iterable[Stage]) -> list[Case]:
-    """The stages at 224x224 and 800x1280; a shape that several models have comes once."""
+    """Return the stages at 224x224 and 800x1280. A shape that several models share comes once."""
     published = list(published)
     found: dict[tuple, list[str]] = {}
     for batch, *image in _IMAGES:
@@ -80,7 +81,7 @@ def stages(op: str, published: Iterable[Stage]) -> list[Case]:
 
 
 def figure2(op: str, heads: int) -> list[Case]:
-    """Maps of 256x256x64 and growing windows, as in figure 2 of the paper of QnA."""
+    """Maps of 256x256x64 and growing windows, as in figure 2 of the QnA paper."""
     return [
         Case(op, f"256x256x64, {k}x{k}", 1, 64, heads, 256, 256, k) for k in (3, 5, 7, 9, 11, 13)
     ]

@@ -10,30 +10,30 @@ from torch import Tensor
 
 
 def check_counts(**counts: int) -> None:
-    """Raise a TypeError unless all are whole numbers."""
+    """Raise a TypeError unless all arguments are whole numbers."""
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, (numbers.Integral, torch.SymInt)):
             raise TypeError(f"{name} must be an int, got {count!r} ({type(count).__name__})")
 
 
 def check_positive(**counts: int) -> None:
-    """Raise a ValueError unless all are at least 1."""
+    """Raise a ValueError unless all arguments are at least 1."""
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def check_tensors(op: str, optional: Mapping[str, Tensor | None], **tensors: Tensor) -> None:
-    """Raise unless all are tensors of floats on one device.
+    """Raise an error unless all arguments are tensors of floats on one device.
 
     Args:
         op: public function, for error messages.
-        optional: arguments of that function that may be ``None``, by name.
-        **tensors: arguments of that function that may not, by name.
+        optional: the function's arguments that may be ``None``, by name.
+        **tensors: the function's arguments that must be tensors, by name.
 
     Raises:
-        TypeError: an argument is no tensor of floats. The message names ``torch.export`` to those
-            who come with ``torch.fx``.
+        TypeError: an argument is not a tensor of floats. For ``torch.fx``, the message names
+            ``torch.export``.
         ValueError: the tensors are on several devices.
     """
     first = None
@@ -55,10 +55,10 @@ def check_tensors(op: str, optional: Mapping[str, Tensor | None], **tensors: Ten
 
 
 def check_maps(value: Tensor, **others: Tensor) -> None:
-    """Raise a ValueError unless all are ``(B, C, H, W)`` with the same batch and pixels.
+    """Raise a ValueError unless all maps are ``(B, C, H, W)`` with the same B, H and W.
 
     Args:
-        value: has at least one channel and one pixel.
+        value: the first map. It must have at least one channel and one pixel.
         **others: further maps, by name.
     """
     for name, tensor in {"value": value, **others}.items():
@@ -83,13 +83,14 @@ def count_heads(value: Tensor, name: str, channels: int, per_head: int, meaning:
 
     Args:
         value: ``(B, C, H, W)``.
-        name: argument that tells the number of heads.
-        channels: channels of that argument.
-        per_head: channels of that argument for each head.
+        name: argument that determines the number of heads.
+        channels: number of channels of the argument ``name``.
+        per_head: number of channels of the argument ``name`` for each head.
         meaning: ``channels`` in words, for error messages.
 
     Raises:
-        ValueError: ``channels`` or ``C`` is no multiple of what it has to be.
+        ValueError: ``channels`` is not a multiple of ``per_head``, or ``C`` is not a multiple of
+            the number of heads.
     """
     if channels == 0 or channels % per_head:
         raise ValueError(
@@ -104,12 +105,12 @@ def count_heads(value: Tensor, name: str, channels: int, per_head: int, meaning:
 
 
 def check_tables(shape: tuple[int, ...], meaning: str, **tables: Tensor | None) -> None:
-    """Raise a ValueError unless all tables have one shape.
+    """Raise a ValueError unless all tables have the expected shape.
 
     Args:
         shape: expected shape.
-        meaning: the same in words, for error messages.
-        **tables: tables by name; ``None`` is fine.
+        meaning: expected shape in words, for error messages.
+        **tables: tables by name. ``None`` passes.
     """
     for name, table in tables.items():
         if table is not None and table.shape != shape:

@@ -1,4 +1,4 @@
-"""Shared by the C++ backends: tensors as the kernels take them.
+"""Shared by the C++ backends: tensors in the layout of the kernels.
 
 The kernels compute in float32 or float64 on maps ``(..., H, W, C)`` with the channels innermost.
 """
@@ -14,28 +14,28 @@ from torch import Tensor
 from mmlocal.ops.extension import round_up
 from mmlocal.ops.layout import new_map
 
-# Parts in which the gradients of tables are summed, whatever the number of threads.
+# How many parts the gradients of tables are summed in. It does not depend on the number of threads.
 PARTS = 16
 
 
 def computation_dtype(x: Tensor) -> torch.dtype:
-    """float32 for half precision."""
+    """Return the dtype to compute in: float32 for half precision, else the dtype of ``x``."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def to_pixels(x: Tensor, dtype: torch.dtype, lanes: int = 1) -> Tensor:
-    """``(..., C, H, W)`` as ``(..., H, W, C)``; a view if possible.
+    """Return ``(..., C, H, W)`` as ``(..., H, W, C)``, as a view if possible.
 
     Args:
-        x: the map.
-        dtype: of the result.
+        x: ``(..., C, H, W)``.
+        dtype: dtype of the result.
         lanes: zeros are added until this number divides the channels.
     """
     x = x.to(dtype).movedim(-3, -1)
     pad = round_up(x.shape[-1], lanes) - x.shape[-1]
     if pad:
         x = F.pad(x, (0, pad))
-    # F.pad takes some maps of one column for channels-last.
+    # F.pad mistakes some maps of one column for channels-last.
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -1,9 +1,9 @@
-"""The C++ kernels, ``_C.so``, as functions of tensors. ``build.py`` compiles them from ``csrc``.
+"""The C++ kernels in ``_C.so`` as functions of tensors. ``build.py`` compiles them from ``csrc``.
 
-The library knows no tensors. ``Extension.run`` checks shapes, dtypes and memory, fills a structure
-of ``csrc/kernels.h`` and passes it through ``ctypes``. Maps come as ``(B, H, W, C)`` with the
-channels innermost. The library computes with the threads of PyTorch's own OpenMP runtime, so there
-is one pool of threads, and ``torch.set_num_threads`` counts.
+The library does not know tensors. ``Extension.run`` checks shapes, dtypes and memory, fills a
+structure of ``csrc/kernels.h`` and passes it through ``ctypes``. Maps are ``(B, H, W, C)`` with the
+channels innermost. The library uses the threads of PyTorch's own OpenMP runtime. So there is one
+pool of threads, and ``torch.set_num_threads`` sets its size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmlocal.ops import build
 
-# How to get the kernels; one command for every reason why they are not there.
+# Says how to get the kernels. The command is the same whatever the reason why they are missing.
 MEND = "`mmlocal build` compiles them with the C++ compiler of this machine"
 
 _CAPABILITIES = {"AVX2": 1, "AVX512": 2}
@@ -30,13 +30,13 @@ _AnyMap = TypeVar("_AnyMap", bound="_Map")
 
 
 class _Map(Structure):
-    """``Map`` of ``kernels.h``: any strides of samples, rows and pixels."""
+    """``Map`` of ``kernels.h``. Samples, rows and pixels may have any strides."""
 
     _fields_ = [("data", c_void_p), ("b", c_int64), ("y", c_int64), ("x", c_int64)]
 
     @classmethod
     def of(cls: type[_AnyMap], x: Tensor, name: str) -> _AnyMap:
-        """A map ``(B, H, W, C)``, or ``(B, queries, H, W, C)`` without its queries."""
+        """Describe ``(B, H, W, C)``, or the first query of ``(B, queries, H, W, C)``."""
         b, *_, y, pixel, channel = x.stride()
         if channel != 1 and x.shape[-1] > 1 and x.numel():
             raise RuntimeError(f"{name} must be channels-last, got strides {x.stride()}")
@@ -50,7 +50,7 @@ class _QueryMap(_Map):
 
     @classmethod
     def of(cls, x: Tensor, name: str) -> _QueryMap:
-        """Maps ``(B, queries or 1, H, W, C)``."""
+        """Describe ``(B, queries or 1, H, W, C)``."""
         result = super().of(x, name)
         result.query = x.stride(1) if x.shape[1] > 1 else 0
         return result
@@ -59,7 +59,7 @@ class _QueryMap(_Map):
 class _Table(c_void_p):
     """The address of numbers that lie side by side."""
 
-    dtype: torch.dtype | None = None  # that of the call
+    dtype: torch.dtype | None = None  # None: the dtype of the call
 
     @classmethod
     def of(cls, x: Tensor, name: str) -> _Table:
@@ -157,7 +157,7 @@ class _Qna(Structure):
         )
 
 
-# The functions of the library, and the structure that each one takes.
+# The functions of the library, and the structure that each of them takes.
 _FUNCTIONS = {
     "elsa_forward": _Elsa,
     "elsa_backward": _Elsa,
@@ -168,32 +168,32 @@ _FUNCTIONS = {
 
 
 def round_up(count: int, lanes: int) -> int:
-    """``count`` as whole vectors have it."""
+    """Return ``count``, rounded up to whole vectors of ``lanes`` numbers."""
     return count + -count % lanes
 
 
 class Extension:
-    """The functions of a library that is loaded."""
+    """The functions of a loaded library."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
     def lanes(self, dtype: torch.dtype) -> int:
-        """How many numbers a vector has; ``dtype`` is float32 or float64."""
+        """Return how many numbers a vector has. ``dtype`` is float32 or float64."""
         return getattr(self._library, f"mmlocal_lanes_{_name(dtype)}")()
 
     def threads(self) -> int:
-        """How many threads share a loop: as many as PyTorch's, or 1 without OpenMP runtime."""
+        """Return how many threads share a loop: PyTorch's number, or 1 without OpenMP."""
         return self._library.mmlocal_threads(c_int64(torch.get_num_threads()))
 
     def run(self, function: str, dtype: torch.dtype, **arguments: int | Tensor | None) -> None:
         """Call a function of the library.
 
         Args:
-            function: a name out of ``csrc/library.cpp``.
-            dtype: of the tensors, float32 or float64.
-            **arguments: the members of its structure in ``csrc/kernels.h``, where the shapes are.
-                ``None``, or left out: null.
+            function: name of the function in ``csrc/library.cpp``.
+            dtype: dtype of the tensors, float32 or float64.
+            **arguments: members of the function's structure. ``csrc/kernels.h`` gives their shapes.
+                A member that is ``None`` or left out is null.
 
         Raises:
             RuntimeError: a tensor does not have the shape, dtype, device or strides that the
@@ -224,11 +224,11 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _openmp() -> ctypes.Array | None:
-    """The functions of the OpenMP runtime that PyTorch is linked to; ``None`` if there is none."""
+    """Return the functions of PyTorch's OpenMP runtime, or ``None`` if it has none."""
     suffix = "dylib" if sys.platform == "darwin" else "so"
     path = Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"
     try:
-        # The lookup goes through what the library depends on.
+        # The lookup includes the libraries that this one depends on.
         torch_cpu = ctypes.CDLL(str(path))
         functions = [ctypes.cast(getattr(torch_cpu, name), c_void_p).value for name in _OPENMP]
     except (OSError, AttributeError):
@@ -237,7 +237,7 @@ def _openmp() -> ctypes.Array | None:
 
 
 def _load(path: Path = build.LIBRARY) -> tuple[Extension | None, str | None]:
-    """The extension, or ``None``, and why there is none."""
+    """Return the extension and ``None``, or ``None`` and the reason why there is none."""
     if not path.is_file():
         return None, f"the C++ kernels are not compiled: {MEND}"
     try:
@@ -259,15 +259,15 @@ def _load(path: Path = build.LIBRARY) -> tuple[Extension | None, str | None]:
     return Extension(library), None
 
 
-# At import: torch.compile must not meet it.
+# Loaded at import, because torch.compile must not meet the loading.
 extension, unavailable_reason = _load()
 
 
 def loaded() -> Extension:
-    """The C++ kernels.
+    """Return the C++ kernels.
 
     Raises:
-        RuntimeError: there are none; the message says why.
+        RuntimeError: they are missing. The message says why.
     """
     if extension is None:
         raise RuntimeError(unavailable_reason)

@@ -1,4 +1,4 @@
-"""The memory format of what the ops return: one rule for all backends and for fake tensors."""
+"""The memory format of outputs and gradients: one rule for all backends and for fake tensors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from torch import Tensor
 
 
 def is_channels_last(like: Tensor) -> bool:
-    """Whether the channels of a pixel of ``like`` ``(B, C, H, W)`` lie side by side in memory, as
-    those of a slice of a channels-last map do, and it is not plainly contiguous."""
+    """Return whether ``like`` ``(B, C, H, W)`` is channels-last, or a slice of such a map.
+
+    The channels of a pixel then lie side by side in memory. A contiguous map does not count.
+    """
     return like.stride(1) == 1 and not like.is_contiguous()
 
 
 def new_map(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """An empty ``(..., C, H, W)`` in the dtype and memory format of ``like``: dense, with the
-    channels innermost if they are so in ``like``, contiguous otherwise."""
+    """Return an empty, dense ``(..., C, H, W)`` in the dtype and memory format of ``like``.
+
+    The channels are innermost if they are innermost in ``like``. Otherwise the map is contiguous.
+    """
     if not is_channels_last(like):
         return like.new_empty(shape)
     *lead, channels, height, width = shape
@@ -23,9 +27,11 @@ def new_map(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def to_layout(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` ``(..., C, H, W)`` in the dtype of ``like`` and the memory format that ``new_map`` has;
-    copied if need be."""
-    # Not contiguous(), which leaves odd strides of dimensions of size 1 as they are.
+    """Return ``x`` ``(..., C, H, W)`` in the dtype and memory format of ``new_map(like, x.shape)``.
+
+    ``x`` is copied only if it has another dtype or format.
+    """
+    # contiguous() would not do: it leaves odd strides of dimensions of size 1 as they are.
     dims = list(range(x.dim()))
     if is_channels_last(like):
         dims.append(dims.pop(-3))

@@ -1,4 +1,4 @@
-"""One definition of an operator: schema, shapes, gradients, vmap, autocast, choice of backend."""
+"""One class for operators: schema, shapes, gradients, vmap, autocast, choice of backend."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ _INT32 = 2**31 - 1
 
 
 def like_value(value: Tensor, *args: Any) -> Tensor:
-    """An empty map of the shape, dtype and memory format of ``value``."""
+    """Return an empty map of the shape, dtype and memory format of ``value``."""
     return new_map(value, value.shape)
 
 
 class Operator:
-    """A PyTorch operator with several backends: ``mmlocal::<name>``, and its gradient.
+    """A PyTorch operator with several backends: ``mmlocal::<name>`` and its gradient.
 
-    Compiled and exported code sees one node. All other code gets its gradient from a
+    Compiled and exported code sees one node. All other code gets the gradient from a
     ``torch.autograd.Function``, because the transforms of ``torch.func`` accept nothing else. The
-    definition runs outside the operator, so autograd gives it derivatives of any order.
+    backend ``reference`` runs outside the operator, so autograd gives it derivatives of any order.
 
     The module of a backend has two functions: ``forward`` with the signature of the definition,
     and ``backward(grad, *args, needs_grad)``, which returns the gradient of each tensor, or
     ``None`` where ``needs_grad`` is false.
 
-    Autocast never reaches a backend: it would have one convolve in bfloat16 what has to be added up
-    in float32.
+    Autocast never reaches a backend. It would make a convolution in bfloat16 out of a sum that has
+    to be in float32.
 
     Args:
-        name: public function, and name of the operator.
+        name: name of the public function and of the operator.
         definition: ``forward`` of the backend ``reference``. Its type hints give the schema. The
-            tensors come first; one of four dimensions is a map, whose samples do not depend on each
-            other, and the first one is a map.
+            tensors come first. A tensor of four dimensions is a map, and its samples do not depend
+            on each other. The first tensor is a map.
         backends: implementations, fastest first.
-        fake: takes all arguments; returns an empty tensor of the output's shape, dtype and strides.
-        step: name of the argument that is a distance in pixels, such as a dilation or a stride. One
-            that leads beyond the map, or beyond its ``padding`` where there is such an argument,
-            makes no difference. The operator cuts it there, so a backend can neither overflow nor
-            allocate by it.
+        fake: function that takes all arguments and returns an empty tensor of the output's shape,
+            dtype and strides.
+        step: name of the argument that is a distance in pixels, such as a dilation or a stride.
+            Distances that lead beyond the map, or beyond its ``padding`` if there is such an
+            argument, all give the same result. The operator cuts the distance there, so it can
+            neither overflow nor fill the memory in a backend.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Operator:
         self.definition = definition
         self.backends = backends
         schema = torch.library.infer_schema(definition, mutates_args=())
-        # Kernels are compiled for the window: its size is a number and never a symbol.
+        # Kernels are compiled for one window, so its size is a number and never a symbol.
         arguments = schema.partition(") -> ")[0].removeprefix("(").replace("SymInt", "int")
         declared = arguments.split(", ")
         self._arguments = [argument.split()[1] for argument in declared]
@@ -89,10 +90,11 @@ class Operator:
 
         Args:
             *args: all arguments of the definition.
-            backend: name of a backend; see :func:`mmlocal.ops.backends.choose_backend`.
+            backend: name of a backend, or ``None`` for the fastest; see
+                :func:`mmlocal.ops.backends.choose_backend`.
         """
         chosen = choose_backend(self.name, self.backends, args[0], backend).name
-        args = self._cut(args, _INT32)  # an integer of the schema has 64 bits
+        args = self._cut(args, _INT32)  # integers of the schema have 64 bits
         if chosen == "reference":
             return self.definition(*args)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -117,7 +119,7 @@ class Operator:
         with torch.autocast(args[0].device.type, enabled=False):
             return implementation.forward(*self._prepare(args[:-1]))
 
-    # An operator returns tensors only: an empty one stands for a gradient that is not needed.
+    # An operator must return tensors, so an empty one stands for a gradient that is not needed.
     def _backward(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         *_, backend, needs_grad = args
         implementation = self._implementation(backend)
@@ -137,10 +139,10 @@ class Operator:
 def as_for_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast as autocast, if it is on for the device of ``x``, casts for a convolution."""
+    """Cast as autocast does for a convolution, if it is on for the device of ``x``."""
     device = x.device.type
-    # A tensor without numbers is of no device that has an autocast. Dynamo cannot trace
-    # torch.amp.is_autocast_available.
+    # There is no autocast for meta tensors. Dynamo cannot trace torch.amp.is_autocast_available, so
+    # the device is named.
     if device == "meta" or not torch.is_autocast_enabled(device):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
@@ -154,14 +156,18 @@ def as_for_convolution(
 def _differentiable(
     name: str, forward_op: CustomOpDef, backward_op: CustomOpDef, count: int
 ) -> Callable[..., Tensor]:
-    """Give both operators their gradients, and return the first one as a function that the
-    transforms of ``torch.func`` can take.
+    """Register the gradients of both operators, and return the first one for ``torch.func``.
 
     Args:
         name: public function, for error messages.
-        forward_op: takes ``count`` tensors and settings, the last of which is the backend.
-        backward_op: takes the gradient, the same, and which gradients are needed.
+        forward_op: operator that takes ``count`` tensors and settings. The last setting is the
+            backend.
+        backward_op: operator that takes the gradient of the output, the arguments of
+            ``forward_op``, and which gradients are needed.
         count: number of tensors.
+
+    Returns:
+        ``forward_op`` as a function that the transforms of ``torch.func`` accept.
     """
 
     def remember(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -212,15 +218,18 @@ def _differentiable(
 
 
 def _vmap(call: Callable, count: int, first: int, info: Any, in_dims: tuple, *args: Any) -> tuple:
-    """Samples of vmap as more samples of one batch; one by one if each has tables of its own.
+    """Run the samples of vmap as one larger batch, or one by one if each has its own tables.
 
     Args:
         call: the operator.
         count: number of tensors that it takes.
-        first: index of the first one. In a backward pass, the gradient comes before them.
-        info: of ``torch.func``; has the number of samples.
+        first: index of the first of these tensors. In a backward pass, the gradient comes before.
+        info: object of ``torch.func`` that has the number of samples.
         in_dims: dimension of the samples in each argument, or ``None``.
         *args: arguments of the operator.
+
+    Returns:
+        The result, and the dimension of the samples in each of its tensors.
     """
     batched = [isinstance(x, Tensor) and d is not None for x, d in zip(args, in_dims, strict=True)]
     args = tuple(

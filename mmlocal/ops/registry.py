@@ -1,4 +1,4 @@
-"""The ops: ``info``, FLOPs, benchmarks and tests read them here."""
+"""The registry of ops. ``info``, FLOPs, benchmarks and tests read it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmlocal.ops.backends import Backend
 
 @dataclass(frozen=True)
 class Op:
-    """One op, and where the rest of the package finds what it needs to know about it.
+    """One op, with everything that the rest of the package needs to know about it.
 
     Args:
         name: short and unique, such as ``"elsa"``.
         function: the public function.
         backends: its implementations, fastest first.
-        analysis: dotted path of a module with the FLOPs formulas and the benchmark cases;
-            ``mmlocal.ops.elsa.analysis`` shows the names in it. Imported when it is needed.
+        analysis: dotted path of a module with the FLOPs formulas and the benchmark cases, such as
+            ``mmlocal.ops.elsa.analysis``. It is imported when it is needed.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Op:
         return importlib.import_module(self.analysis)
 
 
-# All ops by name. The folders of mmlocal.ops come first.
+# All ops by name. The ops of this package come first.
 OPS: dict[str, Op] = {}
 
 
 def register_op(op: Op) -> None:
-    """Add an op to ``OPS``. Other packages may call it too.
+    """Add an op to ``OPS``. Other packages may call this function too.
 
     Raises:
         ValueError: another op has this name.

@@ -1,4 +1,4 @@
-"""Shared parts of the Triton kernels of all ops: tiles, their sizes, sums over programs."""
+"""Shared by the Triton kernels of all ops: tiles, their sizes, sums over programs."""
 
 # Kernels take pointers, numbers and constants of Triton's own language.
 # mypy: allow-untyped-defs
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from mmlocal.ops.backends import TRITON_INTERPRETED
 
-# TILE: numbers of the (pixels, channels) tile of a program. The first entry has to do without
-# measurements: in the interpreter, and where results must not depend on how long a kernel took.
+# TILE is how many numbers the (pixels, channels) tile of a program has. The first entry is used
+# where nothing is measured: in the interpreter, and where results must be deterministic.
 _CONFIGS = [
     triton.Config({"TILE": 2048}, num_warps=4),
     triton.Config({"TILE": 1024}, num_warps=4),
     triton.Config({"TILE": 1024}, num_warps=2),
     triton.Config({"TILE": 4096}, num_warps=8),
 ]
-# Largest number of partial sums per gradient of a table, and pixels that each one covers at least.
+# The most partial sums for the gradient of a table, and the fewest pixels that each of them covers.
 _MAX_SPLITS = 512
 _SPLIT_PIXELS = 512
 
@@ -32,42 +32,42 @@ def _prune(configs: list[triton.Config], *_, **__) -> list[triton.Config]:
     return configs[:1] if torch.are_deterministic_algorithms_enabled() else configs
 
 
-# Not measured again for other maps or batches.
+# A kernel is measured once for each of these constants, and not again for other maps or batches.
 tuned = triton.autotune(
     configs=_CONFIGS[:1] if TRITON_INTERPRETED else _CONFIGS,
-    key=["PER_HEAD", "KERNEL", "BLOCK_K"],  # of those that a kernel has
+    key=["PER_HEAD", "KERNEL", "BLOCK_K"],  # a kernel may lack some of them
     prune_configs_by={"early_config_prune": _prune},
 )
 
 
 def block_c(per_head: int) -> int:
-    """Channels of a tile: all of a head."""
+    """Return the channels of a tile: all channels of a head, rounded up to a power of 2."""
     return triton.next_power_of_2(max(1, per_head))
 
 
-# Pixels of a tile.
+# BLOCK_P is the number of pixels of a tile.
 sized = triton.heuristics({"BLOCK_P": lambda args: max(1, args["TILE"] // args["BLOCK_C"])})
 
 
 def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
-    """The dtype to compute in, for PyTorch and for Triton."""
+    """Return the dtype to compute in, for PyTorch and for Triton."""
     if dtype == torch.float64:
         return torch.float64, tl.float64
     return torch.float32, tl.float32
 
 
 def programs(pixels: int, others: int) -> Callable[[dict], tuple[int]]:
-    """The grid with a program for each tile of ``pixels`` of each of ``others``."""
+    """Return the grid with ``others`` programs for each tile of ``pixels``."""
     return lambda args: (triton.cdiv(pixels, args["BLOCK_P"]) * others,)
 
 
 def splits_of(pixels: int) -> int:
-    """Partial sums to make of something over ``pixels``, of the whole batch."""
+    """Return the number of partial sums over ``pixels``, the pixels of the whole batch."""
     return min(_MAX_SPLITS, triton.cdiv(pixels, _SPLIT_PIXELS))
 
 
 def add_up(partial: Tensor | None, like: Tensor | None) -> Tensor | None:
-    """The sum of ``(splits, ...)`` in the shape and dtype of ``like``; ``None`` for ``None``."""
+    """Sum ``(splits, ...)`` to the shape and dtype of ``like``. Return ``None`` for ``None``."""
     if partial is None or like is None:
         return None
     return partial.sum(dim=0).view(like.shape).to(like.dtype)
@@ -75,7 +75,7 @@ def add_up(partial: Tensor | None, like: Tensor | None) -> Tensor | None:
 
 @triton.jit
 def store(pointers, x, mask):
-    """``tl.store``, which in the interpreter makes nonsense of a float64 that becomes bfloat16."""
+    """``tl.store`` by way of float32: the interpreter stores float64 as bfloat16 wrongly."""
     if pointers.dtype.element_ty != tl.float64:
         x = x.to(tl.float32)
     tl.store(pointers, x, mask=mask)
@@ -83,14 +83,14 @@ def store(pointers, x, mask):
 
 @triton.jit
 def locate(tile, count, width, BLOCK_P: tl.constexpr):
-    """The pixels of a tile of a map of ``count``: index, row, column, and whether they exist."""
+    """Index, row and column of the pixels of a tile, and whether they exist."""
     index = tile * BLOCK_P + tl.arange(0, BLOCK_P)
     return index.to(tl.int64), index // width, index % width, index < count
 
 
 @triton.jit
 def program(inner, middle):
-    """Three indices of this program, the innermost first; the outermost one in int64."""
+    """The three indices of this program, innermost first. The outermost one is int64."""
     pid = tl.program_id(0)
     return pid % inner, pid // inner % middle, (pid // inner // middle).to(tl.int64)
 

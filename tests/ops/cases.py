@@ -18,7 +18,7 @@ FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def running(backends: tuple[Backend, ...]) -> list[Backend]:
-    """Those that take CPU tensors here; test_triton.py runs Triton's."""
+    """Return the backends that take CPU tensors here. test_triton.py runs the Triton backend."""
     return [b for b in backends if not b.not_supported_reasons(torch.empty(0))]
 
 
@@ -31,13 +31,15 @@ def _randn(seed: int) -> Callable[..., Tensor]:
 
 
 def make_elsa(shape, ghost=(1, 1), dtype=torch.float64, seed=0) -> tuple[dict, dict]:
-    """Leaf tensors and settings; the multiplicative ghost head is positive where it has to be.
+    """Return leaf tensors and settings of ``elsa_attention``.
+
+    The multiplicative ghost head is positive if ``lam`` is not an integer.
 
     Args:
         shape: batch, heads, channels per head, height, width, kernel, dilation.
-        ghost: ``lam`` and ``gamma``; there is no table for a 0.
-        dtype: of all tensors.
-        seed: of their numbers.
+        ghost: ``lam`` and ``gamma``. If one is 0, its table is left out.
+        dtype: dtype of all tensors.
+        seed: seed of the random numbers.
     """
     batch, heads, per_head, height, width, k, dilation = shape
     lam, gamma = ghost
@@ -56,13 +58,13 @@ def make_elsa(shape, ghost=(1, 1), dtype=torch.float64, seed=0) -> tuple[dict, d
 
 
 def make_projected(shape, switches, dims: int, dtype=torch.float64) -> tuple[dict, dict]:
-    """As ``make_elsa``, with features and a projection in place of the logits.
+    """Return leaf tensors and settings of ``elsa_attention_projected``.
 
     Args:
-        shape: as for ``make_elsa``.
+        shape: batch, heads, channels per head, height, width, kernel, dilation.
         switches: ``lam``, ``gamma``, and whether there is a bias.
         dims: channels of the features.
-        dtype: of all tensors.
+        dtype: dtype of all tensors.
     """
     *ghost, bias = switches
     tensors, settings = make_elsa(shape, ghost)
@@ -79,13 +81,13 @@ def make_projected(shape, switches, dims: int, dtype=torch.float64) -> tuple[dic
 
 
 def make_qna(shape, tables=(True, True), dtype=torch.float64, seed=0) -> tuple[dict, dict]:
-    """Leaf tensors and settings.
+    """Return leaf tensors and settings of ``qna_attention``.
 
     Args:
         shape: batch, heads, channels per head, height, width, kernel, stride, padding, queries.
-        tables: whether there are ``rel_pos`` and ``tap_weight``.
-        dtype: of all tensors.
-        seed: of their numbers.
+        tables: whether to make ``rel_pos``, and whether to make ``tap_weight``.
+        dtype: dtype of all tensors.
+        seed: seed of the random numbers.
     """
     batch, heads, per_head, height, width, k, stride, padding, queries = shape
     randn = _randn(seed)
@@ -101,7 +103,7 @@ def make_qna(shape, tables=(True, True), dtype=torch.float64, seed=0) -> tuple[d
 
 
 def leaves(tensors: dict, dtype: torch.dtype | None = None, **changes) -> dict:
-    """Fresh leaf tensors of the same numbers, some of them changed."""
+    """Return new leaf tensors with the same numbers. ``changes`` replaces some of them."""
     return {
         name: x.detach().to(dtype or x.dtype).clone().requires_grad_()
         for name, x in (tensors | changes).items()
@@ -109,10 +111,10 @@ def leaves(tensors: dict, dtype: torch.dtype | None = None, **changes) -> dict:
 
 
 def restride(x: Tensor, layout: str) -> Tensor:
-    """The same shape in another memory format.
+    """Return ``x`` in another memory format.
 
-    A table is left alone where the format is about maps. ``"expanded"`` gives other numbers: all
-    samples of a map, or all taps of a table, are one.
+    ``"channels-last"`` leaves tables as they are. ``"expanded"`` changes the numbers: all samples
+    of a map, or all taps of a table, become the same.
     """
     x = x.detach()
     if layout == "channels-last":
@@ -131,12 +133,12 @@ def restride(x: Tensor, layout: str) -> Tensor:
 
 
 def make_cotangent(out: Tensor) -> Tensor:
-    """Varied numbers in [-2, 2] that every dtype holds exactly."""
+    """Return varied numbers in [-2, 2] that every dtype holds exactly."""
     return (torch.arange(out.numel()).view(out.shape) * 37 % 65 - 32).to(out.dtype) / 16
 
 
 def run(op: Callable[..., Tensor], tensors: dict, settings: dict, **kwargs) -> dict[str, Tensor]:
-    """Output, and gradients of the tensors that need one, for one fixed cotangent."""
+    """Return the output, and the gradients of leaf tensors for one fixed cotangent."""
     out = op(**tensors, **settings, **kwargs)
     live = {name: x for name, x in tensors.items() if x.requires_grad}
     grads = torch.autograd.grad(out, list(live.values()), make_cotangent(out).to(out.device))
@@ -146,7 +148,7 @@ def run(op: Callable[..., Tensor], tensors: dict, settings: dict, **kwargs) -> d
 
 
 def worst_error(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Largest error relative to the largest value, over the tensors of two results."""
+    """Return the largest error of any tensor, relative to the tensor's largest value."""
     assert ours.keys() == expected.keys()
     errors = [0.0]
     for name, x in ours.items():
@@ -155,19 +157,22 @@ def worst_error(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
         assert x.isfinite().all(), name
         assert ref.isfinite().all(), name
         if ref.numel():
-            # What is left of a zero, as for the score of a lone token, has to match absolutely.
+            # A gradient that should be 0, such as for the only token of a window, has an absolute
+            # error.
             scale = ref.abs().max().item()
             errors.append((x.double() - ref).abs().max().item() / (scale if scale > 1e-12 else 1.0))
     return max(errors)
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Largest sum of CPU memory that ``function`` held at once, in bytes, from PyTorch's records
-    of every allocation and release; temporaries inside kernels count as well."""
+    """Return the most bytes of CPU memory that ``function`` held at once.
+
+    PyTorch records every allocation and release, so temporaries inside kernels count as well.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         result = function()
     del result
-    # The trace is the public form of these records: the profiler's tables add them up by operator.
+    # Only the trace shows each record. The profiler's tables add them up by operator.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         prof.export_chrome_trace(str(path))

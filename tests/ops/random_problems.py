@@ -1,4 +1,4 @@
-"""Random calls of the ops, and how a backend's results compare with the definition's."""
+"""Random calls of the ops, and the comparison of a backend's results with the definition's."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Problem:
     notes: dict = field(default_factory=dict)
 
     def run(self, backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Output and gradients; in ``dtype`` if given."""
+        """Return output and gradients, computed in ``dtype`` if it is given."""
         tensors = {n: x.detach() for n, x in self.tensors.items()}
-        if dtype is not None:  # of the numbers that a backend has, which computes in float32
+        if dtype is not None:  # start from float32 numbers, as a backend does
             if self.tensors["value"].dtype != torch.float64:
                 tensors = {n: x.float() for n, x in tensors.items()}
             tensors = {n: x.to(dtype) for n, x in tensors.items()}
@@ -48,15 +48,18 @@ class Problem:
         return results
 
     def tolerance(self, backend: str, result: Tensor) -> float:
-        """Of the dtype of the computation or of the result, whichever is coarser."""
+        """Return the tolerance for the dtype of ``value`` or of the result, the larger of both."""
         chosen = next(b for b in OPS[self.op].backends if b.name == backend)
         position = _largest(self.tensors["rel_pos"]) if "rel_pos" in self.tensors else 0.0
         dtypes = {self.tensors["value"].dtype, result.dtype}
         return max(chosen.tolerance(dtype, position) for dtype in dtypes)
 
     def magnitudes(self) -> dict[str, float]:
-        """For the gradients that pass through the softmax: the largest sum of the magnitudes of
-        their terms. The gradients themselves are differences that may be far smaller."""
+        """Return the largest sum of the magnitudes of its terms, by gradient.
+
+        This is for gradients that pass through the softmax. They are differences, and may be far
+        smaller than their terms.
+        """
         through = {"attn"} if self.op == "elsa" and self.settings["softmax"] else set()
         through |= {"scores", "rel_pos"} if self.op == "qna" else set()
         if not through & set(self.live) or not self.cotangent.numel():
@@ -105,7 +108,7 @@ class Problem:
 
 
 def _largest(x: Tensor) -> float:
-    """Of the finite numbers; 0 if there are none."""
+    """Return the largest magnitude of the finite numbers, or 0 if there are none."""
     finite = x[x.isfinite()]
     return finite.abs().max().item() if finite.numel() else 0.0
 
@@ -133,7 +136,7 @@ class _Source:
         return torch.randn(*shape, generator=self.numbers, dtype=torch.float64)
 
     def put(self, x: Tensor, numbers: list[float]) -> Tensor:
-        """``x`` with some of ``numbers`` in one to three random places."""
+        """Return ``x`` with one to three random places replaced by some of ``numbers``."""
         x = x.clone()
         for _ in range(self.choose.randint(1, 3)):
             x.view(-1)[self.choose.randrange(x.numel())] = self.choose.choice(numbers)
@@ -141,7 +144,7 @@ class _Source:
 
 
 def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
-    """The problem of a seed; ``limit`` bounds kernel, map and channels."""
+    """Return the problem of a seed. ``limit`` bounds kernel, map and channels."""
     source = _Source(seed)
     pick = source.choose
     k = pick.choice([n for n in (1, 2, 3, 3, 3, 4, 5, 7, 9, 13) if n <= limit])
@@ -211,9 +214,9 @@ def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
 
 
 def differences(problem: Problem, backend: str, exact: dict[str, Tensor]) -> list[str]:
-    """In words, where a result is not what the definition says; empty if it is.
+    """Describe the results that differ from the definition. The list is empty if all agree.
 
-    Numbers that the dtype of the result cannot hold may be infinite or not.
+    A number that the dtype of the result cannot hold may be infinite or finite.
     """
     found, magnitudes = [], problem.magnitudes()
     for name, x in problem.run(backend).items():

@@ -336,7 +336,7 @@ def test_sources_that_are_gone_are_a_reason(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ('"c++', "is no command: No closing quotation"),
+        ('"c++', "is not a command: No closing quotation"),
         ("/my compilers/c++", r"no C\+\+ compiler \(/my\); a path with blanks needs quotes"),
         ("true", "does not load"),
     ],

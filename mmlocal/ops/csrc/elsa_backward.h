@@ -1,7 +1,7 @@
 // ELSA: the gradients of values, weights or logits, and ghost heads.
 
-// A pixel gathers from the windows that contain it: the same sum, with the gradient as value, and
-// with the weights of the neighbour for the opposite tap.
+// A pixel gathers from the windows that contain it. This is the sum of the forward pass, with the
+// gradient as value, and with the neighbour's weight for the opposite tap.
 template <class T>
 static void elsa_grad_value(const Elsa<T>& a, T* memory, int64_t begin, int64_t end) {
   const int64_t taps = a.kernel * a.kernel, half = a.kernel / 2;
@@ -18,7 +18,7 @@ static void elsa_grad_value(const Elsa<T>& a, T* memory, int64_t begin, int64_t 
   s.out_pixel = a.grad_value.x;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t b = row / a.height, y = row % a.height;
-    // Mirrored: a low tap reaches this row from the rows below.
+    // Mirrored, because a low tap reaches this row from the rows below.
     elsa_clip(a.height - 1 - y, a.height, a.kernel, a.dilation, &s.window.i0, &s.window.i1);
 
     const auto begin_at = [&](int64_t x, int) {
@@ -32,7 +32,7 @@ static void elsa_grad_value(const Elsa<T>& a, T* memory, int64_t begin, int64_t 
   }
 }
 
-// products[t] (+)= grad * (mul *) value for the taps of a window, in a pixel.
+// products[t] (+)= grad * (mul *) value, for the taps t of the window of one pixel.
 template <class T>
 struct ElsaProducts {
   const T *grad, *value, *mul;  // value and mul of the first tap; mul may be null
@@ -42,8 +42,8 @@ struct ElsaProducts {
   Vec<T>* products;
 };
 
-// From a vector on: U vectors of one head, or the lanes of a head in the one vector that it shares.
-// MORE: adds to products.
+// Takes U vectors of one head from `vector` on. With SHARED, takes the lanes of a head in the one
+// vector that it shares with others. With MORE, adds to products.
 template <class T, int U, bool SHARED, bool MUL, bool MORE>
 static inline void elsa_products(const ElsaProducts<T>& all, const Heads<T>& heads, int64_t vector,
                                  int64_t head) {
@@ -81,7 +81,7 @@ static inline void elsa_products_of_kind(const ElsaProducts<T>& s, const Heads<T
   kind(s, heads, vector, head);
 }
 
-// All channels of a head.
+// The same for all channels of a head.
 template <class T>
 static inline void elsa_head_products(const Elsa<T>& a, const Heads<T>& heads, int64_t head,
                                       const ElsaProducts<T>& s) {
@@ -96,7 +96,7 @@ static inline void elsa_head_products(const Elsa<T>& a, const Heads<T>& heads, i
   }
 }
 
-// dots[t] = sum of the lanes of products[t], with whole vectors of dots; destroys products.
+// dots[t] = sum of the lanes of products[t]. Writes whole vectors of dots and destroys products.
 template <class T>
 MMLOCAL_INLINE void elsa_dots(Vec<T>* products, T* dots, int64_t taps) {
   constexpr int n = kLanes<T>;
@@ -106,7 +106,7 @@ MMLOCAL_INLINE void elsa_dots(Vec<T>* products, T* dots, int64_t taps) {
   if (taps - t > 2) {
     for (int64_t rest = taps; rest < t + n; ++rest) products[rest] = Vec<T>{};
     store(dots + t, sums_of<T>(products + t));
-  } else {  // as for windows of 7x7, with one tap more than three vectors of 16
+  } else {  // as for windows of 7x7, which have one tap more than three vectors of 16
     store(dots + t, Vec<T>{});
     for (; t < taps; ++t) dots[t] = sum<T>(products[t]);
   }
@@ -162,10 +162,10 @@ static void elsa_grad_attn(const Elsa<T>& a, T* memory, int64_t begin, int64_t e
 }
 
 // out[j] += sum over pixels of (weight *) grad * value, for neighbouring taps j and one vector of
-// channels, which `heads` heads share.
+// channels. `heads` heads share the vector.
 template <class T>
 struct ElsaTableSum {
-  const T *grad, *value, *weight;  // of column 0, and of the first of the taps
+  const T *grad, *value, *weight;  // at column 0 and at the first tap
   int64_t grad_pixel, value_pixel, value_col, weight_pixel, head_step;
   int64_t heads;
   IntVec<T> lane;
@@ -173,7 +173,7 @@ struct ElsaTableSum {
   int64_t out_col;
 };
 
-// The pixels [x0, x1), and J taps from `tap` on.
+// Takes the pixels [x0, x1), and J taps from `tap` on.
 template <class T, int J, bool MUL>
 static inline void elsa_table_sum(const ElsaTableSum<T>& s, int64_t tap, int64_t x0, int64_t x1) {
   Vec<T> total[J] = {};
@@ -202,19 +202,19 @@ static inline void elsa_table_sum(const ElsaTableSum<T>& s, int64_t tap, int64_t
   }
 }
 
-// All taps of a row whose first one is s.
+// The same for all taps of a row. s is at the first one.
 template <class T, bool MUL>
 static void elsa_table_row(const Elsa<T>& a, const ElsaTableSum<T>& s) {
   constexpr int J = 4;
   const int64_t half = a.kernel / 2;
-  // The pixels [x0, x1) for which a tap lies in the map.
+  // A tap lies in the map for the pixels [begin_of(tap), end_of(tap)).
   const auto begin_of = [&](int64_t tap) { return larger(0, (half - tap) * a.dilation); };
   const auto end_of = [&](int64_t tap) {
     return smaller(a.width, a.width + (half - tap) * a.dilation);
   };
   for (int64_t j = 0; j < a.kernel;) {
     const int64_t count = j + J <= a.kernel ? J : 1;
-    const int64_t x0 = begin_of(j), x1 = end_of(j + count - 1);  // for all of these taps
+    const int64_t x0 = begin_of(j), x1 = end_of(j + count - 1);  // all of these taps are in the map
     if (count == 1 || x0 >= x1) {
       for (int64_t t = j; t < j + count; ++t) {
         elsa_table_sum<T, 1, MUL>(s, t, begin_of(t), end_of(t));
@@ -230,7 +230,7 @@ static void elsa_table_row(const Elsa<T>& a, const ElsaTableSum<T>& s) {
   }
 }
 
-// The gradient of a ghost head: of mul with MUL, else of add.
+// The gradient of one ghost head: mul if MUL, else add.
 template <class T, bool MUL>
 static void elsa_grad_table(const Elsa<T>& a, const Heads<T>& heads, T* table, int64_t begin,
                             int64_t end) {

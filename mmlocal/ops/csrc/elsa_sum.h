@@ -1,22 +1,22 @@
-// ELSA: the sum over the taps of a window, for a block of pixels whose sums stay in registers. The
-// forward pass and the gradient of the values are such sums.
+// ELSA: the sum over the taps of a window, for a block of pixels at a time. The sums of a block
+// stay in registers. The forward pass and the gradient of the values are such sums.
 
 // out[p] = sum over taps of (mul * weight + add) * value, for the pixels p of a block.
 template <class T>
 struct ElsaSum {
-  const T* value;  // of the first tap, as are all
+  const T* value;  // this and the other pointers are at the first tap
   Steps value_steps;
   const T* weight;
   Steps weight_steps;
   int64_t head_step;   // from the weights of a head to the next one
-  const T *mul, *add;  // null where there is none
+  const T *mul, *add;  // null where there is no such ghost head
   int64_t table_row, table_col;
   Window window;
   T* out;
   int64_t out_pixel;
 };
 
-// For each pixel of a block, the weight of each lane's own head.
+// For each pixel of a block: a vector with the weight of each lane's own head.
 template <class T, int P>
 MMLOCAL_INLINE void lane_weights(const ElsaSum<T>& s, const T* weight, int64_t heads,
                                  const IntVec<T>& lane, Vec<T>* own) {
@@ -32,7 +32,8 @@ MMLOCAL_INLINE void lane_weights(const ElsaSum<T>& s, const T* weight, int64_t h
   }
 }
 
-// From a vector on: U vectors of one head, or the one vector that several heads share.
+// Takes U vectors of one head from `vector` on. With SHARED, takes one vector that several heads
+// share.
 template <class T, int P, int U, bool SHARED, bool MUL, bool ADD>
 static inline void elsa_sum(const ElsaSum<T>& sum, const Heads<T>& heads, int64_t vector) {
   constexpr int n = kLanes<T>;
@@ -84,7 +85,7 @@ static inline void elsa_sum_of_kind(const ElsaSum<T>& s, const Heads<T>& heads, 
   kind(s, heads, vector);
 }
 
-// All channels.
+// The same for all channels.
 template <class T, int P>
 static inline void elsa_sums(const ElsaSum<T>& s, const Heads<T>& heads) {
   for (int64_t v = 0; v < heads.vectors;) {
@@ -97,8 +98,9 @@ static inline void elsa_sums(const ElsaSum<T>& s, const Heads<T>& heads) {
   }
 }
 
-// The sums of a row of pixels, whose windows have the rows in s. begin(x, P) sets the rest of s for
-// P pixels from x on; clip(x) sets the columns of the window, which a block of pixels has all.
+// The sums of a row of pixels. s holds the rows of their windows. begin(x, P) sets the rest of s
+// for P pixels from x on. clip(x) sets the columns of the window. Blocks lie so far
+// inside the map that their windows have all columns.
 template <class T, class Begin, class Clip>
 MMLOCAL_INLINE void elsa_sum_row(const Elsa<T>& a, const Heads<T>& heads, ElsaSum<T>& s,
                                  const Begin& begin, const Clip& clip) {

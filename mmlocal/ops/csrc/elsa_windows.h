@@ -1,5 +1,5 @@
-// ELSA: what all of its kernels share. They take one row of the map after the other. A vector holds
-// neighbouring channels of a pixel.
+// ELSA: the parts that all of its kernels share. A kernel takes one row of the map after the other.
+// A vector holds neighbouring channels of a pixel.
 
 // Taps [i0, i1) x [j0, j1) of a window.
 struct Window {
@@ -19,7 +19,7 @@ MMLOCAL_INLINE void elsa_clip(int64_t x, int64_t size, int64_t kernel, int64_t d
   *end = smaller(kernel, half + (size - 1 - x) / dilation + 1);
 }
 
-// The memory of one thread, for any of the kernels.
+// The memory of one thread, large enough for each of the kernels.
 template <class T>
 struct ElsaScratch {
   const int64_t padded;  // taps of a head, rounded up to whole vectors
@@ -45,7 +45,7 @@ static int64_t elsa_scratch(const Elsa<T>& a) {
   return ElsaScratch<T>(a, nullptr).memory.used;
 }
 
-// Softmax of taps logits; room for whole vectors in w.
+// Softmax of `taps` logits. w has room for whole vectors.
 template <class T>
 static void elsa_softmax(const T* x, T* w, int64_t taps) {
   constexpr int n = kLanes<T>;

@@ -1,6 +1,6 @@
-// Memory for the work of one thread, and how heads lie in vectors of channels.
+// Memory for one thread, and the place of heads in vectors of channels.
 
-// Hands out parts of the scratch memory; from null it only counts.
+// Hands out parts of the scratch memory. If the memory is null, it only counts.
 template <class T>
 struct Scratch {
   T* next;
@@ -14,13 +14,13 @@ struct Scratch {
   }
 };
 
-// The heads of each vector of channels. Several heads share a vector where they are narrow or no
-// multiple of it. The last vector may reach beyond the channels; its last head does so as well.
+// The heads of each vector of channels. Several heads share a vector if their channels do not fill
+// whole vectors. The last vector may reach beyond the channels, and its last head then does so too.
 template <class T>
 struct Heads {
   int64_t vectors;
   int64_t *first, *last;  // heads of the first and of the last lane
-  IntVec<T>* lane;        // of each lane, counted from the first one
+  IntVec<T>* lane;        // the head of each lane, counted from `first`
 
   Heads(int64_t heads, int64_t head_dims, Scratch<T>& scratch)
       : vectors((heads * head_dims + kLanes<T> - 1) / kLanes<T>),

@@ -1,5 +1,5 @@
-// What the library and the kernels share. The kernels are compiled once per instruction set and
-// see nothing of PyTorch: pointers and numbers only. T is float or double.
+// The structures that the library and the kernels share. The kernels are compiled once per
+// instruction set. They get pointers and numbers, and nothing of PyTorch. T is float or double.
 //
 // "Padded" counts are rounded up to whole vectors. mmlocal/ops/extension.py mirrors the structures
 // and checks the shapes.
@@ -9,8 +9,8 @@
 
 namespace mmlocal {
 
-// A channels-last map: the channels of a pixel lie side by side, the strides of samples, rows and
-// pixels are free. Null where there is none.
+// A channels-last map. The channels of a pixel lie side by side. The strides of samples, rows and
+// pixels are free. data is null where there is no map.
 template <class T>
 struct Map {
   T* data = nullptr;
@@ -21,17 +21,17 @@ struct Map {
   }
 };
 
-// One map per query; query is the step from one to the next, or 0 if all share one.
+// One map per query. `query` is the step from one map to the next, or 0 if all queries share one.
 template <class T>
 struct QueryMap : Map<T> {
   int64_t query = 0;
 };
 
-// The ELSA op; shapes as in mmlocal/ops/elsa.
+// The arguments of the ELSA op. mmlocal/ops/elsa says what they mean.
 template <class T>
 struct Elsa {
   int64_t batch, height, width, heads, head_dims, kernel, dilation;
-  int64_t parts;  // of the sums below
+  int64_t parts;  // how many parts the sums below have
   bool softmax;
   Map<const T> value, attn, grad;  // (padded channels), (heads * taps), (padded channels)
   const T* mul;                    // (taps, padded channels) or null
@@ -43,42 +43,43 @@ struct Elsa {
   T* sum_add;  // (parts, taps, padded channels), zero at first: the gradient of add, or null
 };
 
-// The largest scores of QnA.
+// The arguments of the search for QnA's largest scores.
 template <class T>
 struct QnaPeak {
   int64_t batch, height, width, tables;
-  int64_t parts;  // in which the rows of a sample are cut
+  int64_t parts;  // how many parts the rows of a sample are cut into
   Map<const T> scores;
   T* peak;  // (batch, parts, padded tables), -inf at first; NaN if a score is NaN or infinity
 };
 
-// The QnA op; shapes as in mmlocal/ops/qna. A table is a query of a head:
-// table = query * heads + head. Its tokens enter as E = exp(score - shift) / 2^K, its taps as
+// The arguments of the QnA op. mmlocal/ops/qna says what they mean. A table belongs to one query of
+// one head: table = query * heads + head. Tokens enter as E = exp(score - shift) / 2^K, and taps as
 // R = exp(rel_pos - max rel_pos). Gradients are null where they are not needed.
 template <class T>
 struct Qna {
   int64_t batch, channels, height, width, out_height, out_width;
   int64_t queries, heads, kernel, stride, padding;
-  int64_t parts;  // of the sums below
+  int64_t parts;  // how many parts the sums below have
   bool sum_queries;
   Map<const T> value, scores;
   QueryMap<const T> grad;
-  const T* shift;       // (batch, padded tables), 0 unless the scores are large
+  const T* shift;       // (batch, padded tables): 0 unless the scores are large
   const T* power;       // (batch, padded tables): K, a whole number
   const T* rel;         // (taps, padded tables): R
   const T* mix;         // (taps, vectors of channels, queries, lanes): R times tap_weight
-  const T* rel_pos;     // (tables, taps) or null, as they came
+  const T* rel_pos;     // (tables, taps) or null, without exp
   const T* tap_weight;  // (tables, taps) or null
   QueryMap<T> out;
   Map<T> inverse;  // (padded tables) per window: 1 / Z with Z = sum_t E R, or 0 if Z is too small
-  Map<T> mean;     // (padded tables) per window: what the softmax subtracts, over Z
-  // Z is too small where all scores of a window lie far below the largest of the map. If such a
-  // window has tokens at all, its flag is 1: the tiles leave this table of it out, and its softmax
-  // is computed exactly, relative to the window's own maximum.
+  Map<T> mean;     // (padded tables) per window: the mean gradient under the softmax, over Z
+  // Z is too small where all scores of a window lie far below the largest score of the map. If such
+  // a window has any tokens, its flag is 1. The tiles then leave this table of the window out, and
+  // its softmax is computed exactly, relative to the window's own maximum.
   uint8_t* exact;       // (batch, out_height, out_width, tables), zero at first
-  uint8_t* exact_rows;  // (batch, out_height), zero at first: 1 where a row has such windows
+  uint8_t* exact_rows;  // (batch, out_height), zero at first: 1 where a row has a flag
   Map<T> grad_value, grad_scores;
-  // The gradients of rel, mix and of the exact windows, zero at first, or all null.
+  // The gradients of rel and mix, and of both tables in exact windows. They are zero at first, or
+  // all null.
   T* sum_rel;        // (parts, taps, padded tables)
   T* sum_mix;        // (parts, taps, vectors of channels, queries, lanes)
   T* sum_exact_rel;  // (parts, tables, taps)
@@ -88,9 +89,9 @@ struct Qna {
 // The kernels of one instruction set. Scratch memory begins at a whole vector.
 template <class T>
 struct Kernels {
-  int64_t lanes;  // of a vector
+  int64_t lanes;  // numbers in a vector
 
-  // Rows [begin, end) of batch * height.
+  // These work on rows [begin, end) of batch * height.
   int64_t (*elsa_scratch)(const Elsa<T>&);
   void (*elsa_forward)(const Elsa<T>&, T* scratch, int64_t begin, int64_t end);
   void (*elsa_weights)(const Elsa<T>&, T* scratch, int64_t begin, int64_t end);
@@ -98,9 +99,9 @@ struct Kernels {
   void (*elsa_grad_attn)(const Elsa<T>&, T* scratch, int64_t begin, int64_t end);
   void (*elsa_grad_ghost)(const Elsa<T>&, T* scratch, int64_t part, int64_t begin, int64_t end);
 
-  // One of batch * parts.
+  // This works on one of batch * parts parts.
   void (*qna_peak)(const QnaPeak<T>&, int64_t part);
-  // Tasks [begin, end): tiles of windows, or of tokens.
+  // These work on tasks [begin, end). A task is a tile of windows, or of tokens.
   int64_t (*qna_window_tasks)(const Qna<T>&);
   int64_t (*qna_window_scratch)(const Qna<T>&);
   void (*qna_forward)(const Qna<T>&, T* scratch, int64_t begin, int64_t end);
@@ -110,7 +111,7 @@ struct Kernels {
   void (*qna_backward_tokens)(const Qna<T>&, T* scratch, int64_t begin, int64_t end);
 };
 
-// Those of x86 exist on x86 only.
+// The namespaces avx2 and avx512 have definitions on x86 only.
 namespace generic {
 template <class T>
 const Kernels<T>& kernels();

@@ -1,8 +1,8 @@
-// The functions that mmlocal/ops/extension.py calls. It fills the structures of kernels.h and
-// checks their shapes; here the work is cut into rows or tiles for the threads.
+// The functions that mmlocal/ops/extension.py calls. The Python side fills the structures of
+// kernels.h and checks the shapes. This file cuts the work into rows or tiles for the threads.
 //
-// Nothing here knows PyTorch or Python, so one library serves every version of both. All sums over
-// threads are kept in parts whose number does not depend on the threads, so results don't either.
+// Nothing here knows PyTorch or Python, so one library works with every version of both. Sums over
+// threads are kept in a fixed number of parts, so results do not depend on the number of threads.
 
 #include <cstdlib>
 
@@ -11,8 +11,8 @@
 namespace mmlocal {
 namespace {
 
-// The OpenMP runtime that PyTorch has loaded, so that both share one pool of threads. Null where
-// there is none: everything then runs on the calling thread.
+// The OpenMP runtime that PyTorch has loaded, so that both share one pool of threads. The pointers
+// are null where there is no such runtime. Everything then runs on the calling thread.
 struct OpenMP {
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
   int (*in_parallel)();
@@ -31,8 +31,8 @@ const Kernels<T>& chosen() {
   return generic::kernels<T>();
 }
 
-// f(begin, end) for parts of count tasks, one for each of up to `threads` threads, with at least
-// grain tasks in each.
+// Calls f(begin, end) on up to `threads` threads, which share count tasks. Each thread gets at
+// least `grain` tasks.
 template <class F>
 void parallel_for(int64_t threads, int64_t count, int64_t grain, const F& f) {
   if (count <= 0) return;
@@ -53,7 +53,7 @@ void parallel_for(int64_t threads, int64_t count, int64_t grain, const F& f) {
       &region, static_cast<unsigned>(threads), 0);
 }
 
-// f(part, begin, end) for equal parts of count tasks.
+// Calls f(part, begin, end) for each of `parts` equal parts of count tasks.
 template <class F>
 void in_parts(int64_t threads, int64_t count, int64_t parts, const F& f) {
   parallel_for(threads, parts, 1, [&](int64_t first, int64_t last) {
@@ -64,7 +64,7 @@ void in_parts(int64_t threads, int64_t count, int64_t parts, const F& f) {
   });
 }
 
-// Aligned to whole vectors.
+// Memory that is aligned to whole vectors.
 template <class T>
 struct Memory {
   T* data;
@@ -103,7 +103,7 @@ void elsa_backward(const Elsa<T>& a, int64_t threads) {
       kernels.elsa_grad_ghost(a, memory.data, part, begin, end);
     });
   }
-  // Last: it may overwrite the weights.
+  // This comes last, because it may overwrite the weights.
   if (a.grad_attn.data) over_rows(a, threads, kernels.elsa_grad_attn);
 }
 
@@ -146,10 +146,10 @@ void qna_backward(const Qna<T>& a, int64_t threads) {
 #define MMLOCAL_TEXT(x) MMLOCAL_TEXT_OF(x)
 #define MMLOCAL_EXPORT extern "C" __attribute__((visibility("default")))
 
-// A digest of the sources, to compare with the one of the sources at hand.
+// A digest of the sources. Python compares it with the digest of the sources at hand.
 MMLOCAL_EXPORT const char* mmlocal_digest() { return MMLOCAL_TEXT(MMLOCAL_DIGEST); }
 
-// Called once. functions: those of OpenMP, in its order, or null.
+// Python calls this once. `functions` is null without an OpenMP runtime.
 MMLOCAL_EXPORT void mmlocal_init(int64_t capability, const mmlocal::OpenMP* functions) {
   mmlocal::capability = capability;
   if (functions) mmlocal::openmp = *functions;
@@ -158,7 +158,7 @@ MMLOCAL_EXPORT void mmlocal_init(int64_t capability, const mmlocal::OpenMP* func
 MMLOCAL_EXPORT int64_t mmlocal_lanes_float() { return mmlocal::chosen<float>().lanes; }
 MMLOCAL_EXPORT int64_t mmlocal_lanes_double() { return mmlocal::chosen<double>().lanes; }
 
-// How many of `threads` threads share a loop.
+// How many threads share a loop if `threads` are asked for.
 MMLOCAL_EXPORT int64_t mmlocal_threads(int64_t threads) {
   int64_t count = 0;
   mmlocal::parallel_for(threads, threads, 1,
@@ -166,8 +166,8 @@ MMLOCAL_EXPORT int64_t mmlocal_threads(int64_t threads) {
   return count;
 }
 
-// The functions of an op for numbers of a type, and the sizes of the structures that they take, to
-// compare with their declarations in Python.
+// The functions of an op for one type of numbers, and the sizes of the structures that they take.
+// Python compares the sizes with its own declarations.
 #define MMLOCAL_FUNCTION(NAME, STRUCTURE, T)                                                  \
   MMLOCAL_EXPORT void mmlocal_##NAME##_##T(const mmlocal::STRUCTURE<T>* a, int64_t threads) { \
     mmlocal::NAME(*a, threads);                                                               \

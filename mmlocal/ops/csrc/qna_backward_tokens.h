@@ -1,8 +1,8 @@
-// QnA: the second part of the backward pass, over tokens: the gradients of values and scores. Each
-// token gathers from the windows that contain it.
+// QnA: the second part of the backward pass. It goes over the tokens and makes the gradients of
+// values and scores. Each token gathers from the windows that contain it.
 
-// A tile goes down the map row by row. It keeps the gradient over Z, and mean, of the windows that
-// contain tokens of its row in a ring.
+// A tile goes down the map row by row. For the windows that contain tokens of its row, it keeps the
+// gradient over Z, and mean, in a ring.
 template <class T>
 struct TokenTile {
   const Qna<T>& a;
@@ -44,7 +44,7 @@ struct TokenTile {
   int64_t grad_row() const { return tiling.ring_cols * s.mixed * kLanes<T>; }
   int64_t mean_row() const { return tiling.ring_cols * s.padded; }
 
-  // Gradient over Z, and mean, of one row of windows; 0 outside the map.
+  // Loads the gradient over Z, and mean, of one row of windows. Both are 0 outside the map.
   void load_row(int64_t b, int64_t oy, int64_t ox0) {
     constexpr int64_t n = kLanes<T>;
     const int64_t slot = (oy + a.kernel) % tiling.ring_rows, token = a.queries * n;
@@ -69,8 +69,8 @@ struct TokenTile {
     }
   }
 
-  // The rows of windows [first, last] contain the tokens of row y: for each one its row in the
-  // rings, and of the tables the row of taps that meets y.
+  // The rows of windows [first, last] contain the tokens of row y. For each of them, this selects
+  // its row in the rings, and the row of taps in the tables that meets y.
   void select_rows(int64_t y, int64_t first, int64_t last) {
     for (int64_t oy = first; oy <= last; ++oy) {
       const int64_t slot = (oy + a.kernel) % tiling.ring_rows;
@@ -82,8 +82,8 @@ struct TokenTile {
     }
   }
 
-  // sums and means of the tokens [x0, x1) of a row: gradient over Z, and mean, of `rows` rows of
-  // windows convolved with the tables.
+  // Computes sums and means of the tokens [x0, x1) of a row. They are the gradient over Z, and
+  // mean, of `rows` rows of windows, convolved with the tables.
   void load_sums(int64_t x0, int64_t x1, int64_t ox0, int64_t rows) {
     constexpr int64_t n = kLanes<T>;
     const int64_t k = a.kernel, stride = a.stride, queries = a.queries, token = queries * n;
@@ -99,7 +99,7 @@ struct TokenTile {
     grad.source_pixel = token;
     grad.table_col = grad.out_pixel = stride * s.mixed * n;
     mean.rows = grad.rows = rows;
-    // Tokens of one phase have the same taps; their windows are neighbours.
+    // Tokens of one phase have the same taps, and their windows are neighbours.
     for (int64_t phase = 0; phase < smaller(stride, x1 - x0); ++phase) {
       const int64_t tap = (x0 + phase + a.padding) % stride;
       const int64_t source = (x0 + phase + a.padding - tap) / stride - ox0;
@@ -125,7 +125,7 @@ struct TokenTile {
     }
   }
 
-  // The gradients of one token; destroys its sums.
+  // Writes the gradients of one token and destroys its sums.
   void write_grads(int64_t b, int64_t y, int64_t x, T* sums, const T* means) {
     constexpr int64_t n = kLanes<T>;
     exponentials(a, s, b, y, x, exps);
@@ -150,7 +150,7 @@ struct TokenTile {
     }
   }
 
-  // Adds what the tokens [x0, x1) of row y get from a window that is taken exactly.
+  // Adds the gradients of the tokens [x0, x1) of row y from a window that is taken exactly.
   void add_exact(int64_t b, int64_t oy, int64_t ox, int64_t y, int64_t x0, int64_t x1) {
     const int64_t k = a.kernel, head_dims = a.channels / a.heads;
     const uint8_t* exact = a.exact + ((b * a.out_height + oy) * a.out_width + ox) * s.tables;
@@ -178,7 +178,7 @@ struct TokenTile {
     const int64_t k = a.kernel, stride = a.stride;
     const Tile<T> tile(tiling, task);
     const int64_t b = tile.b, x0 = tile.x, x1 = smaller(x0 + tiling.cols, a.width);
-    // Windows [first, last] contain a token: those that begin at most kernel - 1 before it.
+    // A window contains a token if it begins at most kernel - 1 before it.
     const auto first_window = [&](int64_t x) { return ceil_div(x + a.padding - k + 1, stride); };
     const int64_t ox0 = first_window(x0);
     __builtin_memset(ring_grad, 0, tiling.ring_rows * grad_row() * sizeof(T));

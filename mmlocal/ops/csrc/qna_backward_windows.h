@@ -1,5 +1,5 @@
-// QnA: the first part of the backward pass, over windows: what the second part, over tokens, needs
-// of each window, and the gradients of the tables.
+// QnA: the first part of the backward pass. It goes over the windows, writes the numbers of each
+// window that the second part needs, and makes the gradients of the tables.
 
 template <class T>
 struct BackwardWindowTile : WindowTile<T> {
@@ -21,7 +21,7 @@ struct BackwardWindowTile : WindowTile<T> {
     dots = this->scratch.take(a.kernel * a.kernel);
   }
 
-  // inverse and mean of a window, and its gradient over Z.
+  // Writes inverse and mean of a window, and its gradient over Z.
   void write_grads(int64_t b, int64_t oy, int64_t ox, int64_t x, const T* inverse, const T* sums) {
     constexpr int64_t n = kLanes<T>;
     const T* grad = a.grad.at(b, oy, ox);
@@ -41,7 +41,7 @@ struct BackwardWindowTile : WindowTile<T> {
     __builtin_memcpy(a.inverse.at(b, oy, ox), inverse, s.padded * sizeof(T));
   }
 
-  // The gradients of the tables from a row of windows.
+  // Adds the gradients of the tables from a row of windows.
   void add_tables(int64_t count, int64_t part) {
     constexpr int64_t n = kLanes<T>;
     const int64_t k = a.kernel, queries = a.queries, token = queries * n;
@@ -72,7 +72,7 @@ struct BackwardWindowTile : WindowTile<T> {
     }
   }
 
-  // The same from the tables of a window that are taken exactly.
+  // Does the same for the tables of one window that are taken exactly.
   void add_exact_tables(int64_t b, int64_t oy, int64_t ox, const uint8_t* exact, int64_t part) {
     const int64_t taps = a.kernel * a.kernel;
     for (int64_t table = 0; table < s.tables; ++table) {
@@ -98,7 +98,7 @@ struct BackwardWindowTile : WindowTile<T> {
       const int64_t row = b * a.out_height + oy;
       __builtin_memcpy(a.exact + (row * a.out_width + ox0) * s.tables, this->exact,
                        count * s.tables);
-      // Tiles beside each other share the row, and all write the same.
+      // Neighbouring tiles share the row, and all of them write the same number.
       __atomic_store_n(a.exact_rows + row, 1, __ATOMIC_RELAXED);
       for (int64_t x = 0; a.sum_rel && x < count; ++x) {
         add_exact_tables(b, oy, ox0 + x, this->exact + x * s.tables, part);
@@ -107,7 +107,7 @@ struct BackwardWindowTile : WindowTile<T> {
   }
 };
 
-// Enough for the forward pass too.
+// This is enough for the forward pass too.
 template <class T>
 static int64_t qna_window_scratch(const Qna<T>& a) {
   return BackwardWindowTile<T>(a, nullptr).scratch.used;

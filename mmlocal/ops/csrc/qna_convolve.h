@@ -1,18 +1,19 @@
-// QnA: depth-wise convolutions, and the gradients of their weights. Vectors of channels are
-// convolved on their own, U of them together so that few loads serve many multiplications.
+// QnA: depth-wise convolutions, and the gradients of their weights. Each vector of channels is
+// convolved on its own. U vectors are taken together, so that a few loads feed many
+// multiplications.
 
 // out[p][u] = sum over rows i and columns j of source[i][j + p][u] * table[i][j][u], for pixels p
 // of the output.
 template <class T>
 struct Convolution {
-  const T* const* source;           // rows of pixels
-  const T* const* table;            // rows of taps
-  int64_t rows, cols;               // of taps
+  const T* const* source;           // the rows of pixels
+  const T* const* table;            // the rows of taps
+  int64_t rows, cols;               // numbers of taps
   int64_t source_col, table_col;    // steps from tap to tap
   int64_t source_pixel, out_pixel;  // steps from one pixel of the output to the next
 };
 
-// P pixels and U vectors, from an offset in the rows of source and table on.
+// Takes P pixels and U vectors, from an offset in the rows of source and table on.
 template <class T, int P, int U>
 static inline void convolve(const Convolution<T>& c, int64_t source_offset, int64_t table_offset,
                             T* out) {
@@ -47,7 +48,7 @@ struct Correlation {
   int64_t source_col, table_col;     // steps from tap to tap
 };
 
-// J taps and U vectors.
+// Takes J taps and U vectors.
 template <class T, int J, int U>
 static inline void correlate(const Correlation<T>& c, const T* grad, const T* source, T* table) {
   constexpr int n = kLanes<T>;
@@ -74,7 +75,7 @@ static inline void correlate(const Correlation<T>& c, const T* grad, const T* so
   }
 }
 
-// All taps of a row.
+// The same for all taps of a row.
 template <class T, int U>
 static inline void correlate_row(const Correlation<T>& c, const T* grad, const T* source,
                                  T* table) {

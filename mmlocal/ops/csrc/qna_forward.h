@@ -23,7 +23,7 @@ struct ForwardTile : WindowTile<T> {
     }
   }
 
-  // The tables of a window that are taken exactly.
+  // Adds the outputs of the tables of one window that are taken exactly.
   void add_exact(int64_t b, int64_t oy, int64_t ox, const uint8_t* exact) {
     const int64_t head_dims = a.channels / a.heads;
     for (int64_t table = 0; table < s.tables; ++table) {

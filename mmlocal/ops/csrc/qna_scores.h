@@ -14,7 +14,7 @@ static void qna_peak(const QnaPeak<T>& a, int64_t part) {
         const T* scores = a.scores.at(sample, y, x);
         const Vec<T> score = load(scores + t, a.tables - t, -kInfinity<T>);
         most = score > most ? score : most;
-        // 0, or NaN for NaN and infinity; -inf takes a token out.
+        // Adds 0, or NaN for NaN and infinity. A score of -inf takes a token out, so it adds 0.
         bad += (score < lowest ? lowest : score) * T(0);
       }
     }
@@ -22,7 +22,7 @@ static void qna_peak(const QnaPeak<T>& a, int64_t part) {
   }
 }
 
-// E of one token.
+// Computes E of one token.
 template <class T>
 static inline void exponentials(const Qna<T>& a, const Sizes<T>& s, int64_t b, int64_t y, int64_t x,
                                 T* out) {
@@ -34,7 +34,7 @@ static inline void exponentials(const Qna<T>& a, const Sizes<T>& s, int64_t b, i
   }
 }
 
-// A window: the tokens of its taps. f(tap, y, x) for each one that lies in the map.
+// Calls f(tap, y, x) for each token of a window that lies in the map.
 template <class T, class F>
 MMLOCAL_INLINE void over_tokens(const Qna<T>& a, int64_t oy, int64_t ox, const F& f) {
   const int64_t y0 = oy * a.stride - a.padding, x0 = ox * a.stride - a.padding;
@@ -50,8 +50,8 @@ MMLOCAL_INLINE T tap_weight(const Qna<T>& a, int64_t table, int64_t tap) {
   return a.tap_weight ? a.tap_weight[table * a.kernel * a.kernel + tap] : T(1);
 }
 
-// Attention of one table to one window, relative to the maximum of the window; false if there is
-// no token in it.
+// Computes the attention of one table in one window, relative to the maximum of the window. Returns
+// false if the window has no token.
 template <class T>
 static bool exact_attention(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table,
                             T* attn) {
@@ -65,7 +65,7 @@ static bool exact_attention(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, 
   if (peak == -kInfinity<T>) return false;
   T most = -kInfinity<T>;
   for (int64_t t = 0; t < taps; ++t) {
-    // In this order: added to a large score, the position would lose its digits.
+    // The order matters: added to a large score, the position would lose its digits.
     attn[t] -= peak;
     if (a.rel_pos) attn[t] += a.rel_pos[table * taps + t];
     most = attn[t] > most ? attn[t] : most;
@@ -80,7 +80,7 @@ static bool exact_attention(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, 
   return true;
 }
 
-// The gradient at one window, from the first channel of the head of a table on.
+// The gradient of one window, from the first channel of the table's head on.
 template <class T>
 MMLOCAL_INLINE const T* grad_of_table(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox,
                                       int64_t table) {
@@ -88,8 +88,8 @@ MMLOCAL_INLINE const T* grad_of_table(const Qna<T>& a, int64_t b, int64_t oy, in
   return a.grad.at(b, oy, ox) + table / a.heads * a.grad.query + first;
 }
 
-// For one table and one window that is taken exactly: attention, product of gradient and value per
-// tap, and the mean of the products.
+// For one table and one window that is taken exactly: computes the attention and the product of
+// gradient and value for each tap, and returns the mean of the products.
 template <class T>
 static T exact_products(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table, T* attn,
                         T* dots) {

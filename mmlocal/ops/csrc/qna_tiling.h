@@ -1,29 +1,29 @@
-// The QnA op. With E = exp(score) of a token and R = exp(rel_pos) of a tap, both over a constant
-// that cancels,
+// The QnA op. Let E = exp(score) of a token and R = exp(rel_pos) of a tap, each divided by a
+// constant that cancels. Then
 //
 //     out[c, p] = sum_l (1 / Z[l, p]) sum_t (R * tap_weight)[l, t] * (E * value)[l, c, p + t]
 //     Z[l, p]   = sum_t R[l, t] * E[l, p + t]
 //
-// so each token's exponential is taken once, and all that grows with the window are depth-wise
-// convolutions of tiles that lie in the cache. The backward pass is made of the same three kinds:
-// a convolution, its transpose, and the gradient of its weights.
+// So each token's exponential is computed once. Only depth-wise convolutions grow with the window,
+// and their tiles lie in the cache. The backward pass consists of such a convolution, its
+// transpose, and the gradient of its weights.
 //
-// The constants are those of a whole map (see Qna in kernels.h). A window whose scores all lie so
-// far below the map's largest that Z is below kSmallest is taken exactly: on its own, relative to
-// its own maximum.
+// The constants belong to a whole map (see Qna in kernels.h). If all scores of a window lie far
+// below the largest score of the map, Z falls below kSmallest. Such a window is taken exactly: on
+// its own, relative to its own maximum.
 //
 // This file cuts the maps into tiles.
 
 template <class T>
 constexpr T kSmallest = T(1) / (int64_t(1) << 60);
 
-// Largest size of the rows that a tile keeps: a part of a core's L2 cache.
+// The most bytes that the rows of a tile may take. It is a part of a core's L2 cache.
 constexpr int64_t kTileBytes = 320 * 1024;
 
 template <class T>
 struct Sizes {
-  int64_t tables, padded;  // tables, and rounded up to whole vectors
-  int64_t vectors, mixed;  // vectors of channels, and times queries
+  int64_t tables, padded;  // tables, and their number rounded up to whole vectors
+  int64_t vectors, mixed;  // vectors of channels, and their number times queries
   explicit Sizes(const Qna<T>& a)
       : tables(a.queries * a.heads),
         padded(round_up(tables, kLanes<T>)),
@@ -31,10 +31,11 @@ struct Sizes {
         mixed(vectors * a.queries) {}
 };
 
-// How an output map is cut, and the rows of the other map that a tile needs, kept in a ring.
+// The size and number of tiles of an output map. A tile keeps the rows of the other map that it
+// needs in a ring.
 template <class T>
 struct Tiling {
-  int64_t rows, cols;  // of a tile; whole blocks of pixels
+  int64_t rows, cols;  // of a tile; cols are whole blocks of pixels
   int64_t row_tiles, col_tiles;
   int64_t ring_rows, ring_cols;
 
@@ -47,8 +48,8 @@ struct Tiling {
     cols = (kTileBytes / bytes - a.kernel) * shrink / stride;
     cols = larger(cols, 2 * kPixels);
     cols = round_up(smaller(smaller(cols, 128), width), step);
-    // So small that many threads find work, whatever their number; but each tile computes some of
-    // its neighbours' rows again.
+    // Tiles are small enough to give work to many threads. They are not smaller, because each tile
+    // computes some of its neighbours' rows again.
     rows = larger(2 * a.kernel, smaller(larger(16, 8 * a.kernel), a.batch * height / 64));
     row_tiles = (height + rows - 1) / rows;
     col_tiles = (width + cols - 1) / cols;
@@ -69,7 +70,7 @@ static Tiling<T> token_tiling(const Qna<T>& a) {
   return Tiling<T>(a, a.height, a.width, (a.kernel - 1) / a.stride + 1, 1, a.stride);
 }
 
-// Where a tile lies.
+// The place of a tile.
 template <class T>
 struct Tile {
   int64_t b, y, x;
@@ -80,15 +81,15 @@ struct Tile {
         x(task % tiling.col_tiles * tiling.cols) {}
 };
 
-// The number of the table of each lane: tables are the numbers of one window or token, with room
-// for a vector behind them.
+// For each lane, the number of its table. `tables` holds the numbers of one window or token, with
+// room for a vector behind them.
 template <class T>
 MMLOCAL_INLINE Vec<T> expand(const Qna<T>& a, const Heads<T>& heads, const T* tables,
                              int64_t vector, int64_t query) {
   return permute<T>(load(tables + query * a.heads + heads.first[vector]), heads.lane[vector]);
 }
 
-// Adds the channels of each head: mixed vectors to tables.
+// Sums the channels of each head: from `mixed` vectors to one number per table.
 template <class T>
 static inline void sum_heads(const Qna<T>& a, const Sizes<T>& s, const T* x, T* tables) {
   constexpr int64_t n = kLanes<T>;

@@ -1,7 +1,7 @@
-// QnA: tiles of windows, the base of the forward pass and of the first part of the backward pass.
+// QnA: tiles of windows. The forward pass and the first part of the backward pass build on them.
 
-// A tile goes down the map row by row. It keeps E and E * value of the tokens that its row of
-// windows reads in a ring of `kernel` rows.
+// A tile goes down the map row by row. For the tokens that its row of windows reads, it keeps E and
+// E * value in a ring of `kernel` rows.
 template <class T>
 struct WindowTile {
   const Qna<T>& a;
@@ -40,7 +40,7 @@ struct WindowTile {
   int64_t exp_row() const { return tiling.ring_cols * s.padded; }
   int64_t value_row() const { return tiling.ring_cols * s.mixed * kLanes<T>; }
 
-  // E and E * value of one row of tokens, 0 outside the map.
+  // Loads E and E * value of one row of tokens. Both are 0 outside the map.
   void load_row(int64_t b, int64_t y, int64_t x0) {
     constexpr int64_t n = kLanes<T>;
     const int64_t slot = (y + a.padding) % a.kernel, queries = a.queries;
@@ -63,7 +63,8 @@ struct WindowTile {
     }
   }
 
-  // 1 / Z of a row of windows, and which ones are taken exactly; whether there are any.
+  // Computes 1 / Z of a row of windows, and flags those to take exactly. Returns whether there are
+  // any.
   bool load_inverse(int64_t b, int64_t oy, int64_t ox0, int64_t count) {
     constexpr int64_t n = kLanes<T>;
     const int64_t k = a.kernel;
@@ -101,8 +102,8 @@ struct WindowTile {
     return found;
   }
 
-  // sums = E * value convolved, for a row of windows. Pixels innermost: neighbouring blocks share
-  // tokens, which are still in the L1 cache.
+  // Convolves E * value to `sums`, for a row of windows. The innermost loop is over pixels, because
+  // neighbouring blocks share tokens that are still in the L1 cache.
   void load_sums(int64_t count) {
     constexpr int64_t n = kLanes<T>;
     const int64_t queries = a.queries, token = queries * n;
@@ -127,7 +128,7 @@ struct WindowTile {
     }
   }
 
-  // use(b, oy, ox0, count, any_exact) for each row of windows of a tile: all from ox0 on.
+  // Calls use(b, oy, ox0, count, any_exact) for each row of `count` windows of a tile.
   template <class Use>
   void over_rows(int64_t task, const Use& use) {
     constexpr int64_t n = kLanes<T>;

@@ -1,7 +1,7 @@
-// Vectors of MMLOCAL_VECTOR_BYTES bytes, in the compiler's own vector types. Included once per
-// instruction set, in a namespace of its own.
+// Vectors of MMLOCAL_VECTOR_BYTES bytes, in the compiler's own vector types. This file is included
+// once per instruction set, in a namespace of its own.
 //
-// Nothing here may call a function template of the standard library: the linker would merge it with
+// Nothing here may call a function template of the standard library. The linker would merge it with
 // the copies of other files, and a plain CPU could end up with AVX-512 code.
 
 template <class T>
@@ -32,7 +32,7 @@ using IntVec = typename Types<T>::IntVec;
 template <class T>
 constexpr int kLanes = MMLOCAL_VECTOR_BYTES / sizeof(T);
 
-// Pixels that a loop over taps works on together: as many as leave its sums in registers.
+// How many pixels a loop over taps works on together. Their sums fit into the registers.
 constexpr int kPixels = MMLOCAL_VECTOR_BYTES == 64 ? 8 : 4;
 
 #define MMLOCAL_INLINE static inline __attribute__((always_inline))
@@ -62,7 +62,7 @@ MMLOCAL_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x + 0 would lose the sign of -0
 }
 
-// The first count lanes from memory, the others filled.
+// Loads the first `count` lanes from memory and fills the others.
 template <class T>
 MMLOCAL_INLINE Vec<T> load(const T* p, int64_t count, T fill) {
   if (count >= kLanes<T>) return load(p);
@@ -88,7 +88,7 @@ MMLOCAL_INLINE Vec<T> permute(Vec<T> v, IntVec<T> index) {
 #endif
 }
 
-// 0, 1, 2, ... From memory: GCC would fill a vector lane by lane, each time.
+// 0, 1, 2, ... They are read from memory, because GCC would fill a vector lane by lane each time.
 template <class T>
 MMLOCAL_INLINE IntVec<T> numbers() {
   using Int = typename Types<T>::Int;
@@ -98,13 +98,13 @@ MMLOCAL_INLINE IntVec<T> numbers() {
   return result;
 }
 
-// v with its lanes exchanged over a distance, a power of two.
+// v with its lanes exchanged over a distance. The distance is a power of two.
 template <class T>
 MMLOCAL_INLINE Vec<T> exchange(Vec<T> v, int distance) {
   return permute<T>(v, numbers<T>() ^ typename Types<T>::Int(distance));
 }
 
-// Of all lanes, in halves: one addition after the other would wait for each other.
+// The sum of all lanes, in halves: in a row, each addition would wait for the one before.
 template <class T>
 MMLOCAL_INLINE T sum(Vec<T> v) {
 #pragma GCC unroll 4
@@ -122,7 +122,7 @@ MMLOCAL_INLINE T largest(Vec<T> v) {
   return v[0];
 }
 
-// Lane i of the result is the sum of the lanes of rows[i]; destroys rows.
+// Lane i of the result is the sum of the lanes of rows[i]. Destroys rows.
 template <class T>
 MMLOCAL_INLINE Vec<T> sums_of(Vec<T>* rows) {
   const IntVec<T> even = 2 * numbers<T>(), odd = even + 1;
@@ -147,9 +147,9 @@ MMLOCAL_INLINE Vec<T> sums_of(Vec<T>* rows) {
   return rows[0];
 }
 
-// exp(x) / 2^power. The argument is not rounded on the way, so results of any size have the same
-// relative error (1e-7 in float), down to the smallest normal number; below it, and for -inf, 0.
-// For x up to 500; NaN stays NaN.
+// exp(x) / 2^power, for x up to 500. The argument is not rounded on the way, so results of any size
+// have the same relative error (1e-7 in float). Results below the smallest normal number are 0, as
+// is the result for -inf. NaN stays NaN.
 MMLOCAL_INLINE Vec<float> exp_scaled(Vec<float> x, Vec<float> power) {
   const Vec<float> low = broadcast(-500.0f), high = broadcast(500.0f);
   x = x < low ? low : x;

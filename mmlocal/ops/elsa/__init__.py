@@ -1,7 +1,7 @@
 """ELSA's neighbourhood aggregation: softmax over the window, ghost head, weighted sum.
 
-To add a backend, write a module with ``forward`` and ``backward`` of the signatures in ``eager``
-and name it in ``BACKENDS``.
+To add a backend, write a module with ``forward`` and ``backward``, which have the signatures in
+``eager``, and name the module in ``BACKENDS``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from mmlocal.ops.registry import Op, register_op
 
 BACKENDS = make_backends(
     __name__,
-    # Half precision: the rounding of the result; nothing else is done in it.
+    # In half precision, only the result is rounded. All else is in float32.
     {torch.float64: 5e-15, torch.float32: 1.5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3},
     triton=dict(description="Triton kernels, pixels of a head together"),
     cpp=dict(description="C++ extension, vectors of channels"),
 )
 _operator = Operator("elsa_attention", reference.forward, BACKENDS, step="dilation")
 
-# The backends that fold the convolution into the op; all others get their logits from PyTorch's.
+# These backends fold the convolution into the op. The others get their logits from PyTorch.
 _FOLDING = (replace(BACKENDS[0], module=f"{__name__}.triton_projected"), BACKENDS[-1])
 _projected_operator = Operator(
     "elsa_attention_projected", reference.forward_projected, _FOLDING, step="dilation"
@@ -69,39 +69,41 @@ def elsa_attention(
     Args:
         value: ``(B, C, H, W)``, any float dtype and memory format. Zero outside the map.
         attn: ``(B, heads * kernel_size**2, H, W)``, head-major. Attention of each pixel to its
-            taps: logits, which still have to pass the softmax, unless ``softmax`` is false.
-            Channels ``[n * C / heads, (n + 1) * C / heads)`` of ``value`` use head ``n``.
+            taps: logits if ``softmax`` is true, weights if it is false. Channels
+            ``[n * C / heads, (n + 1) * C / heads)`` of ``value`` use head ``n``.
         ghost_mul: ``(C, kernel_size, kernel_size)``, multiplicative ghost head, or ``None`` for 1.
-            Not read if ``lam`` is 0. Must be positive if ``lam`` is no integer.
+            Not read if ``lam`` is 0. Must be positive if ``lam`` is not an integer.
         ghost_add: ``(C, kernel_size, kernel_size)``, additive ghost head, or ``None`` for 0.
             Not read if ``gamma`` is 0.
         kernel_size: odd width of the window, in taps.
         dilation: distance between taps, in pixels.
         lam: exponent of the multiplicative ghost head.
         gamma: factor of the additive ghost head.
-        softmax: ``False`` takes ``attn`` as it is, for weights that have passed a dropout.
-        backend: name out of ``BACKENDS``; ``None`` takes the one in the environment variable
-            ``MMLOCAL_BACKEND`` or, if that is not set, the fastest that runs here.
+        softmax: whether ``attn`` passes a softmax. ``False`` uses it as it is, for weights after a
+            dropout.
+        backend: name of a backend in ``BACKENDS``. ``None`` takes the name in the environment
+            variable ``MMLOCAL_BACKEND`` or, if that is not set, the fastest one that can run.
 
     Returns:
         ``(B, C, H, W)``, dtype of ``value``; channels-last in memory if ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point, ``kernel_size`` or ``dilation`` is no int,
-            ``lam`` or ``gamma`` is no number.
+        TypeError: a tensor is not floating point, ``kernel_size`` or ``dilation`` is not an int, or
+            ``lam`` or ``gamma`` is not a number.
         ValueError: even ``kernel_size``, ``dilation`` below 1, shapes that do not fit each other,
             a map without pixels or channels, tensors on several devices, ``lam`` or ``gamma`` that
-            is not finite, unknown ``backend``.
-        RuntimeError: the named backend cannot run here, or it has no derivatives of the kind asked
-            for. All have first derivatives, ``torch.func.grad`` and ``vmap``; ``reference`` has
-            higher and forward-mode derivatives too.
+            is not finite, or unknown ``backend``.
+        RuntimeError: the named backend cannot run here, or it lacks the derivatives in use. All
+            backends have first derivatives, ``torch.func.grad`` and ``vmap``. ``reference`` also
+            has higher and forward-mode derivatives.
 
     Note:
         float16 and bfloat16 inputs are accumulated in float32. Taps outside the map take part in
-        the softmax and add nothing to the sum, not even where a ghost head is infinite or NaN
-        there. Infinity and NaN go where the equation takes them, in every backend: into the outputs
-        and gradients of the windows that hold them, and into no others. An infinite result may be
-        NaN where a weight is too small for the dtype of the computation (infinity times 0).
+        the softmax. They add nothing to the sum, even if a ghost head is infinite or NaN there.
+
+        In every backend, infinity and NaN reach the outputs and gradients of the windows that hold
+        them, and no others. An infinite result may be NaN where a weight is too small for the dtype
+        of the computation (infinity times 0).
 
         ``torch.compile`` and ``torch.export`` see one node. ``torch.fx.symbolic_trace`` cannot
         follow the checks: use ``torch.export.export``. ``torch.jit.script`` cannot read the
@@ -135,12 +137,12 @@ def elsa_attention_projected(
     gamma: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """Make the logits by a ``1 x 1`` convolution and attend by them: :func:`elsa_attention` of ::
+    """Compute the logits by a ``1 x 1`` convolution, then call :func:`elsa_attention` with ::
 
         attn[p] = proj_weight @ features[p] + proj_bias
 
     The logits are by far the largest map. The backend ``triton`` folds the convolution into its
-    kernels and never writes them; all others let PyTorch convolve.
+    kernels and never writes the logits. The other backends use PyTorch's convolution.
 
     Args:
         value: ``(B, C, H, W)``, any float dtype and memory format. Zero outside the map.
@@ -148,27 +150,28 @@ def elsa_attention_projected(
         proj_weight: ``(heads * kernel_size**2, qk_dims)`` or, as in a convolution,
             ``(heads * kernel_size**2, qk_dims, 1, 1)``, dtype of ``features``.
         proj_bias: ``(heads * kernel_size**2,)``, dtype of ``features``; ``None`` for 0.
-        ghost_mul: multiplicative ghost head, as in :func:`elsa_attention`.
-        ghost_add: additive ghost head, as in :func:`elsa_attention`.
+        ghost_mul: ``(C, kernel_size, kernel_size)``, multiplicative ghost head, or ``None`` for 1.
+        ghost_add: ``(C, kernel_size, kernel_size)``, additive ghost head, or ``None`` for 0.
         kernel_size: odd width of the window, in taps.
         dilation: distance between taps, in pixels.
         lam: exponent of the multiplicative ghost head.
         gamma: factor of the additive ghost head.
-        backend: as in :func:`elsa_attention`.
+        backend: name of a backend, or ``None``, as in :func:`elsa_attention`.
 
     Returns:
         ``(B, C, H, W)``, dtype of ``value``; channels-last in memory if ``value`` is.
 
     Raises:
-        TypeError: as :func:`elsa_attention`; or ``features``, ``proj_weight`` and ``proj_bias``
-            have several dtypes.
-        ValueError: as :func:`elsa_attention`; or the three make no ``1 x 1`` convolution.
-        RuntimeError: as :func:`elsa_attention`.
+        TypeError: ``features``, ``proj_weight`` and ``proj_bias`` have several dtypes, or for a
+            reason of :func:`elsa_attention`.
+        ValueError: the shapes of ``features``, ``proj_weight`` and ``proj_bias`` do not fit a
+            ``1 x 1`` convolution, or for a reason of :func:`elsa_attention`.
+        RuntimeError: for a reason of :func:`elsa_attention`.
 
     Note:
-        Under autocast, the convolution is computed in the lower precision, as any. A folded one
-        does not round its logits to half precision. It keeps ``features`` for the backward pass,
-        in place of the logits.
+        Under autocast, the convolution is computed in the lower precision, like any convolution. A
+        folded convolution does not round its logits to half precision. For the backward pass, it
+        keeps ``features`` instead of the logits.
     """
     ghosts = dict(ghost_mul=ghost_mul, ghost_add=ghost_add)
     tensors = dict(value=value, features=features, proj_weight=proj_weight)
@@ -243,7 +246,7 @@ def _check_heads(
 def _ghost_head(
     value: Tensor, ghost_mul: Tensor | None, ghost_add: Tensor | None, lam: float, gamma: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Both tables with ``lam`` and ``gamma`` in them. They are small: in float32 at least."""
+    """Apply ``lam`` and ``gamma`` to the tables, in float32 at least: the tables are small."""
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     return (
         None if lam == 0 or ghost_mul is None else ghost_mul.to(dtype) ** lam,

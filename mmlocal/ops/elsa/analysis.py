@@ -1,6 +1,6 @@
 """FLOPs of ELSA's operators, and the cases that the benchmark times.
 
-The module of another op has the same names: ``FLOPS``, ``CASES``, ``make_inputs``, ``settings`` and
+The module of each op has the names ``FLOPS``, ``CASES``, ``make_inputs``, ``settings`` and
 ``window_values``.
 """
 
@@ -25,7 +25,7 @@ def _attention_flops(
     *args: Any,
     **kwargs: Any,
 ) -> int:
-    """For each value and tap: one MAC for its weight, if a ghost head makes one, and one to add."""
+    """Per value and tap: one MAC for the sum, and one for the weight if there is a ghost head."""
     steps = 1 if ghost_mul_shape is None and ghost_add_shape is None else 2
     return 2 * steps * kernel_size**2 * prod(value_shape)
 
@@ -41,20 +41,20 @@ def _projected_flops(
     *args: Any,
     **kwargs: Any,
 ) -> int:
-    """As above, and the convolution: one MAC for each pixel and number of its weight."""
+    """The FLOPs of the attention, plus one MAC per pixel and number of the projection's weight."""
     op = _attention_flops(value_shape, attn_shape, ghost_mul_shape, ghost_add_shape, kernel_size)
     pixels = attn_shape[0] * prod(attn_shape[2:])
     return op + 2 * pixels * prod(proj_weight_shape)
 
 
-# Formulas of torch.utils.flop_counter by operator: they take the shapes of its tensors and its
-# settings in order, and ``out_shape``. One multiply-accumulate (MAC) is two FLOPs.
+# Formulas for torch.utils.flop_counter by operator. A formula takes the operator's arguments, with
+# shapes in place of tensors, and ``out_shape``. One multiply-accumulate (MAC) is two FLOPs.
 FLOPS: dict[str, Callable[..., int]] = {
     "mmlocal::elsa_attention": _attention_flops,
     "mmlocal::elsa_attention_projected": _projected_flops,
 }
 
-# Embedding dimensions of the published ELSA-Swins. Their last stage has window attention.
+# Embedding dimensions of the published ELSA-Swins. Their last stage uses window attention instead.
 _EMBED_DIMS = {"tiny": 96, "small": 96, "base": 128}
 
 _STAGES = [
@@ -76,7 +76,7 @@ CASES: dict[str, list[Case]] = {
 
 
 def make_inputs(case: Case, make: Make) -> dict[str, Tensor]:
-    """Tensors of a call by argument. The ghost head is additive only, as published."""
+    """Return the tensors of a call by argument. The ghost head is additive only, as published."""
     size, k = (case.height, case.width), case.kernel_size
     value = make(case.batch, case.channels, *size)
     attn = make(case.batch, case.heads * k**2, *size)
@@ -84,10 +84,10 @@ def make_inputs(case: Case, make: Make) -> dict[str, Tensor]:
 
 
 def settings(case: Case) -> dict[str, Any]:
-    """The other arguments of a call."""
+    """Return the other arguments of a call."""
     return dict(kernel_size=case.kernel_size)
 
 
 def window_values(case: Case) -> int:
-    """Values in the windows that ``reference`` writes out."""
+    """Return the number of values in the windows that ``reference`` writes out."""
     return case.batch * case.channels * case.height * case.width * case.kernel_size**2

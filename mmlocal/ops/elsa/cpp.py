@@ -1,7 +1,8 @@
-"""The ELSA op in C++ for CPUs, see ``mmlocal/ops/csrc``: the channels of a pixel in vectors.
+"""The ELSA op in C++ for CPUs, with the channels of a pixel in vectors.
 
-Works on channels-last maps, which are used as they are if their channels fill whole vectors
-(16 floats with AVX-512); other maps are copied. Half precision is converted to float32 and back.
+The kernels in ``mmlocal/ops/csrc`` read channels-last maps. They read a map in place if it is
+channels-last and its channels fill whole vectors (16 floats with AVX-512). Other maps are copied.
+Half precision is converted to float32 and back.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mmlocal.ops.layout import new_map, to_layout
 
 
 class _Call:
-    """The inputs of one call as the extension takes them; ``kernels.h`` says what they are."""
+    """The inputs of one call in the form of ``kernels.h``."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class _Call:
         )
 
     def _table(self, ghost: Tensor | None) -> Tensor | None:
-        """``(C, k, k)`` as ``(taps, padded channels)``."""
+        """Return ``(C, k, k)`` as ``(taps, padded channels)``."""
         if ghost is None:
             return None
         table = ghost.to(self.dtype).reshape(-1, self.taps).t()
@@ -99,7 +100,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``value, attn, ghost_mul, ghost_add``, ``None`` where not needed.
 
-    The softmax is computed again rather than kept since the forward pass.
+    The softmax is computed again instead of being kept from the forward pass.
     """
     if value.numel() == 0:
         inputs = (value, attn, ghost_mul, ghost_add)
@@ -110,7 +111,7 @@ def backward(
     call = _Call(value, attn, ghost_mul, ghost_add, kernel_size, dilation, softmax)
     need_value, need_attn, *need_ghosts = needs_grad
     grad_value = Output(value, value.shape, call.dtype, call.lanes) if need_value else None
-    # One map for the logits (where they had to be copied), their softmax and their gradient.
+    # One map holds the softmax and then its gradient. It is the copy of the logits if there is one.
     weights = call.attn
     if softmax and call.attn.data_ptr() == attn.data_ptr():
         weights = torch.empty(call.attn.shape, dtype=call.dtype)

@@ -1,7 +1,7 @@
 """The ELSA op in plain PyTorch, tap by tap: no window is ever stored.
 
-Beside its inputs and outputs it holds the softmax and one temporary map, whatever the kernel size.
-The additive ghost head does not depend on the pixel, so its part of the sum is a depth-wise
+In addition to inputs and outputs, it holds the softmax and one temporary map, whatever the kernel
+size. The additive ghost head does not depend on the pixel, so its part of the sum is a depth-wise
 convolution.
 """
 
@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from mmlocal.ops.eager_common import chunks
 from mmlocal.ops.layout import to_layout
-
-# Elements of a temporary map that stay in the cache of one CPU core.
-_CPU_CHUNK = 2**17
 
 
 def _taps(kernel_size: int, dilation: int, height: int, width: int) -> Iterator[tuple]:
-    """For each tap that some pixel has inside the map: its index in row-major order, the pixels
-    that have it, and their neighbours there."""
+    """Yield the taps that lie inside the map for some pixel.
+
+    Each item is the tap's index in row-major order, the pixels that have it inside the map, and
+    their neighbours at this tap.
+    """
 
     def along(size: int) -> Iterator[tuple[int, slice, slice]]:
         for index in range(kernel_size):
@@ -40,8 +41,12 @@ def _taps(kernel_size: int, dilation: int, height: int, width: int) -> Iterator[
 def _split(
     value: Tensor, attn: Tensor, ghost_mul: Tensor | None, kernel_size: int, softmax: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Bring value to (B, heads, C/heads, H, W), attn to (B, heads, taps, H, W) and the
-    multiplicative ghost head to (taps, heads, C/heads, 1, 1), in the dtype of the computation."""
+    """Split the heads and taps of all tensors, in the dtype of the computation.
+
+    Returns:
+        ``value`` as ``(B, heads, C / heads, H, W)``, the attention as ``(B, heads, taps, H, W)``,
+        and ``ghost_mul`` as ``(taps, heads, C / heads, 1, 1)``.
+    """
     batch, channels, height, width = value.shape
     taps = kernel_size**2
     heads = attn.shape[1] // taps
@@ -61,17 +66,8 @@ def _table(ghost: Tensor | None, value: Tensor) -> Tensor | None:
     return ghost.permute(2, 0, 1, 3, 4)
 
 
-def _chunks(value: Tensor) -> list[slice]:
-    """Samples to work on together: on a CPU, as many as leave the temporary map in its cache."""
-    batch = value.shape[0]
-    size = batch
-    if value.device.type == "cpu":
-        size = max(1, _CPU_CHUNK // max(1, value[:1].numel()))
-    return [slice(i, i + size) for i in range(0, batch, max(1, size))]
-
-
 class _Convolution:
-    """The additive ghost head as a convolution, without the taps that no pixel has in the map."""
+    """The additive ghost head as a convolution, without taps that no pixel has in the map."""
 
     def __init__(self, ghost_add: Tensor, shape: torch.Size, dtype: torch.dtype, dilation: int):
         size = ghost_add.shape[-1]
@@ -81,12 +77,12 @@ class _Convolution:
         self.options: dict[str, Any] = dict(
             padding=[r * dilation for r in reach], dilation=dilation, groups=shape[1]
         )
-        # Some libraries multiply it with the zeros around the map, some leave them out.
+        # Some libraries multiply the weight with the zeros around the map, and some do not.
         self.is_finite = _is_finite(self.weight)
 
 
 def _is_finite(x: Tensor) -> bool:
-    # Elsewhere, asking would have the program wait for the device.
+    # On another device, the question would make the program wait.
     return x.device.type != "cpu" or bool(x.isfinite().all())
 
 
@@ -109,7 +105,7 @@ def forward(
             add, conv = _table(ghost_add, v), None
 
     out = torch.zeros_like(v)
-    for chunk in _chunks(v):
+    for chunk in chunks(v):
         for tap, own, other in _taps(kernel_size, dilation, *shape[2:]):
             neighbour, weight = v[chunk][other], weights[chunk, :, tap, None][own]
             if add is not None:
@@ -136,7 +132,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``value, attn, ghost_mul, ghost_add``, ``None`` where not needed.
 
-    The softmax is computed again rather than kept since the forward pass.
+    The softmax is computed again instead of being kept from the forward pass.
     """
     shape = value.shape
     need_value, need_attn, need_mul, need_add = needs_grad
@@ -159,7 +155,7 @@ def backward(
     grad_weights = torch.zeros_like(weights) if need_attn else None
     grad_mul = torch.zeros_like(mul) if need_mul and mul is not None else None
     add_sums = v.new_zeros(kernel_size**2, *v.shape[1:3]) if need_add and grad_add is None else None
-    for chunk in _chunks(v):
+    for chunk in chunks(v):
         product = torch.empty_like(g[chunk])
         for tap, own, other in _taps(kernel_size, dilation, *shape[2:]):
             weight, own_g = weights[chunk, :, tap, None][own], g[chunk][own]

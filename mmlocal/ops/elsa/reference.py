@@ -1,4 +1,4 @@
-"""Definition of the ELSA op: every window written out. Slow, and hungry for memory."""
+"""Definition of the ELSA op. It writes every window out, so it is slow and takes much memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def forward(
     dilation: int,
     softmax: bool,
 ) -> Tensor:
-    """See :func:`mmlocal.ops.elsa.elsa_attention`; differentiable by autograd."""
+    """See :func:`mmlocal.ops.elsa.elsa_attention`. Autograd differentiates this function."""
     batch, channels, height, width = value.shape
     taps = kernel_size**2
     heads = attn.shape[1] // taps
@@ -53,6 +53,6 @@ def forward_projected(
     kernel_size: int,
     dilation: int,
 ) -> Tensor:
-    """See :func:`mmlocal.ops.elsa.elsa_attention_projected`; differentiable by autograd."""
+    """See :func:`mmlocal.ops.elsa.elsa_attention_projected`. Autograd differentiates it."""
     attn = F.conv2d(features, proj_weight[:, :, None, None], proj_bias)
     return forward(value, attn, ghost_mul, ghost_add, kernel_size, dilation, True)

@@ -50,7 +50,7 @@ def grad_value_kernel(
 
     total = tl.zeros([BLOCK_P, BLOCK_C], ACC)
     for tap in range(TAPS):
-        # The pixel whose window has this one at ``tap``: it lies on the other side.
+        # The pixel whose window has this one at ``tap`` lies on the other side.
         other, near = neighbour(tap, index, y, x, inside, -dilation, height, width, KERNEL)
         peak, scale = 0.0, 0.0
         if SOFTMAX:
@@ -97,7 +97,7 @@ def grad_attn_kernel(
     grad += index[:, None] * grad_strides[2]
     g = tl.load(grad, mask=inside[:, None] & real[None, :], other=0.0).to(ACC)
 
-    # Through a softmax: w * (dw - mean), mean = <w, dw>.
+    # The gradient of a softmax: w * (dw - mean), mean = <w, dw>.
     peak, scale = 0.0, 0.0
     mean = tl.zeros([BLOCK_P], ACC)
     if SOFTMAX:
@@ -132,7 +132,7 @@ def grad_ghost_kernel(
     SOFTMAX: tl.constexpr, BLOCK_T: tl.constexpr, TILE: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     TAPS: tl.constexpr = KERNEL * KERNEL
-    # One tap after the other: the maps of a share are small enough to stay in the cache.
+    # Taps are in the outer loop, because the maps of a share are small enough to stay in the cache.
     head, split = tl.program_id(0) % heads, tl.program_id(0) // heads
     tiles = tl.cdiv(height * width, BLOCK_P)
     begin, end = share(split, splits, tiles * batches)

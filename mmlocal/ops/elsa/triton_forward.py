@@ -13,7 +13,7 @@ from mmlocal.ops.triton_common import locate, program, sized, store, tuned
 
 @triton.jit
 def neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL: tl.constexpr):
-    """For each pixel the one that its window has at ``tap``, and whether it exists."""
+    """The neighbour of each pixel at ``tap``, and whether it exists."""
     row = (tap // KERNEL - KERNEL // 2) * dilation
     col = (tap % KERNEL - KERNEL // 2) * dilation
     y, x = y + row, x + col
@@ -25,7 +25,7 @@ def neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL: tl.cons
 def softmax_of(
     pointers, stride, inside, TAPS: tl.constexpr, BLOCK_T: tl.constexpr, ACC: tl.constexpr
 ):
-    """Largest logit of each pixel, and what its exponentials have to be scaled by."""
+    """Largest logit of each pixel, and the scale of its exponentials."""
     peak = tl.full(inside.shape, float("-inf"), ACC)
     finite = tl.zeros(inside.shape, ACC)  # peak, or 0 where all logits so far are -inf
     total = tl.zeros(inside.shape, ACC)
@@ -52,8 +52,10 @@ def weight_of(pointers, peak, scale, mask, SOFTMAX: tl.constexpr, ACC: tl.conste
 
 @triton.jit
 def filter_of(weight, ghost_mul, ghost_add, offsets, real, mask, ACC: tl.constexpr):
-    """The factor of ``(pixels, channels)``: the weight, refined by the ghost heads; 0 outside
-    ``mask``, also where a ghost head is infinite or NaN."""
+    """The factors ``(pixels, channels)``: the weight, refined by the ghost heads.
+
+    They are 0 outside ``mask``, even where a ghost head is infinite or NaN.
+    """
     factor = weight[:, None]
     if ghost_mul is not None:
         factor = factor * tl.load(ghost_mul + offsets, mask=real, other=0.0).to(ACC)[None, :]

@@ -1,10 +1,12 @@
 """The ELSA op as Triton kernels: from logits to output in one, and no map of weights in memory.
 
-A program works on a tile of pixels of one head, with all of its channels, and goes through the taps
+A program works on a tile of pixels of one head, with all of its channels. It goes through the taps
 of the window one after the other. The backward pass keeps two numbers of the softmax per pixel and
-head and computes the weights again. Nothing is added up by atomics: the gradient of ``value``
-gathers from the windows that hold a pixel, those of the ghost heads are sums of partial sums. So
-results do not depend on the order in which programs run.
+head, and computes the weights again.
+
+No kernel uses atomics, so results do not depend on the order in which programs run. The gradient of
+``value`` gathers from the windows that hold a pixel. The gradients of the ghost heads are sums of
+partial sums.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ from mmlocal.ops.triton_common import accumulator, add_up, block_c, programs, sp
 
 
 def _constants(value: Tensor, attn: Tensor, kernel_size: int, softmax: bool) -> dict:
-    """Constants that the kernels are compiled for."""
+    """Return the constants that the kernels are compiled for."""
     per_head = value.shape[1] * kernel_size**2 // attn.shape[1]
     return dict(
         PER_HEAD=per_head,
         KERNEL=kernel_size,
         ACC=accumulator(value.dtype)[1],
         BLOCK_C=(block := block_c(per_head)),
-        # No larger than the other tiles.
+        # No larger than the tiles of other kernels.
         BLOCK_T=min(block, triton.next_power_of_2(kernel_size**2)),
         SOFTMAX=softmax,
     )
@@ -47,8 +49,11 @@ def forward(
     dilation: int,
     softmax: bool,
 ) -> Tensor:
-    """See :func:`mmlocal.ops.elsa.elsa_attention`. Reads any memory format without a copy, as long
-    as rows follow each other."""
+    """See :func:`mmlocal.ops.elsa.elsa_attention`.
+
+    Any memory format is read without a copy if its height and width can be flattened to one
+    dimension.
+    """
     batches, _, height, width = value.shape
     heads = attn.shape[1] // kernel_size**2
     out = new_map(value, value.shape)
@@ -75,7 +80,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``value, attn, ghost_mul, ghost_add``, ``None`` where not needed.
 
-    The softmax is computed again rather than kept since the forward pass.
+    The softmax is computed again instead of being kept from the forward pass.
     """
     need_value, need_attn, need_mul, need_add = needs_grad
     batches, channels, height, width = value.shape

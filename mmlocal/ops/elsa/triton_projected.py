@@ -1,21 +1,23 @@
 """The ELSA op and the 1x1 convolution before it as Triton kernels: no logits in memory.
 
-A program makes the logits of its tile of pixels and its head from their features, ``BLOCK_T`` taps
-at a time, by one product of small matrices in registers. It does so twice, for the softmax and for
-the weighted sum. Scaling the sum anew for every larger logit would take more instructions.
+A program computes the logits of one tile of pixels and one head from the features. It takes
+``BLOCK_T`` taps at a time, by one product of small matrices in registers. It computes them twice:
+for the softmax and for the weighted sum. Scaling the sum again for every larger logit would take
+more instructions.
 
-In the first stage of ELSA-Swin-T (3 heads, 49 taps, 64 features, 96 channels), the forward pass
-moves 512 bytes per pixel in half precision rather than 1100. It keeps no logits for the backward
-pass, which is folded as far as it pays:
+The numbers here are for the first stage of ELSA-Swin-T in half precision (3 heads, 49 taps, 64
+features, 96 channels). The forward pass moves 512 bytes per pixel instead of 1100. It keeps no
+logits for the backward pass, which is folded only where this is cheaper:
 
-- The gradient of ``value`` takes one weight from each neighbour. To make it again costs a scalar
-  product of 64 features, twice the work of the 32 channels that it is for. So the weights are
-  written once, and the kernels of ``triton_backward`` read them.
-- The gradient of the logits is multiplied with the projection and with the features. To make it
-  twice costs 49 * 32 multiply-adds and as many reads per pixel and head. To write 98 bytes and to
-  read them twice costs less. So this gradient is written as well.
+- The gradient of ``value`` takes one weight from each neighbour. Computing a weight again costs a
+  scalar product of 64 features. This is twice the work of the 32 channels that use the weight. So
+  the weights are written once, and the kernels of ``triton_backward`` read them.
+- The gradient of the logits is multiplied with the projection and with the features. Computing it
+  twice costs 49 * 32 multiply-adds and as many reads per pixel and head. Writing 98 bytes and
+  reading them twice costs less. So this gradient is written as well.
 
-The weights are gone by then: the backward pass holds one map of the size of the logits at a time.
+The weights are freed before this gradient is made. So the backward pass holds one map of the size
+of the logits at a time.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class _Call:
     ) -> None:
         logits, dims = proj_weight.shape
         weight = proj_weight.contiguous()
-        if pad := -dims % BLOCK:  # numbers are read several at a time only where rows allow it
+        if pad := -dims % BLOCK:  # several numbers are read at once only from aligned rows
             features, weight = F.pad(features, (0, 0, 0, 0, 0, pad)), F.pad(weight, (0, pad))
             dims += pad
         bias = weight.new_zeros(logits) if proj_bias is None else proj_bias.contiguous()
@@ -84,7 +86,7 @@ def forward(
     kernel_size: int,
     dilation: int,
 ) -> Tensor:
-    """See :func:`mmlocal.ops.elsa.elsa_attention_projected`; ``proj_weight`` has two dimensions."""
+    """See :func:`mmlocal.ops.elsa.elsa_attention_projected`. ``proj_weight`` has two dimensions."""
     call = _Call(value, features, proj_weight, proj_bias, kernel_size)
     out = new_map(value, value.shape)
     mul, add = (None if x is None else x.contiguous() for x in (ghost_mul, ghost_add))
@@ -111,7 +113,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the six tensors after ``grad``, ``None`` where not needed.
 
-    The logits are computed again rather than kept since the forward pass.
+    The logits are computed again instead of being kept from the forward pass.
     """
     need_value, need_features, need_weight, need_bias, need_mul, need_add = needs_grad
     batches, _, height, width = value.shape
@@ -133,7 +135,7 @@ def backward(
         )  # fmt: skip
         del weights  # before the next map of its size
     if need_features or need_weight or need_bias:
-        # One row per pixel, whatever the memory format.
+        # The gradient of the logits has one row per pixel, whatever the memory format.
         rows = features.new_empty(batches * height * width, logits)
         mul = None if ghost_mul is None else ghost_mul.contiguous()
         g, v = grad.flatten(2), value.flatten(2)

@@ -13,12 +13,13 @@ from mmlocal.ops.elsa.triton_backward import grad_weight
 from mmlocal.ops.elsa.triton_forward import channels_of, filter_of, neighbour
 from mmlocal.ops.triton_common import locate, program, store, tuned
 
-# The least that a product of matrices takes, in taps, features and pixels.
+# The smallest number of taps, features and pixels in a product of matrices.
 BLOCK = 16
-# Bytes of the features of a pixel, by the size of one, that a program keeps; those behind it reads
-# again for every block of taps. Wider ones are multiplied out of registers, which are few.
+# How many bytes of the features of a pixel a program keeps, by the size of one feature. It reads
+# the other features again for every block of taps. Large features take registers in the product,
+# so fewer of them are kept.
 KEPT = {2: 1024, 4: 128, 8: 128}
-# Bytes of the features of a tile, at most.
+# The most bytes of features in a tile.
 _ROOM = 2**15
 # The interpreter would multiply the bits of bfloat16 as integers.
 _WIDEN = tl.constexpr(TRITON_INTERPRETED)
@@ -34,7 +35,7 @@ _sized = triton.heuristics({"BLOCK_P": _pixels})
 
 @triton.jit
 def _read(features, stride, first, dims, inside, BLOCK_K: tl.constexpr):
-    """Features ``(pixels, BLOCK_K)`` from ``first`` on, 0 behind the last."""
+    """Features ``(pixels, BLOCK_K)`` from ``first`` on. Features beyond the last are 0."""
     dim = first + tl.arange(0, BLOCK_K)[None, :]
     mask = inside[:, None] & (dim < dims)
     return tl.load(features[:, None] + dim.to(tl.int64) * stride, mask=mask, other=0.0)
@@ -42,7 +43,7 @@ def _read(features, stride, first, dims, inside, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def _multiply(x, proj_weight, dims, tap, first, logits, TAPS: tl.constexpr):
-    """Add to the ``logits`` of some taps what the features ``x`` from ``first`` on give."""
+    """Add the product of the features ``x`` from ``first`` on to the ``logits`` of some taps."""
     dim = first + tl.arange(0, x.shape[1])[:, None]
     mask = (tap < TAPS)[None, :] & (dim < dims)
     w = tl.load(proj_weight + (tap[None, :] * dims + dim), mask=mask, other=0.0)
@@ -56,7 +57,7 @@ def _source(
     features, strides, dims, proj_weight, proj_bias, head, batch, index, inside,
     TAPS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The inputs from which ``_logits`` makes the logits of these pixels."""
+    """The inputs of ``_logits`` for these pixels."""
     features += batch * strides[0] + index * strides[2]
     proj_weight += head * TAPS * dims
     proj_bias += head * TAPS
@@ -70,7 +71,7 @@ def _logits(
     TAPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ONE_BLOCK: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Logits ``(pixels, BLOCK_T)`` from tap ``start`` on, -inf behind the last."""
+    """Logits ``(pixels, BLOCK_T)`` from tap ``start`` on. Logits beyond the last tap are -inf."""
     x, features, stride, dims, proj_weight, proj_bias, inside = source
     tap = start + tl.arange(0, BLOCK_T)
     logits = tl.zeros([inside.shape[0], BLOCK_T], DOT)
@@ -90,7 +91,7 @@ def _softmax(
     TAPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ONE_BLOCK: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Largest logit of each pixel, and what its exponentials have to be scaled by."""
+    """Largest logit of each pixel, and the scale of its exponentials."""
     inside = source[6]
     peak = tl.full(inside.shape, float("-inf"), ACC)
     finite = tl.zeros(inside.shape, ACC)  # peak, or 0 where all logits so far are -inf
@@ -107,7 +108,7 @@ def _softmax(
 @triton.jit
 def _column(tile, column):
     """One column of ``(pixels, BLOCK_T)``."""
-    # Beside a masked sum, this lets the compiler lay out the channels as they are read.
+    # Unlike a masked sum, this lets the compiler lay out the channels in the order of reading.
     columns = tl.full([tile.shape[0], 1], 0, tl.int32) + column
     return tl.gather(tile, columns, axis=1).reshape([tile.shape[0]])
 
@@ -224,7 +225,7 @@ def grad_logits_kernel(
     peak = tl.load(peaks + softmaxes, mask=inside, other=0.0)
     scale = tl.load(scales + softmaxes, mask=inside, other=0.0)
 
-    # Through the softmax: w * (dw - mean), mean = <w, dw>.
+    # The gradient of the softmax: w * (dw - mean), mean = <w, dw>.
     mean = tl.zeros([BLOCK_P], ACC)
     for start in range(0, TAPS, BLOCK_T):
         logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)

@@ -1,7 +1,7 @@
 """QnA's aggregation: learned queries attend to the tokens of overlapping windows.
 
-To add a backend, write a module with ``forward`` and ``backward`` of the signatures in ``eager``
-and name it in ``BACKENDS``.
+To add a backend, write a module with ``forward`` and ``backward``, which have the signatures in
+``eager``, and name the module in ``BACKENDS``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mmlocal.ops.registry import Op, register_op
 
 __all__ = ["BACKENDS", "attention_maps", "output_size", "qna_attention"]
 
-# Half precision: the rounding of the result; nothing else is done in it.
+# In half precision, only the result is rounded. All else is in float32.
 _ATOL = {torch.float64: 5e-15, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
-# The gradient of the scores is the difference of two sums: of what a lone token should not get,
-# the rounding of both is left.
+# The gradient of the scores is the difference of two sums. For the only token of a window it should
+# be 0, but the rounding of both sums remains.
 _CPP_ATOL = _ATOL | {torch.float64: 1e-14, torch.float32: 4e-6}
 
 BACKENDS = make_backends(
@@ -53,7 +53,7 @@ def qna_attention(
     sum_queries: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """Attend to each window by the same learned queries, and add what the queries gather.
+    """Let the same learned queries attend to each window, and add their outputs.
 
     For channel ``c`` of head ``n``, with ``scores[l, n, x] = query[l, n] . key[n, x]`` computed
     beforehand, once per token::
@@ -68,18 +68,18 @@ def qna_attention(
         value: ``(B, C, H, W)``, any float dtype and memory format.
         scores: ``(B, num_queries * heads, H, W)``, query-major. Channels
             ``[n * C / heads, (n + 1) * C / heads)`` of ``value`` use head ``n``. A score of -inf
-            takes its token out of all windows; a window without tokens gives 0.
-        rel_pos: ``(num_queries * heads, kernel_size, kernel_size)``, added to the scores, or
-            ``None`` for 0.
-        tap_weight: ``(num_queries * heads, kernel_size, kernel_size)``, multiplies the attention
-            after the softmax, or ``None`` for 1.
-        num_queries: learned queries per window.
+            takes its token out of all windows. A window without tokens gives 0.
+        rel_pos: ``(num_queries * heads, kernel_size, kernel_size)``. It is added to the scores.
+            ``None`` stands for 0.
+        tap_weight: ``(num_queries * heads, kernel_size, kernel_size)``. It multiplies the attention
+            after the softmax. ``None`` stands for 1.
+        num_queries: number of learned queries per window.
         kernel_size: width of the window, in tokens.
         stride: distance between windows, in tokens.
-        padding: tokens by which windows stick out of the map; below ``kernel_size``.
-        sum_queries: ``False`` returns what each query gathers instead of the sum.
-        backend: name out of ``BACKENDS``; ``None`` takes the one in the environment variable
-            ``MMLOCAL_BACKEND`` or, if that is not set, the fastest that runs here.
+        padding: number of tokens by which windows reach beyond the map; less than ``kernel_size``.
+        sum_queries: whether to add the outputs of the queries. ``False`` returns each of them.
+        backend: name of a backend in ``BACKENDS``. ``None`` takes the name in the environment
+            variable ``MMLOCAL_BACKEND`` or, if that is not set, the fastest one that can run.
 
     Returns:
         ``(B, C, H_out, W_out)`` or, without ``sum_queries``,
@@ -88,24 +88,24 @@ def qna_attention(
         ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point, a count is no int.
+        TypeError: a tensor is not floating point, or a count is not an int.
         ValueError: a count below 1, ``padding`` out of range, a map without pixels or channels or
             smaller than one window, shapes that do not fit each other, tensors on several devices,
-            unknown ``backend``.
-        RuntimeError: the named backend cannot run here, or has no derivatives of the kind asked
-            for: all have first derivatives, ``torch.func.grad`` and ``vmap``; ``reference`` has
-            higher and forward-mode derivatives too.
+            or unknown ``backend``.
+        RuntimeError: the named backend cannot run here, or it lacks the derivatives in use. All
+            backends have first derivatives, ``torch.func.grad`` and ``vmap``. ``reference`` also
+            has higher and forward-mode derivatives.
 
     Note:
-        Exact for any finite score in any dtype: exponents are relative to the maximum of each
-        window. (The official code takes ``exp(score)``, which overflows in float16 from 11 on and
-        whose gradient is wrong in float32 from about 42 on.) float16 and bfloat16 are accumulated
-        in float32.
+        The result is exact for any finite score in any dtype, because exponents are relative to the
+        maximum of each window. (The official code takes ``exp(score)``. This overflows in float16
+        for scores from 11 on, and its gradient is wrong in float32 for scores from about 42 on.)
+        float16 and bfloat16 inputs are accumulated in float32.
 
-        Infinity (other than a score of -inf) and NaN go where the equation takes them, in every
-        backend: into the outputs and gradients of the windows that hold them, and into no others.
-        A table entry counts for no window where its tap lies outside the map. An infinite result
-        may be NaN where a weight is too small for the dtype of the computation (infinity times 0).
+        In every backend, NaN and infinity (except a score of -inf) reach the outputs and gradients
+        of the windows that hold them, and no others. A table entry does not count in windows where
+        its tap lies outside the map. An infinite result may be NaN where a weight is too small for
+        the dtype of the computation (infinity times 0).
 
         ``torch.compile`` and ``torch.export`` see one node. ``torch.fx.symbolic_trace`` cannot
         follow the checks: use ``torch.export.export``. ``torch.jit.script`` cannot read the
@@ -144,7 +144,8 @@ def _check(
     check_maps(value, scores=scores)
     count_heads(value, "scores", scores.shape[1], num_queries, "num_queries * heads")
     height, width = value.shape[2:]
-    # Not of their minimum: torch 2.6 would compile anew wherever the other side is the smaller one.
+    # Each side is compared by itself. With the minimum of both, torch 2.6 would compile again when
+    # the other side becomes the smaller one.
     if height + 2 * padding < kernel_size or width + 2 * padding < kernel_size:
         raise ValueError(
             f"value must be at least one window of kernel_size={kernel_size} with "

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmlocal.ops import cases
 from mmlocal.ops.cases import Case, Make, Stage
 
-NUM_QUERIES = 2  # of all published QnA-ViTs
+NUM_QUERIES = 2  # in all published QnA-ViTs
 
 
 def _attention_flops(
@@ -25,17 +25,17 @@ def _attention_flops(
     out_shape: Sequence[int],
     **kwargs: Any,
 ) -> int:
-    """For each output, tap and query: one MAC.
+    """Per output, tap and query: one MAC.
 
-    This is the paper's depth-wise convolution of the exponentials times the values, whatever an
-    implementation saves by adding the queries' weights first. The sum below the softmax, a
-    convolution of the exponentials alone, is left out, as softmax is everywhere.
+    This is the paper's depth-wise convolution of the exponentials times the values. An
+    implementation may save work by adding the weights of the queries first, which is not counted.
+    The denominator of the softmax is not counted either, as for every softmax.
     """
     pixels = prod(out_shape[-2:])
     return 2 * num_queries * kernel_size**2 * prod(value_shape[:2]) * pixels
 
 
-# By operator; see mmlocal.ops.elsa.analysis.
+# Formulas for torch.utils.flop_counter by operator, see mmlocal.ops.elsa.analysis.
 FLOPS: dict[str, Callable[..., int]] = {"mmlocal::qna_attention": _attention_flops}
 
 # Channels and heads of the first stage, and the kernel size. Stage 4 has no QnA.
@@ -48,7 +48,7 @@ _MODELS = {
 
 
 def _stages() -> list[Stage]:
-    """Of each stage, the blocks, and the step of stride 2 with the channels of the next stage."""
+    """Return the blocks of each stage, and its downsampling to the channels of the next stage."""
     return [
         Stage(f"QnA-ViT {arch}", i + 1, channels * 2**j, heads * 2**j, kernel_size, stride)
         for arch, (channels, heads, kernel_size) in _MODELS.items()
@@ -70,7 +70,7 @@ CASES: dict[str, list[Case]] = {
 
 
 def make_inputs(case: Case, make: Make) -> dict[str, Tensor]:
-    """Tensors of a call by argument."""
+    """Return the tensors of a call by argument."""
     tables, k = NUM_QUERIES * case.heads, case.kernel_size
     return dict(
         value=make(case.batch, case.channels, case.height, case.width),
@@ -81,12 +81,12 @@ def make_inputs(case: Case, make: Make) -> dict[str, Tensor]:
 
 
 def settings(case: Case) -> dict[str, Any]:
-    """The other arguments of a call."""
+    """Return the other arguments of a call."""
     k = case.kernel_size
     return dict(num_queries=NUM_QUERIES, kernel_size=k, stride=case.stride, padding=k // 2)
 
 
 def window_values(case: Case) -> int:
-    """Values in the windows that ``reference`` writes out, once for each query."""
+    """Return the number of values in the windows that ``reference`` writes out for all queries."""
     pixels = case.height * case.width // case.stride**2
     return NUM_QUERIES * case.batch * case.channels * pixels * case.kernel_size**2

@@ -1,12 +1,12 @@
-"""The QnA op in C++ for CPUs, see ``mmlocal/ops/csrc/qna_tiling.h`` for how it computes.
+"""The QnA op in C++ for CPUs. ``mmlocal/ops/csrc/qna_tiling.h`` explains the method.
 
-Works on channels-last maps, which are used as they are; other maps are copied. Half precision is
-converted to float32 and back. Beside inputs and outputs, the forward pass holds only tables and a
-tile per thread. The backward pass holds two maps of ``queries * heads`` numbers per window, and one
-of as many bytes.
+The kernels read channels-last maps in place. Other maps are copied. Half precision is converted to
+float32 and back. In addition to inputs and outputs, the forward pass holds only tables and one tile
+per thread. The backward pass holds two maps of ``queries * heads`` numbers per window, and one map
+of ``queries * heads`` bytes per window.
 
-The exponentials are relative to the largest score of a map, and the tile adds up windows with
-convolutions. Infinity or NaN would reach windows that do not hold it: ``eager`` takes such calls.
+The exponentials are relative to the largest score of a map, and convolutions add up the windows of
+a tile. Infinity or NaN would reach windows that do not hold it, so ``eager`` takes such calls.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mmlocal.ops.layout import new_map
 from mmlocal.ops.qna import eager
 from mmlocal.ops.qna.reference import output_size
 
-# exp(score) / 2^K stays in range up to here; larger scores are taken relative to the largest, from
-# which those that count then differ by a number without rounding.
+# exp(score) / 2^K stays in range up to this magnitude of the largest score. Beyond it, scores are
+# taken relative to the largest one. The difference is exact for all scores that count.
 _LARGE = 256.0
 
 
@@ -33,7 +33,7 @@ def _below_infinity(x: Tensor) -> bool:
 
 
 class _Call:
-    """The inputs of one call as the extension takes them; ``kernels.h`` says what they are."""
+    """The inputs of one call in the form of ``kernels.h``."""
 
     def __init__(
         self,
@@ -112,20 +112,20 @@ class _Call:
         return None if table is None else table.to(self.dtype).flatten(1).contiguous()
 
     def _spread(self, table: Tensor) -> Tensor:
-        """``(tables, taps)`` as ``(taps, vectors of channels, queries, lanes)``."""
+        """Return ``(tables, taps)`` as ``(taps, vectors of channels, queries, lanes)``."""
         table = table.view(self.queries, -1, self.taps)
         table = table.repeat_interleave(self.channels // table.shape[1], dim=1)
         table = F.pad(table, (0, 0, 0, -self.channels % self.lanes))
         return table.unflatten(1, (-1, self.lanes)).permute(3, 1, 0, 2).contiguous()
 
     def gather(self, spread: Tensor) -> Tensor:
-        """The sum over the channels of each head of what ``_spread`` made; to its shape."""
+        """Undo ``_spread``, summing over the channels of each head: ``(tables, taps)``."""
         table = spread.permute(2, 1, 3, 0).flatten(1, 2)[:, : self.channels]
         heads = self.tables // self.queries
         return table.unflatten(1, (heads, -1)).sum(dim=2).reshape(self.tables, self.taps)
 
     def with_queries(self, pixels: Tensor) -> Tensor:
-        """The output or its gradient as ``(B, queries or 1, H, W, C)``."""
+        """Return the output or its gradient as ``(B, queries or 1, H, W, C)``."""
         return pixels.unsqueeze(1) if self.sum_queries else pixels
 
     def run(self, function: str, **more: Tensor | None) -> None:
@@ -173,7 +173,8 @@ def backward(
     """Gradients of ``value, scores, rel_pos, tap_weight``, ``None`` where not needed."""
     args = (value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
     call = _Call(*args, sum_queries)
-    # No window shows whether a token is finite that belongs to none.
+    # Tokens that belong to no window are checked here, because no window shows whether they are
+    # finite.
     covered = stride <= kernel_size and all(
         (windows - 1) * stride + kernel_size >= tokens + padding
         for windows, tokens in zip(call.size, value.shape[2:], strict=True)
@@ -209,7 +210,7 @@ def backward(
             grad_scores=None if grad_scores is None else grad_scores.pixels,
             **sums,
         )
-        # The products of gradient and value, of all windows.
+        # This covers the products of gradient and value in all windows.
         if not mean.sum().isfinite():
             return eager.backward(grad, *args, sum_queries, needs_grad)
 

@@ -1,10 +1,10 @@
 """The QnA op in plain PyTorch, tap by tap: no window is ever stored.
 
-Scores are maps of ``queries * heads`` channels, values of ``heads * head_dims``. The softmax is
-taken by three passes over the taps of the scores alone (maximum, sum, weights); the weights of all
-queries are then added before they meet the value, which is therefore read once per tap, whatever
-the number of queries. Every exponent is taken relative to the maximum of its own window, so no
-finite score overflows, and the largest token of a window always counts.
+Scores have ``queries * heads`` channels, and values have ``heads * head_dims`` channels. The
+softmax takes three passes over the taps of the scores: maximum, sum, weights. The weights of all
+queries are then added before they multiply the value. So the value is read once per tap, whatever
+the number of queries. Every exponent is relative to the maximum of its own window. So no finite
+score overflows, and the largest token of a window always counts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mmlocal.ops.eager_common import chunks
 from mmlocal.ops.layout import to_layout
 from mmlocal.ops.qna.reference import output_size
-
-# Elements of a temporary map that stay in the cache of one CPU core.
-_CPU_CHUNK = 2**17
 
 
 class _Windows:
@@ -27,7 +25,7 @@ class _Windows:
     Args:
         scores: ``(b, queries, heads, H, W)``.
         rel_pos: ``(taps, queries, heads, 1, 1)`` or ``None``.
-        taps: see ``_taps``.
+        taps: the result of ``_taps``.
         size: height and width of the output.
     """
 
@@ -47,22 +45,25 @@ class _Windows:
         self.scale = total.masked_fill_(total == 0, 1.0).reciprocal_()
 
     def _exp(self, tap: int, own: tuple, other: tuple) -> Tensor:
-        # In this order: added to a large score, the position would lose its digits.
+        # The order matters: added to a large score, the position would lose its digits.
         exponent = self.scores[other] - self.peak[own]
         if self.rel_pos is not None:
             exponent += self.rel_pos[tap]
         return exponent.exp_()
 
     def attention(self, tap: int, own: tuple, other: tuple) -> Tensor:
-        """``(b, queries, heads, windows with this tap in the map)``."""
+        """Return ``(b, queries, heads, windows with this tap in the map)``."""
         return self._exp(tap, own, other).mul_(self.scale[own])
 
 
 def _taps(
     kernel_size: int, stride: int, padding: int, map_size: torch.Size, size: list[int]
 ) -> list[tuple]:
-    """For each tap that some window has inside the map: its index in row-major order, the windows
-    that have it, and their tokens there."""
+    """Return the taps that lie inside the map for some window.
+
+    Each item is the tap's index in row-major order, the windows that have it inside the map, and
+    their tokens at this tap.
+    """
 
     def along(tokens: int, windows: int) -> Iterator[tuple[int, slice, slice]]:
         for index in range(kernel_size):
@@ -79,17 +80,8 @@ def _taps(
     ]
 
 
-def _chunks(value: Tensor) -> Iterator[slice]:
-    """Samples to work on together: on a CPU, as many as leave the temporary map in its cache."""
-    batch = value.shape[0]
-    size = batch
-    if value.device.type == "cpu":
-        size = max(1, _CPU_CHUNK // max(1, value[:1].numel()))
-    return (slice(i, i + size) for i in range(0, batch, max(1, size)))
-
-
 def _table(table: Tensor | None, num_queries: int, dtype: torch.dtype) -> Tensor | None:
-    """``(queries * heads, k, k)`` as ``(taps, queries, heads, 1, 1)``."""
+    """Return ``(queries * heads, k, k)`` as ``(taps, queries, heads, 1, 1)``."""
     if table is None:
         return None
     table = table.to(dtype).flatten(1).t()
@@ -134,7 +126,7 @@ def forward(
     taps = _taps(kernel_size, stride, padding, value.shape[2:], size)
     queries = 1 if sum_queries else num_queries
     out = v.new_zeros(batch, queries, *v.shape[1:3], *size)
-    for chunk in _chunks(v):
+    for chunk in chunks(v):
         windows = _Windows(s[chunk], rel_pos, taps, size)
         for tap, own, other in taps:
             attn = windows.attention(tap, own, other)
@@ -162,7 +154,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``value, scores, rel_pos, tap_weight``, ``None`` where not needed.
 
-    The softmax is computed again rather than kept since the forward pass.
+    The softmax is computed again instead of being kept from the forward pass.
     """
     need_value, need_scores, need_rel_pos, need_weight = needs_grad
     size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
@@ -176,16 +168,16 @@ def backward(
     tables = (kernel_size**2, num_queries, s.shape[2])
     grad_bias = v.new_zeros(tables) if need_rel_pos else None
     grad_weight = v.new_zeros(tables) if need_weight else None
-    for chunk in _chunks(v):
+    for chunk in chunks(v):
         windows = _Windows(s[chunk], bias, taps, size)
 
         def grad_of_weighted(own: tuple, other: tuple, chunk: slice = chunk) -> Tensor:
-            """``(b, queries or 1, heads, windows)``: of attention times weight."""
+            """Gradient of attention times weight: ``(b, queries or 1, heads, windows)``."""
             return (g[chunk][own] * v[chunk][other][:, None]).sum(dim=3)
 
         mean = None
         if need_scores or need_rel_pos:
-            mean = torch.zeros_like(windows.peak)  # of the gradient, under the attention
+            mean = torch.zeros_like(windows.peak)  # mean gradient under the attention
             for tap, own, other in taps:
                 attn = windows.attention(tap, own, other)
                 if weight is not None:

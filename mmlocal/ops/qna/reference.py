@@ -1,4 +1,4 @@
-"""Definition of the QnA op: every window written out. Slow, and hungry for memory."""
+"""Definition of the QnA op. It writes every window out, so it is slow and takes much memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
-    """Number of windows along a side of ``size`` tokens."""
+    """Return the number of windows along a side of ``size`` tokens."""
     return (size + 2 * padding - kernel_size) // stride + 1
 
 
@@ -20,14 +20,19 @@ def attention_maps(
     stride: int,
     padding: int,
 ) -> Tensor:
-    """Attention of each window over its tokens; differentiable by autograd.
+    """Return the attention of each window to its tokens. Autograd differentiates this function.
 
     Args:
-        scores: as in :func:`mmlocal.ops.qna.qna_attention`, as are the others.
+        scores: ``(B, num_queries * heads, H, W)``, query-major, any float dtype.
+        rel_pos: ``(num_queries * heads, kernel_size, kernel_size)``, or ``None`` for 0.
+        num_queries: number of learned queries per window.
+        kernel_size: width of the window, in tokens.
+        stride: distance between windows, in tokens.
+        padding: number of tokens by which windows reach beyond the map.
 
     Returns:
-        ``(B, num_queries, heads, kernel_size**2, H_out, W_out)``, float32 or float64. Sums to 1
-        over the taps, or to 0 where a window holds no token; taps outside the map are 0.
+        ``(B, num_queries, heads, kernel_size**2, H_out, W_out)``, float32 or float64. The sum over
+        the taps is 1, or 0 where a window holds no token. Taps outside the map are 0.
     """
     batch, channels = scores.shape[:2]
     heads = channels // num_queries
@@ -35,7 +40,7 @@ def attention_maps(
     size = [output_size(n, kernel_size, stride, padding) for n in scores.shape[2:]]
     logits = _windows(scores.to(dtype), float("-inf"), kernel_size, stride, padding)
     logits = logits.reshape(batch, num_queries, heads, kernel_size**2, *size)
-    # The softmax ignores it; added to a large score, a position would lose its digits.
+    # The softmax ignores this shift. Added to a large score, a position would lose its digits.
     peak = logits.detach().amax(dim=3, keepdim=True)
     logits = logits - peak.masked_fill(peak == float("-inf"), 0.0)
     if rel_pos is not None:
@@ -48,14 +53,14 @@ def attention_maps(
 
 
 def _windows(x: Tensor, fill: float, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """``(B, C, H, W)`` as ``(B, C, kernel_size, kernel_size, H_out, W_out)``."""
-    # Not F.unfold, which multiplies by 0 and makes NaN of -inf.
+    """Return ``(B, C, H, W)`` as ``(B, C, kernel_size, kernel_size, H_out, W_out)``."""
+    # F.unfold would multiply by 0 and so turn -inf into NaN.
     x = F.pad(x, (padding,) * 4, value=fill)
     return x.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride).permute(0, 1, 4, 5, 2, 3)
 
 
 def _outside(like: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """Which taps of each window lie outside the map: ``(1, 1, 1, taps, H_out, W_out)``."""
+    """Mark the taps of each window outside the map: ``(1, 1, 1, taps, H_out, W_out)``."""
     inside = torch.ones(1, 1, *like.shape[2:], dtype=torch.bool, device=like.device)
     windows = _windows(inside, False, kernel_size, stride, padding)
     return ~windows.reshape(1, 1, 1, kernel_size**2, *windows.shape[4:])
@@ -72,7 +77,7 @@ def forward(
     padding: int,
     sum_queries: bool,
 ) -> Tensor:
-    """See :func:`mmlocal.ops.qna.qna_attention`; differentiable by autograd."""
+    """See :func:`mmlocal.ops.qna.qna_attention`. Autograd differentiates this function."""
     batch, channels = value.shape[:2]
     attn = attention_maps(scores, rel_pos, num_queries, kernel_size, stride, padding)
     heads, taps, out_height, out_width = attn.shape[2:]
@@ -81,7 +86,7 @@ def forward(
         attn = attn.masked_fill(_outside(value, kernel_size, stride, padding), 0.0)
     windows = F.unfold(value.to(attn.dtype), kernel_size, padding=padding, stride=stride)
     windows = windows.view(batch, heads, channels // heads, taps, out_height, out_width)
-    # Not einsum, which autocast would have multiply in bfloat16.
+    # Under autocast, einsum would multiply in bfloat16.
     out = (attn[:, :, :, None] * windows[:, None]).sum(dim=4)
     if sum_queries:
         return out.sum(dim=1).reshape(batch, channels, out_height, out_width).to(value.dtype)

@@ -76,7 +76,7 @@ def grad_tokens_kernel(
     BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, TILE: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     TAPS: tl.constexpr = KERNEL * KERNEL
-    # Windows along a side that may hold one token.
+    # How many windows along a side may hold one token.
     REACH: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
     windows = out_height * out_width
     head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
@@ -138,7 +138,7 @@ def grad_tables_kernel(
     BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, TILE: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     TAPS: tl.constexpr = KERNEL * KERNEL
-    # One tap after the other: the maps of a share are small enough to stay in the cache.
+    # Taps are in the outer loop, because the maps of a share are small enough to stay in the cache.
     windows = out_height * out_width
     head, group, split = program(heads, groups)
     tiles = tl.cdiv(windows, BLOCK_P)

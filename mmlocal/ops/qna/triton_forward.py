@@ -13,8 +13,10 @@ from mmlocal.ops.triton_common import locate, program, sized, store, tuned
 
 @triton.jit
 def token_of(tap, y, x, inside, height, width, KERNEL: tl.constexpr):
-    """The token that each window with its corner at ``(y, x)`` has at ``tap``, and whether it
-    exists."""
+    """The token at ``tap`` of each window, and whether it exists.
+
+    ``(y, x)`` is the corner of a window.
+    """
     y, x = y + tap // KERNEL, x + tap % KERNEL
     near = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return y.to(tl.int64) * width + x, near
@@ -22,7 +24,7 @@ def token_of(tap, y, x, inside, height, width, KERNEL: tl.constexpr):
 
 @triton.jit
 def rows_of(group, head, heads, QUERIES: tl.constexpr, BLOCK_Q: tl.constexpr):
-    """The channels of ``scores`` that hold the queries of a group, and which of them exist."""
+    """The channels of ``scores`` for the queries of a group, and which of them exist."""
     query = tl.arange(0, BLOCK_Q)[None, :]
     return (group * QUERIES + query).to(tl.int64) * heads + head, query < QUERIES
 
@@ -36,8 +38,11 @@ def channels_of(head, PER_HEAD: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def entry_of(table, offsets, mask, near, default, ACC: tl.constexpr):
-    """Entries of ``rel_pos`` or ``tap_weight`` where ``near`` is true, and what stands for a table
-    that is not there. A token outside the map does not exist, whatever the table holds for it."""
+    """Entries of ``rel_pos`` or ``tap_weight`` where ``near`` is true, and ``default`` elsewhere.
+
+    A missing table gives ``default``. Tokens outside the map do not exist, whatever the table
+    holds.
+    """
     if table is None:
         return default
     return tl.where(near, tl.load(table + offsets, mask=mask, other=0.0).to(ACC), default)
@@ -50,7 +55,7 @@ def score_of(pointers, mask, ACC: tl.constexpr):
 
 @triton.jit
 def attention_of(score, bias, peak, scale):
-    # In this order: added to a large score, the bias would lose its digits.
+    # The order matters: added to a large score, the bias would lose its digits.
     return tl.exp(score - peak + bias) * scale
 
 

@@ -1,11 +1,13 @@
 """The QnA op as Triton kernels: from scores and values to output in one.
 
-A program works on a tile of windows of one head, with all of its channels, and goes through the
-taps one after the other; the weights of the queries of a group are added before they meet the
-value. A group is all queries, or one query where each has an output of its own. The backward pass
-keeps three numbers per window, query and head: the largest logit, the scale of the exponentials,
-and the mean gradient of the attention. Nothing is added up by atomics: tokens gather from the
-windows that hold them, the gradients of the tables are sums of partial sums.
+A program works on a tile of windows of one head, with all of its channels. It goes through the taps
+one after the other. The weights of the queries of a group are added before they multiply the value.
+A group is all queries, or one query if each has its own output. The backward pass keeps three
+numbers per window, query and head: the largest logit, the scale of the exponentials, and the mean
+gradient of the attention.
+
+No kernel uses atomics, so results do not depend on the order in which programs run. Tokens gather
+from the windows that hold them. The gradients of the tables are sums of partial sums.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from mmlocal.ops.triton_common import accumulator, add_up, block_c, programs, sp
 def _constants(
     value: Tensor, scores: Tensor, num_queries: int, kernel_size: int, summed: bool
 ) -> dict:
-    """Constants that the kernels are compiled for."""
+    """Return the constants that the kernels are compiled for."""
     queries = num_queries if summed else 1
     per_head = value.shape[1] * num_queries // scores.shape[1]
     return dict(
@@ -48,8 +50,11 @@ def forward(
     padding: int,
     sum_queries: bool,
 ) -> Tensor:
-    """See :func:`mmlocal.ops.qna.qna_attention`. Reads any memory format without a copy, as long as
-    rows follow each other."""
+    """See :func:`mmlocal.ops.qna.qna_attention`.
+
+    Any memory format is read without a copy if its height and width can be flattened to one
+    dimension.
+    """
     batches, channels, height, width = value.shape
     out_height, out_width = (output_size(n, kernel_size, stride, padding) for n in (height, width))
     groups, heads = 1 if sum_queries else num_queries, scores.shape[1] // num_queries
@@ -80,9 +85,9 @@ def backward(
     sum_queries: bool,
     needs_grad: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``value, scores, rel_pos, tap_weight``; ``None`` where not needed.
+    """Gradients of ``value, scores, rel_pos, tap_weight``, ``None`` where not needed.
 
-    The softmax is computed again rather than kept since the forward pass.
+    The softmax is computed again instead of being kept from the forward pass.
     """
     need_value, need_scores, need_rel_pos, need_weight = needs_grad
     batches, _, height, width = value.shape
