@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 # Elements of a temporary map that stay in the cache of one CPU core.
-_CPU_CHUNK = 2**17
+CPU_CHUNK = 2**17
 
 
 def chunks(value: Tensor) -> list[slice]:
@@ -17,5 +17,5 @@ def chunks(value: Tensor) -> list[slice]:
     batch = value.shape[0]
     size = batch
     if value.device.type == "cpu":
-        size = max(1, _CPU_CHUNK // max(1, value[:1].numel()))
+        size = max(1, CPU_CHUNK // max(1, value[:1].numel()))
     return [slice(i, i + size) for i in range(0, batch, max(1, size))]

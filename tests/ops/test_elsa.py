@@ -21,10 +21,10 @@ from cases import run as run_op
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from mmlocal.ops import OPS, elsa_attention
+from mmlocal.ops import OPS, eager_common, elsa_attention
 from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.elsa import BACKENDS as ALL_BACKENDS
-from mmlocal.ops.elsa import eager, elsa_attention_projected
+from mmlocal.ops.elsa import elsa_attention_projected
 
 run = functools.partial(run_op, elsa_attention)
 BACKENDS = running(ALL_BACKENDS)
@@ -148,11 +148,11 @@ def test_backend_holds_its_tolerance(backend, shape, dtype):
 
 
 def test_eager_works_sample_by_sample(monkeypatch):
-    """A large batch on a CPU goes in chunks; what is summed over the batch must see all of them."""
+    """A large batch on a CPU goes in chunks. Sums over the batch must include all of them."""
     tensors, settings = make((5, 2, 3, 6, 7, 3, 1))
     expected = run(tensors, settings, backend="reference")
     for samples in (1, 2, 5):
-        monkeypatch.setattr(eager, "_CPU_CHUNK", samples * tensors["value"][0].numel())
+        monkeypatch.setattr(eager_common, "CPU_CHUNK", samples * tensors["value"][0].numel())
         assert worst_error(run(tensors, settings, backend="eager"), expected) < 5e-15
 
 

@@ -13,10 +13,10 @@ from cases import run as run_op
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from mmlocal.ops import qna_attention
+from mmlocal.ops import eager_common, qna_attention
 from mmlocal.ops.backends import Backend
 from mmlocal.ops.qna import BACKENDS as ALL_BACKENDS
-from mmlocal.ops.qna import attention_maps, eager, output_size
+from mmlocal.ops.qna import attention_maps, output_size
 
 run = functools.partial(run_op, qna_attention)
 BACKENDS = running(ALL_BACKENDS)
@@ -416,12 +416,12 @@ def test_output_size_is_that_of_a_convolution(size, kernel, stride, padding):
 
 
 def test_eager_works_sample_by_sample(monkeypatch):
-    """A large batch on a CPU goes in chunks; what is summed over the batch must see all of them."""
+    """A large batch on a CPU goes in chunks. Sums over the batch must include all of them."""
     tensors, settings = make((5, 2, 3, 6, 7, 3, 1, 1, 2))
     expected = run(tensors, settings, backend="reference")
     for samples in (1, 2, 5):
         padded = tensors["value"].shape[1] * 8 * 9
-        monkeypatch.setattr(eager, "_CPU_CHUNK", samples * padded)
+        monkeypatch.setattr(eager_common, "CPU_CHUNK", samples * padded)
         assert worst_error(run(tensors, settings, backend="eager"), expected) < 5e-15
 
 
