@@ -1,4 +1,4 @@
-"""The backends of ops. Dispatch, tests and ``info`` read as data what a backend supports."""
+"""The backends of ops, as data that dispatch, tests and ``info`` read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Backend:
     """One implementation of an op.
 
     Args:
-        name: what a user passes as ``backend=``.
+        name: value of ``backend=`` that selects it.
         description: one line for ``python -m mmlocal.info``.
         module: dotted path of the module that holds the implementation; imported on first use.
         devices: device types it runs on; ``"any"`` for all.

@@ -113,13 +113,13 @@ def _run(command: Sequence[str]) -> None:
 
 def _move(draft: Path, library: Path) -> None:
     """Replace a library in one step. A process that runs the old one keeps it."""
-    beside = library.with_name(f"{library.name}.{os.getpid()}")
+    partial = library.with_name(f"{library.name}.{os.getpid()}")
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(draft, beside)
-            beside.replace(library)
+            shutil.copyfile(draft, partial)
+            partial.replace(library)
         finally:
-            beside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise BuildError(f"the library cannot be written: {error}") from error
