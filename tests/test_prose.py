@@ -64,6 +64,12 @@ def docstrings(path: Path) -> list[str]:
     return [doc for node in nodes if isinstance(node, owners) if (doc := ast.get_docstring(node))]
 
 
+def headings(page: Path) -> list[str]:
+    """Anchors of the headings of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE) if page.is_file() else []
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
 def code_of(page: Path) -> list[str]:
     """Code spans and lines of code blocks of a page, without comments."""
     text = page.read_text()
@@ -106,10 +112,14 @@ def test_the_rules_find_something():
 
 @each(PAGES)
 def test_links(path):
-    """Each relative link leads to a file."""
-    targets = re.findall(r"\]\(([^)#\s]+)", path.read_text())
-    local = [target for target in targets if "://" not in target]
-    assert [target for target in local if not (path.parent / target).exists()] == []
+    """Each relative link leads to a file, and to a heading in it if it names one."""
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)", re.sub(r"`[^`]*`", "", path.read_text())):
+        name, _, heading = target.partition("#")
+        page = path.parent / name if name else path
+        if "://" not in target and not (page.exists() and heading in ["", *headings(page)]):
+            broken.append(target)
+    assert broken == []
 
 
 @each(PAGES)
