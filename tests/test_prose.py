@@ -66,7 +66,7 @@ def docstrings(path: Path) -> list[str]:
 
 def headings(page: Path) -> list[str]:
     """Anchors of the headings of a page, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE) if page.is_file() else []
+    titles = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE) if page.suffix == ".md" else []
     return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
