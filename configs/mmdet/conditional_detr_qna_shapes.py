@@ -1,8 +1,9 @@
 """A narrow Conditional DETR with QnA in its encoder, on the generated shapes.
 
-Not from the paper. It is the encoder of DETR-QnA in another detector, which converges sooner than
-DETR. To train from scratch on a CPU in about a quarter of an hour, it has a narrow backbone, maps
-of stride 16, few layers and object queries, no dropout, and one learning rate for all parameters.
+The paper has no such model. It has the encoder of DETR-QnA in another detector, which converges
+sooner than DETR. It trains from scratch on a CPU in about a quarter of an hour. For this, it has a
+narrow backbone, maps of stride 16, few layers and object queries, no dropout, and one learning rate
+for all parameters.
 """
 
 _base_ = [
@@ -95,7 +96,7 @@ test_evaluator = val_evaluator
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=10),
-    # With one, the last would be gone while the next is written.
+    # With one, a run killed while it writes the next checkpoint would have none.
     checkpoint=dict(max_keep_ckpts=2),
     visualization=dict(score_thr=0.5),
 )

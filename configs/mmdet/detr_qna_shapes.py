@@ -1,12 +1,12 @@
 """A narrow DETR with QnA in its encoder, on the generated shapes.
 
-Not from the paper. As in its DETR-QnA, QnA layers come before self-attention layers in the encoder,
-and the losses are DETR's. DETR takes long to learn where to look. These settings let it learn from
-scratch on a CPU:
+The paper has no such model. As in its DETR-QnA, QnA layers come before self-attention layers in the
+encoder, and the losses are DETR's. DETR takes long to learn where to look. These settings let it
+learn from scratch on a CPU:
 
 * pictures are small, and maps hold 8x8 tokens;
 * the model is narrow, with few layers and object queries and no dropout;
-* the learning rate is ten times the one for COCO, and the same for all parameters;
+* the learning rate is ten times the rate for COCO, and the same for all parameters;
 * gradients are clipped at 1 instead of 0.1;
 * position embeddings vary faster.
 """
@@ -101,7 +101,7 @@ param_scheduler = [
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=10),
-    # With one, the last would be gone while the next is written.
+    # With one, a run killed while it writes the next checkpoint would have none.
     checkpoint=dict(max_keep_ckpts=2),
     visualization=dict(score_thr=0.5),
 )

@@ -3,7 +3,7 @@
 Our extension: the paper trains no detector on ELSA-Swin-B. Everything but the backbone is as in
 elsa_swin_s_maskrcnn_1x.py, including the drop path rate of 0.2.
 
-Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
+Augmentation, weight decay, the start from an ImageNet checkpoint and ``--amp`` are as in
 elsa_swin_t_maskrcnn_1x.py.
 """
 

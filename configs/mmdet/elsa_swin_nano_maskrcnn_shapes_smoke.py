@@ -5,7 +5,7 @@ _base_ = "./elsa_swin_nano_maskrcnn_shapes.py"
 model = dict(
     backbone=dict(arch=dict(embed_dims=16, depths=[1, 1, 1, 2])),
     neck=dict(in_channels=[16, 32, 64, 128]),
-    # So little training finds something only if nothing is too uncertain.
+    # After so little training, all scores are low.
     test_cfg=dict(rcnn=dict(score_thr=0.0)),
 )
 train_cfg = dict(max_epochs=3, val_interval=3)

@@ -3,7 +3,7 @@
 Published: 51.6 box AP, 44.4 mask AP (README of the official code, damo-cv/ELSA). Not
 reproduced here.
 
-Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
+Augmentation, weight decay, the start from an ImageNet checkpoint and ``--amp`` are as in
 elsa_swin_t_maskrcnn_1x.py.
 """
 

@@ -5,7 +5,7 @@ reproduced here.
 
 The drop path rate of 0.75 is the official one; Swin-S trains with 0.2 in the same setting.
 
-Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
+Augmentation, weight decay, the start from an ImageNet checkpoint and ``--amp`` are as in
 elsa_swin_t_maskrcnn_1x.py.
 """
 

@@ -5,7 +5,7 @@ reproduced here.
 
 The drop path rate of 0.0 is the official one. Swin's config has it too in this setting.
 
-Augmentation, weight decay, how to start from an ImageNet checkpoint and ``--amp``: as in
+Augmentation, weight decay, the start from an ImageNet checkpoint and ``--amp`` are as in
 elsa_swin_t_maskrcnn_1x.py.
 """
 

@@ -3,15 +3,15 @@
 Published: 45.7 box AP, 41.1 mask AP (README of the official code, damo-cv/ELSA). Not
 reproduced here.
 
-"1x" is the length of the schedule only: as in the official runs, training images are flipped,
-resized to a short side of 480 to 800 and sometimes cropped before that, unlike mmdet's plain 1x.
-The official runs start from an ImageNet checkpoint::
+"1x" is only the length of the schedule. As in the official runs, and unlike mmdet's plain 1x,
+training images are flipped, sometimes cropped, and resized to a short side of 480 to 800. The
+official runs start from an ImageNet checkpoint::
 
     --cfg-options model.backbone.init_cfg.type=Pretrained \
         model.backbone.init_cfg.checkpoint=FILE model.backbone.init_cfg.prefix=backbone.
 
-and train in mixed precision: add ``--amp`` on a GPU. As there, the bias tables and ghost heads
-are decayed; only normalisation layers and position embeddings are not.
+The official runs train in mixed precision: add ``--amp`` on a GPU. As in them, weight decay acts on
+bias tables and ghost heads. It spares normalisation layers and position embeddings only.
 """
 
 _base_ = [

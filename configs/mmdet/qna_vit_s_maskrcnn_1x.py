@@ -1,6 +1,6 @@
 """Mask R-CNN with QnA-ViT-Small on COCO, 12 epochs.
 
-Our extension: as in qna_vit_t_maskrcnn_1x.py.
+Our extension: the settings are as in qna_vit_t_maskrcnn_1x.py.
 """
 
 _base_ = "./qna_vit_t_maskrcnn_1x.py"

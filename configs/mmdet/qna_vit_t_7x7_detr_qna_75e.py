@@ -1,8 +1,8 @@
 """DETR-QnA with QnA-ViT-T of 7x7 windows on COCO, 75 epochs.
 
 Published: +0.6 AP over qna_vit_t_7x7_detr_75e.py, +3.2 AP over ResNet-50 (Learned Queries, Arar et
-al. 2022). Not reproduced here. The four QnA layers: as in qna_vit_t_detr_qna_75e.py, but with
-windows of 7x7. Start and open points: as in qna_vit_t_detr_75e.py.
+al. 2022). Not reproduced here. The four QnA layers are as in qna_vit_t_detr_qna_75e.py, but with
+windows of 7x7. The start and the open points are as in qna_vit_t_detr_75e.py.
 """
 
 _base_ = "./qna_vit_t_7x7_detr_75e.py"

@@ -8,9 +8,9 @@ The paper starts from an ImageNet checkpoint::
     --cfg-options model.backbone.init_cfg.type=Pretrained \
         model.backbone.init_cfg.checkpoint=FILE model.backbone.init_cfg.prefix=backbone.
 
-Three things are not stated, and chosen here. Attention windows are made to fit maps that are no
-multiple of them (see ``mmlocal.QnAViT``). The last map goes through the last LayerNorm of the
-checkpoint. The drop path rate is the one of ImageNet training, 0.05.
+The paper does not state three things, so we chose them. Attention windows fit maps whose sides are
+not a multiple of the window (see ``mmlocal.QnAViT``). The last map goes through the last LayerNorm
+of the checkpoint. The drop path rate is 0.05, as in ImageNet training.
 """
 
 _base_ = [

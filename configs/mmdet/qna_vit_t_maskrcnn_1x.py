@@ -1,14 +1,14 @@
 """Mask R-CNN with QnA-ViT-Tiny on COCO, 12 epochs.
 
-Our extension: the paper's detectors are DETRs. Swin's settings with this head are used, and the
-drop path of classification. Weight decay spares the norms, as in Swin, and the tables, as in the
-official code of QnA. Window attention takes images of any size: it cuts a map into windows as equal
+Our extension: the paper's detectors are DETRs. The settings are Swin's for this head, with the drop
+path of classification. Weight decay spares the norms, as in Swin, and the tables, as in the
+official code of QnA. Window attention takes images of any size. It cuts a map into windows as equal
 as possible, of at most 14 tokens a side in stage 3 and 7 in stage 4.
 
-Start from an ImageNet checkpoint. Without one, training is slow to begin, but its first gradients
-are as small with padded images as without padding: see ``mmlocal.layers.LayerNorm``.
+Start from an ImageNet checkpoint. Without one, training begins slowly. Its first gradients are as
+small with padded images as without padding: see ``mmlocal.layers.LayerNorm``.
 
-Augmentation, how to start from an ImageNet checkpoint and ``--amp``: as in
+Augmentation, the start from an ImageNet checkpoint and ``--amp`` are as in
 elsa_swin_t_maskrcnn_1x.py.
 """
 

@@ -1,10 +1,10 @@
 """DETR with ResNet-50 on COCO, 75 epochs: the baseline of the QnA paper's detectors.
 
 The paper gives the gains of QnA-ViT over it (Learned Queries, Arar et al. 2022). Not reproduced
-here. Its batch of 32 is 8 GPUs with 4 images each.
+here. The paper's batch of 32 is 8 GPUs with 4 images each.
 
 The paper trains with Scenic, whose public DETR has dropout in the attention only. Here all layers
-have it, as in mmdet. Whatever else the paper leaves open is as in mmdet too.
+have dropout, as in mmdet. All that the paper leaves open is as in mmdet too.
 """
 
 _base_ = [

@@ -3,9 +3,16 @@
 Published: the ghost head gains 3.7 % top-1 over DeiT-Ti (ELSA, Zhou et al. 2021). Not reproduced
 here.
 
-This is mmpretrain's DeiT-Ti, class token included, in the recipe of ghost_deit_ti_in1k_300e.py. So
-the two differ in the ghost head, in the pooling (class token here, mean of all tokens there) and in
-the epsilon of LayerNorm (1e-6 here, 1e-5 there).
+This is mmpretrain's DeiT-Ti, class token included, in the recipe of ghost_deit_ti_in1k_300e.py. The
+two configs differ in these points:
+
+=====================  ==================  ==========================
+config                 this file           ghost_deit_ti_in1k_300e.py
+=====================  ==================  ==========================
+ghost head             no                  yes
+pooling                class token         mean of all tokens
+epsilon of LayerNorm   1e-6                1e-5
+=====================  ==================  ==========================
 """
 
 _base_ = "./ghost_deit_ti_in1k_300e.py"

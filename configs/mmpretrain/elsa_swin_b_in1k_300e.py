@@ -3,10 +3,10 @@
 Published: 84.0 % top-1, of the averaged weights (README of the official code, damo-cv/ELSA). Not
 reproduced here.
 
-The recipe and its differences: as in elsa_swin_t_in1k_300e.py. As in the official run, and
-unlike T and S, the weights are averaged (decay 0.99992) and validation and test use the average;
-it is also what the checkpoint holds as ``state_dict``. The official run offers 16 GPUs with 64
-images each as an alternative to 8 with 128.
+The recipe and its differences are as in elsa_swin_t_in1k_300e.py. As in the official run, and
+unlike T and S, the run averages the weights (decay 0.99992). Validation and test use the average,
+and the checkpoint holds it as ``state_dict``. The official run allows 16 GPUs with 64 images each
+instead of 8 with 128.
 """
 
 _base_ = [

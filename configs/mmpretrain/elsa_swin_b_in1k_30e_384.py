@@ -4,8 +4,8 @@ Our extension: the paper has no model above 224 pixels. The recipe is Swin's for
 12x12 windows, so that the last stage still attends globally, and a learning rate of 4e-5 for 1024
 images per step with hardly any weight decay. Add ``--amp`` on a GPU.
 
-Starts from a checkpoint of elsa_swin_b_in1k_300e.py (its averaged weights) and stops with an
-error if there is none; the bias tables are resized to the new window. For another file::
+The run starts from a checkpoint of elsa_swin_b_in1k_300e.py (its averaged weights), and stops with
+an error if there is none. The bias tables are resized to the new window. To name another file::
 
     --cfg-options model.backbone.init_cfg.checkpoint=FILE model.head.init_cfg.checkpoint=FILE
 """

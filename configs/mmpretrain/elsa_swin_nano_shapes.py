@@ -1,7 +1,7 @@
 """A narrow ELSA-Swin classifier on the generated shapes: ``make demo-cls``.
 
-Not from the paper. To train from scratch on two CPU cores in minutes, it is narrow and initialised
-for its width.
+The paper has no such model. It trains from scratch on two CPU cores in minutes. For this, it is
+narrow and initialised for its width.
 """
 
 _base_ = ["./_base_/datasets/shapes_classes.py", "./_base_/default_runtime.py"]
@@ -15,7 +15,7 @@ model = dict(
         out_indices=(3,),
         mlp_ratio=2.0,
         drop_path_rate=0.0,
-        # The usual standard deviation of 0.02 is meant for three times the channels.
+        # The usual standard deviation of 0.02 suits three times the channels.
         init_cfg=[
             dict(type="Xavier", layer="Linear", distribution="uniform", bias=0.0),
             dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
@@ -52,7 +52,7 @@ param_scheduler = [
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=10),
-    # With one, the last would be gone while the next is written.
+    # With one, a run killed while it writes the next checkpoint would have none.
     checkpoint=dict(max_keep_ckpts=2),
     visualization=dict(rescale_factor=3),
 )

@@ -2,7 +2,7 @@
 
 Published: 83.5 % top-1 (README of the official code, damo-cv/ELSA). Not reproduced here.
 
-The recipe and its differences: as in elsa_swin_t_in1k_300e.py.
+The recipe and its differences are as in elsa_swin_t_in1k_300e.py.
 """
 
 _base_ = [

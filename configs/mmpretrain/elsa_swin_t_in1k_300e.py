@@ -2,14 +2,15 @@
 
 Published: 82.7 % top-1 (README of the official code, damo-cv/ELSA). Not reproduced here.
 
-The official recipe, for 8 GPUs with 128 images each; it trains in mixed precision (add ``--amp``
-on a GPU) with seed 42 (``--cfg-options randomness.seed=42``). As there, an epoch has 1,251 steps,
-and images are erased after they are mixed, with noise that is not cut. Differences:
+This is the official recipe, for 8 GPUs with 128 images each. It trains in mixed precision (add
+``--amp`` on a GPU) with seed 42 (``--cfg-options randomness.seed=42``). As in the official run, an
+epoch has 1,251 steps, and images are erased after they are mixed, with noise that is not clipped.
+Differences from the official run:
 
-* RandAugment always interpolates bicubically;
-* the learning rate is up to 1 % lower during the warm-up;
-* images are mixed after their normalization and with random partners, officially before it, rounded
-  to whole numbers, and with partners from the reversed batch.
+* RandAugment always interpolates bicubically.
+* The learning rate is up to 1 % lower during the warm-up.
+* Images are mixed after their normalization, with random partners. The official run mixes them
+  before it, with partners from the reversed batch, and rounds to whole numbers.
 """
 
 _base_ = [

@@ -3,7 +3,7 @@
 Published: 83.9 % top-1 (README of the official code, moabarar/qna; a public listing of the
 article has 83.7). Not reproduced here.
 
-The recipe and its differences: as in qna_vit_t_in1k_300e.py, with 20 epochs of warm-up.
+The recipe and its differences are as in qna_vit_t_in1k_300e.py, with 20 epochs of warm-up.
 """
 
 _base_ = "./qna_vit_t_in1k_300e.py"

@@ -1,15 +1,16 @@
 """QnA-ViT-Base on ImageNet-1k, fine-tuned for 30 epochs at 384 pixels.
 
-Our extension: the recipe is the official one, but the windows are ours, and no figure that could
-be checked is published for them. At 384 pixels the last two maps have 24 and 12 tokens a side; the
-released windows of 14 and 7 do not divide them, and the official code refuses. Windows of 24 and
-12 keep attention global there, as at 224 pixels.
+Our extension: the recipe is official, but the windows are ours, and no figure that we could check
+is published for them. At 384 pixels the last two maps have 24 and 12 tokens a side. The released
+windows of 14 and 7 do not divide them, and the official code refuses them. Windows of 24 and 12
+keep attention global in these maps, as at 224 pixels.
 
-The learning rate is constant, 4e-5 for 1024 images per step, with hardly any weight decay, which
-spares the queries too. All else, ``--amp`` included: as in qna_vit_t_in1k_300e.py.
+The learning rate is constant, 4e-5 for 1024 images per step, with hardly any weight decay. The
+decay spares the queries too. All else, ``--amp`` included, is as in qna_vit_t_in1k_300e.py.
 
-Starts from a checkpoint of qna_vit_b_in1k_300e.py and stops with an error if there is none; the
-position tables are resized to the new windows. For another file, such as a converted official one::
+The run starts from a checkpoint of qna_vit_b_in1k_300e.py, and stops with an error if there is
+none. The position tables are resized to the new windows. To name another file, such as a converted
+official checkpoint::
 
     --cfg-options model.backbone.init_cfg.checkpoint=FILE model.head.init_cfg.checkpoint=FILE
 """

@@ -1,6 +1,6 @@
 """A narrow QnA-ViT classifier on the generated shapes.
 
-Not from the paper. It is narrow, to train from scratch on two CPU cores in minutes::
+The paper has no such model. It is narrow, and trains from scratch on two CPU cores in minutes::
 
     python tools/demo.py cls --config qna_vit_nano_shapes
 """

@@ -1,7 +1,7 @@
 """QnA-ViT-Small on ImageNet-1k, fine-tuned for 30 epochs at 384 pixels.
 
-Our extension: the official code has a config for this step for Base only. Recipe, windows and
-starting point: as in qna_vit_b_in1k_30e_384.py.
+Our extension: the official code has a config of this step for Base only. Recipe, windows and
+starting point are as in qna_vit_b_in1k_30e_384.py.
 """
 
 _base_ = "./qna_vit_b_in1k_30e_384.py"

@@ -2,7 +2,7 @@
 
 Published: 82.0 % top-1 (README of the official code, moabarar/qna). Not reproduced here.
 
-The recipe and its differences: as in qna_vit_t_in1k_300e.py.
+The recipe and its differences are as in qna_vit_t_in1k_300e.py.
 """
 
 _base_ = "./qna_vit_t_in1k_300e.py"

@@ -2,20 +2,22 @@
 
 Published: 81.7 % top-1 (README of the official code, moabarar/qna). Not reproduced here.
 
-The official recipe, for 8 GPUs with 128 images each; it trains in mixed precision (add ``--amp``
-on a GPU). Only tables (positions, scales of attention) are exempt from weight decay; gradients are
-not clipped and weights not averaged. Differences from the official code, in JAX and TensorFlow:
+This is the official recipe, for 8 GPUs with 128 images each. It trains in mixed precision (add
+``--amp`` on a GPU). Weight decay spares only tables (positions, scales of attention). Gradients are
+not clipped, and weights are not averaged. Differences from the official code, which is in JAX and
+TensorFlow:
 
-* bicubic resizing has OpenCV's coefficients (a = -0.75, not -0.5); test images are rounded to whole
-  numbers, not cut;
-* contrast and saturation of the colour jitter are OpenMMLab's: contrast changes about the mean
-  grey, not about the mean of each channel, and saturation against grey, not in HSV. The jitter's
-  second mirroring is left out: it changes nothing after the first;
-* erased rectangles lie inside the image;
-* mixup and CutMix draw one ratio per batch, from the Beta distribution, not one per image from an
-  approximation of it; partners in CutMix are random, not taken from the reversed batch;
-* the learning rate starts at a millionth of its maximum, not at 0;
-* the classifier starts from a normal distribution that is not cut off at two standard deviations.
+* Bicubic resizing has OpenCV's coefficients (a = -0.75, not -0.5). Test images are rounded to the
+  nearest whole numbers, not down.
+* Contrast and saturation of the colour jitter are OpenMMLab's. Contrast changes about the mean
+  grey, not about the mean of each channel. Saturation changes against grey, not in HSV.
+* The jitter's second mirroring is left out: it changes nothing after the first.
+* Erased rectangles lie inside the image.
+* Mixup and CutMix draw one ratio per batch from the Beta distribution. The official code draws one
+  per image from an approximation of it.
+* Partners in CutMix are random, not taken from the reversed batch.
+* The learning rate starts at a millionth of its maximum, not at 0.
+* The classifier starts from a normal distribution that is not cut off at two standard deviations.
 """
 
 _base_ = [

@@ -3,7 +3,7 @@
 Our extension: the official code has this head, but no model with it is published. One QnA window
 over the whole last map is added to the average. It takes images of 224 pixels only.
 
-The recipe and its differences: as in qna_vit_t_in1k_300e.py.
+The recipe and its differences are as in qna_vit_t_in1k_300e.py.
 """
 
 _base_ = "./qna_vit_t_in1k_300e.py"

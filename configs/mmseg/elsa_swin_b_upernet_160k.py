@@ -3,7 +3,7 @@
 Our extension: the paper trains no segmentor on ELSA-Swin-B. Everything but the backbone is as in
 elsa_swin_s_upernet_160k.py, including the drop path rate of 0.3.
 
-Test protocol, weight decay and how to start from an ImageNet checkpoint: as in
+Test protocol, weight decay and the start from an ImageNet checkpoint are as in
 elsa_swin_t_upernet_160k.py.
 """
 

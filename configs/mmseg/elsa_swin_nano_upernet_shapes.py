@@ -1,7 +1,7 @@
 """A narrow ELSA-Swin UPerNet on the generated shapes: ``make demo-seg``.
 
-Not from the paper. To train from scratch on two CPU cores within ten minutes, it is narrow and
-initialised for its width.
+The paper has no such model. It trains from scratch on two CPU cores within ten minutes. For this,
+it is narrow and initialised for its width.
 """
 
 _base_ = [
@@ -18,7 +18,7 @@ model = dict(
         arch=dict(embed_dims=32, depths=[1, 1, 2, 1], num_heads=[2, 4, 8, 16], group_width=4),
         mlp_ratio=2.0,
         drop_path_rate=0.0,
-        # The usual standard deviation of 0.02 is meant for three times the channels.
+        # The usual standard deviation of 0.02 suits three times the channels.
         init_cfg=[
             dict(type="Xavier", layer="Linear", distribution="uniform", bias=0.0),
             dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
@@ -45,7 +45,7 @@ param_scheduler = [
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=10),
-    # With one, the last would be gone while the next is written.
+    # With one, a run killed while it writes the next checkpoint would have none.
     checkpoint=dict(interval=500, max_keep_ckpts=2),
     visualization=dict(interval=1),
 )

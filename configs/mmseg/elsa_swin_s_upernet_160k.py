@@ -3,7 +3,7 @@
 Published: 50.4 mIoU with six scales and flip (README of the official code, damo-cv/ELSA; the
 article, Zhou et al. 2021, has 50.3). Not reproduced here.
 
-Test protocol, weight decay and how to start from an ImageNet checkpoint: as in
+Test protocol, weight decay and the start from an ImageNet checkpoint are as in
 elsa_swin_t_upernet_160k.py.
 """
 

@@ -3,18 +3,18 @@
 Published: 47.9 mIoU with six scales and flip (README of the official code, damo-cv/ELSA). Not
 reproduced here.
 
-The test has a single scale. ``tools/test.py --tta`` runs the test of the official code: ratios 0.5
-to 1.75 of (2048, 512), keeping the aspect ratio, each also flipped. These are the six scales of the
-code; the article (Zhou et al. 2021) names five. The official validation during training had the
-six scales too, without flip; here it has one.
+The test has a single scale. ``tools/test.py --tta`` runs the test of the official code. It has six
+scales, 0.5 to 1.75 times (2048, 512), keeps the aspect ratio, and also flips each image. The
+article (Zhou et al. 2021) names five scales. The official validation during training had the six
+scales too, without flip. Here it has one scale.
 
 The official runs start from an ImageNet checkpoint::
 
     --cfg-options model.backbone.init_cfg.type=Pretrained \
         model.backbone.init_cfg.checkpoint=FILE model.backbone.init_cfg.prefix=backbone.
 
-and train in full precision. As there, the bias tables, the ghost heads and the heads' BN are
-decayed; only the backbone's normalisation layers and position embeddings are not.
+The official runs train in full precision. As in them, weight decay acts on bias tables, ghost heads
+and the heads' BN. It spares the backbone's normalisation layers and position embeddings only.
 """
 
 _base_ = [

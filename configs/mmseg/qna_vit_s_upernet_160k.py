@@ -1,6 +1,6 @@
 """UPerNet with QnA-ViT-Small on ADE20K, 160k iterations.
 
-Our extension: as in qna_vit_t_upernet_160k.py.
+Our extension: the settings are as in qna_vit_t_upernet_160k.py.
 """
 
 _base_ = "./qna_vit_t_upernet_160k.py"

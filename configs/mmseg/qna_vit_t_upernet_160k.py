@@ -1,14 +1,14 @@
 """UPerNet with QnA-ViT-Tiny on ADE20K, 160k iterations.
 
-Our extension: the paper trains no segmentor. Swin's settings with this head are used, and the drop
+Our extension: the paper trains no segmentor. The settings are Swin's for this head, with the drop
 path of classification. Weight decay spares the backbone's norms, as in Swin, and its tables, as in
-the official code of QnA. Window attention takes images of any size: it cuts a map into windows as
+the official code of QnA. Window attention takes images of any size. It cuts a map into windows as
 equal as possible, of at most 14 tokens a side in stage 3 and 7 in stage 4.
 
-Start from an ImageNet checkpoint. Without one, training is slow to begin, but its first gradients
-are as small with padded images as without padding: see ``mmlocal.layers.LayerNorm``.
+Start from an ImageNet checkpoint. Without one, training begins slowly. Its first gradients are as
+small with padded images as without padding: see ``mmlocal.layers.LayerNorm``.
 
-Test protocol and how to start from an ImageNet checkpoint: as in elsa_swin_t_upernet_160k.py.
+Test protocol and the start from an ImageNet checkpoint are as in elsa_swin_t_upernet_160k.py.
 """
 
 _base_ = [

@@ -6,8 +6,7 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", interval=1),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    # No epoch repeats the augmentation of another, and a resumed run repeats the uninterrupted
-    # one.
+    # No two epochs have the same augmentation, and a resumed run repeats the uninterrupted run.
     iter_seed=dict(type="mmlocal.IterSeedHook"),
     visualization=dict(type="DetVisualizationHook"),
 )
@@ -18,7 +17,7 @@ env_cfg = dict(
     dist_cfg=dict(backend="nccl"),
 )
 
-# Others: TensorboardVisBackend, WandbVisBackend, MLflowVisBackend ...
+# Other backends: TensorboardVisBackend, WandbVisBackend, MLflowVisBackend ...
 vis_backends = [dict(type="LocalVisBackend")]
 visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)

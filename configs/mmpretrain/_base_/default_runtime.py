@@ -6,8 +6,7 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=10),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    # No epoch repeats the augmentation of another, and a resumed run repeats the uninterrupted
-    # one.
+    # No two epochs have the same augmentation, and a resumed run repeats the uninterrupted run.
     iter_seed=dict(type="mmlocal.IterSeedHook"),
     visualization=dict(type="VisualizationHook", enable=False),
 )
@@ -18,7 +17,7 @@ env_cfg = dict(
     dist_cfg=dict(backend="nccl"),
 )
 
-# Others: TensorboardVisBackend, WandbVisBackend, MLflowVisBackend ...
+# Other backends: TensorboardVisBackend, WandbVisBackend, MLflowVisBackend ...
 vis_backends = [dict(type="LocalVisBackend")]
 visualizer = dict(type="UniversalVisualizer", vis_backends=vis_backends)
 

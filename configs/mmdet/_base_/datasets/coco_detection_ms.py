@@ -1,4 +1,4 @@
-# As coco_instance_ms.py, without masks and for the batches of DETR: 4 images on each of 8 GPUs.
+# As coco_instance_ms.py, but without masks, and with DETR's batches: 4 images on each of 8 GPUs.
 _base_ = "./coco_instance_ms.py"
 
 load_boxes = dict(type="LoadAnnotations", with_bbox=True)

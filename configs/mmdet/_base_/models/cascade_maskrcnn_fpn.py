@@ -1,9 +1,9 @@
 # Cascade Mask R-CNN with FPN and the heads of Swin's runs: 4 convolutions, 1 linear layer, GIoU.
-# An experiment adds the backbone and the neck's in_channels.
+# A config adds the backbone and the neck's in_channels.
 _base_ = "./maskrcnn_fpn.py"
 
-# The heads' BN becomes the official SyncBN in distributed runs, the only ones that can have it.
-# For distributed runs without GPUs: --cfg-options sync_bn=None.
+# The official heads have SyncBN, which only distributed runs can have. There it replaces BN.
+# A distributed run without GPUs needs --cfg-options sync_bn=None.
 sync_bn = "torch"
 
 model = dict(

@@ -1,4 +1,4 @@
-# DETR as in mmdet; an experiment adds the backbone and the neck's in_channels.
+# DETR as in mmdet. A config adds the backbone and the neck's in_channels.
 model = dict(
     type="DETR",
     num_queries=100,

@@ -1,4 +1,4 @@
-# Mask R-CNN with FPN; an experiment adds the backbone and the neck's in_channels.
+# Mask R-CNN with FPN. A config adds the backbone and the neck's in_channels.
 model = dict(
     type="MaskRCNN",
     data_preprocessor=dict(

@@ -1,4 +1,4 @@
-# As adamw_1x.py, for 36 epochs.
+# As adamw_1x.py, but for 36 epochs.
 _base_ = "./adamw_1x.py"
 
 train_cfg = dict(max_epochs=36)

@@ -1,10 +1,11 @@
 # CelebA, aligned and cropped: data/celeba/img_align_celeba/000001.jpg ... 202599.jpg, all of them.
 # The official parts are ranges of the file names (list_eval_partition.txt): 162,770 to train on,
-# 19,867 to validate, 19,962 to test. An int takes the first files, a negative one the last.
+# 19,867 to validate, 19,962 to test. A positive number takes the first files, a negative number the
+# last ones.
 data_root = "data/celeba"
 pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="CenterCrop", crop_size=178),  # of 178x218
+    dict(type="CenterCrop", crop_size=178),  # the pictures have 178x218
     dict(type="Resize", scale=(256, 256), interpolation="bilinear"),
     dict(type="PackInputs"),
 ]
@@ -23,7 +24,7 @@ train_dataloader = dict(
         pipeline=pipeline,
     ),
 )
-# The paper reports, and chooses the learning rate by, the loss on the test images.
+# The paper reports the loss on the test images, and chooses the learning rate by it.
 val_dataloader = dict(
     batch_size=32,
     num_workers=4,

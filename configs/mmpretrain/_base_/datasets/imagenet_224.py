@@ -1,4 +1,4 @@
-# ImageNet-1k with timm's augmentation, 224 pixels. Mixing and erasing are the model's.
+# ImageNet-1k with timm's augmentation, 224 pixels. The model mixes and erases.
 dataset_type = "ImageNet"
 data_root = "data/imagenet"
 data_preprocessor = dict(
@@ -22,7 +22,8 @@ timm_rand_augment = dict(
 )
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    # timm draws the interpolation of each crop (and of RandAugment's steps: here always bicubic).
+    # timm draws the interpolation of each crop at random. It does so for RandAugment's steps too,
+    # which are always bicubic here.
     dict(
         type="RandomChoice",
         transforms=[

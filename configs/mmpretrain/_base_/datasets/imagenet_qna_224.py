@@ -1,18 +1,18 @@
 # ImageNet-1k with the augmentation of QnA's official runs, 224 pixels.
 _base_ = "./imagenet_224.py"
 
-# Operations of RandAugment, each with the range that it passes through from level 0 to 10. Those
-# without ``prob`` are applied half of the times they are drawn.
+# Operations of RandAugment, each with its range from level 0 to level 10. An operation without
+# ``prob`` is applied half of the times that it is drawn.
 colour_policies = [
     dict(type="AutoContrast"),
     dict(type="Equalize"),
     dict(type="Invert"),
     dict(type="Invert", prob=0.0),  # the identity
-    # Officially 0 to 4 bits and cut to a whole number, here rounded up to one.
+    # Officially 0 to 4 bits, rounded down to a whole number. Here the number is rounded up.
     dict(type="Posterize", magnitude_range=(-1, 3)),
     dict(type="Solarize", magnitude_range=(0, 256)),
     dict(type="SolarizeAdd", magnitude_range=(0, 110)),
-    # Factors of 0.1 to 1.9, and not their opposites.
+    # Factors of 0.1 to 1.9, without change of sign.
     dict(type="ColorTransform", magnitude_range=(-0.9, 0.9), random_negative_prob=0.0),
     dict(type="Contrast", magnitude_range=(-0.9, 0.9), random_negative_prob=0.0),
     dict(type="Brightness", magnitude_range=(-0.9, 0.9), random_negative_prob=0.0),
@@ -55,8 +55,8 @@ jitter = [
     ),
 ]
 
-# Both crops are TensorFlow's. OpenCV's bicubic resizing is nearer to TensorFlow's than Pillow's:
-# neither of the two filters against aliasing.
+# Both crops are TensorFlow's. OpenCV's bicubic resizing is nearer to TensorFlow's than Pillow's,
+# because Pillow filters against aliasing, and the other two do not.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="EfficientNetRandomCrop", scale=224, interpolation="bicubic", backend="cv2"),
@@ -75,7 +75,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    # Of the shorter side, 224 / (224 + 32) = 87.5 %.
+    # The share of the shorter side: 224 / (224 + 32) = 87.5 %.
     dict(
         type="EfficientNetCenterCrop",
         crop_size=224,

@@ -10,7 +10,7 @@ train_pipeline = [
         policies=[
             *_base_.colour_policies,
             *_base_.shape_policies,
-            # 30 % of the side and, as in the official code, cut to whole pixels.
+            # 30 % of the side, rounded down to whole pixels as in the official code.
             dict(type="Translate", magnitude_range=(0, 115 / 384), direction="horizontal"),
             dict(type="Translate", magnitude_range=(0, 115 / 384), direction="vertical"),
         ],
@@ -20,7 +20,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    # Of the shorter side, 384 / (384 + 32) = 92.3 %.
+    # The share of the shorter side: 384 / (384 + 32) = 92.3 %.
     dict(
         type="EfficientNetCenterCrop",
         crop_size=384,

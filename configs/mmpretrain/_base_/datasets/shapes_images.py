@@ -1,4 +1,4 @@
-# Crops of the generated scenes, without labels: python tools/make_shapes.py
+# Crops of the generated scenes, without labels. To make them: python tools/make_shapes.py
 data_root = "data/shapes"
 train_pipeline = [
     dict(type="LoadImageFromFile"),

@@ -1,7 +1,7 @@
-# An experiment adds encoder and decoder.
+# A config adds encoder and decoder.
 model = dict(
     type="mmlocal.AutoEncoder",
-    # To [0, 1], without a change of contrast.
+    # Scale to [0, 1], without a change of contrast.
     data_preprocessor=dict(
         type="ImgDataPreprocessor",
         mean=[0.0, 0.0, 0.0],

@@ -1,9 +1,9 @@
-# As pooled_linear.py, for QnA: the linear layer initialised as in Flax.
+# As pooled_linear.py, but for QnA: the linear layer is initialised as in Flax.
 _base_ = "./pooled_linear.py"
 
 model = dict(
     head=dict(
-        # LeCun normal; Flax also cuts it off at two standard deviations.
+        # This is LeCun normal. Flax also cuts it off at two standard deviations.
         init_cfg=dict(
             _delete_=True,
             type="Kaiming",

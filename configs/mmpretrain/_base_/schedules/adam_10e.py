@@ -1,4 +1,4 @@
-# Adam for 10 epochs. Ours: a constant learning rate, 32 images per step.
+# Adam for 10 epochs. The constant learning rate and 32 images per step are our choice.
 train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

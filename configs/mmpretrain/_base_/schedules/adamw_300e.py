@@ -4,15 +4,15 @@ val_cfg = dict()
 test_cfg = dict()
 
 # Both change by epoch. As in timm, the cosine starts at epoch 0, not after the warm-up. Here the
-# two factors multiply; timm's warm-up replaces the cosine, which is up to 1 % higher until epoch
-# 20 and the same after it. (`end` is one more than the epoch at which the end value is reached.)
+# two factors multiply. In timm, the warm-up replaces the cosine, so its rate is up to 1 % higher
+# until epoch 20, and the same afterwards. (`end` is one more than the epoch with the end value.)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=True, begin=0, end=21),
     dict(type="CosineAnnealingLR", T_max=300, eta_min=1e-5, by_epoch=True, begin=0, end=301),
 ]
 
 # timm decays neither tensors of one dimension (biases, normalisation layers) nor position
-# embeddings; it does decay bias tables and ghost heads.
+# embeddings. It decays bias tables and ghost heads.
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),

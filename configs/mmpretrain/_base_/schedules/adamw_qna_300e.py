@@ -3,7 +3,7 @@ train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
 
-# Both change by step. The official warm-up starts at 0, which MMEngine's cannot.
+# Both change by step. The official warm-up starts at 0. MMEngine's warm-up cannot start at 0.
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, begin=0, end=5, convert_to_iter_based=True),
     dict(
@@ -16,7 +16,7 @@ param_scheduler = [
     ),
 ]
 
-# Only tables are not decayed: norms, biases and queries are.
+# Weight decay spares tables only. It acts on norms, biases and queries.
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=0.002, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),

@@ -1,5 +1,5 @@
-# ADE20K, 150 classes (the data set class drops label 0). Training on crops of 512x512, test on
-# whole images.
+# ADE20K, 150 classes (the data set class drops label 0). Models train on crops of 512x512, and are
+# tested on whole images.
 dataset_type = "ADE20KDataset"
 data_root = "data/ade/ADEChallengeData2016"
 crop_size = (512, 512)
@@ -16,12 +16,12 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
-    # After Resize: the ground truth keeps its size.
+    # It comes after Resize, so that the ground truth keeps its size.
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-# The test of ELSA's official code: six scales of (2048, 512), not of the image's own size, each
-# also flipped. (The article names five scales.)
+# The test of ELSA's official code: six scales of (2048, 512), not of the image's own size, each of
+# them flipped too. (The article names five scales.)
 img_ratios = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 tta_pipeline = [
     dict(type="LoadImageFromFile"),

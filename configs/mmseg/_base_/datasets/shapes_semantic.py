@@ -1,4 +1,4 @@
-# The generated data set: python tools/make_shapes.py
+# The generated data set. To make it: python tools/make_shapes.py
 data_root = "data/shapes/"
 metainfo = dict(
     classes=(

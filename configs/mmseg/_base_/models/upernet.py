@@ -1,8 +1,8 @@
-# UPerNet with an auxiliary FCN head on stage 3; an experiment adds the backbone and the heads'
+# UPerNet with an auxiliary FCN head on stage 3. A config adds the backbone and the heads'
 # in_channels.
 
-# The heads' BN becomes the official SyncBN in distributed runs, the only ones that can have it.
-# For distributed runs without GPUs: --cfg-options sync_bn=None.
+# The official heads have SyncBN, which only distributed runs can have. There it replaces BN.
+# A distributed run without GPUs needs --cfg-options sync_bn=None.
 sync_bn = "torch"
 norm_cfg = dict(type="BN", requires_grad=True)
 

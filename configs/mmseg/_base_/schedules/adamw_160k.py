@@ -3,8 +3,8 @@ train_cfg = dict(type="IterBasedTrainLoop", max_iters=160000, val_interval=16000
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 
-# The two factors multiply. As in MMCV 1.x, the line falls from the first iteration on, not from
-# the end of the warm-up.
+# The two factors multiply. As in MMCV 1.x, the rate falls linearly from the first iteration on, not
+# from the end of the warm-up.
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type="PolyLR", power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=160000),
