@@ -354,21 +354,24 @@ ELSA0, RB = "layers__0__blocks__0__attn", "layers__2__blocks__0__attn__rb"
         ({}, "it holds no weights"),
         (dict(state_dict={}), "state_dict holds no weights"),
         (dict(state_dict=[1]), "state_dict holds no weights"),
-        (broken(extra="text"), "1 of its weights are no plain tensors: extra"),
-        (broken(extra=torch.zeros(2, device="meta")), "no plain tensors: extra"),
-        (broken(extra=torch.eye(2).to_sparse()), "no plain tensors: extra"),
-        (broken() | {3: torch.zeros(1)}, "no plain tensors: 3"),
-        ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "no ELSA-Swin: .* no patch_embed.proj.weight"),
+        (broken(extra="text"), "1 of its weights are not plain tensors: extra"),
+        (broken(extra=torch.zeros(2, device="meta")), "not plain tensors: extra"),
+        (broken(extra=torch.eye(2).to_sparse()), "not plain tensors: extra"),
+        (broken() | {3: torch.zeros(1)}, "not plain tensors: 3"),
+        (
+            {"conv1.weight": torch.zeros(64, 3, 7, 7)},
+            "official ELSA-Swin: .* no patch_embed.proj.weight",
+        ),
         (broken(patch_embed__proj__weight=torch.zeros(8, 3)), "must have 4 dimensions, got .8, 3."),
         (broken(patch_embed__proj__weight=torch.zeros(0, 3, 2, 2)), "must have 4 dimensions"),
         ({"patch_embed.proj.weight": torch.zeros(8, 3, 2, 2)}, "there is no layers.0.blocks.0"),
         (
             {k: v for k, v in broken().items() if ".1.blocks." not in k},
-            "no whole ELSA-Swin: there is no layers.1.blocks.0",
+            "not a whole ELSA-Swin: there is no layers.1.blocks.0",
         ),
         (
             {k: v for k, v in broken().items() if ".2.blocks.0." not in k},
-            "no whole ELSA-Swin: there is no layers.2.blocks.0",
+            "not a whole ELSA-Swin: there is no layers.2.blocks.0",
         ),
         (broken(**{RB: None}), "there is no layers.2.blocks.0.attn.rb"),
         (broken(**{RB: torch.zeros(2, 10)}), "attn.rb must hold a square map, got 10 positions"),
@@ -393,7 +396,10 @@ ELSA0, RB = "layers__0__blocks__0__attn", "layers__2__blocks__0__attn__rb"
             mmcv_checkpoint(golden("det_00_75x101")[0], {"bbox_head.conv.weight": torch.ones(1)}),
             "1 tensors belong to no known head: bbox_head.conv.weight",
         ),
-        ({f"backbone.{k}": v for k, v in convert_elsa(broken()).items()}, "no official ELSA-Swin"),
+        (
+            {f"backbone.{k}": v for k, v in convert_elsa(broken()).items()},
+            "not an official ELSA-Swin",
+        ),
     ],
 )
 def test_what_is_no_official_elsa_swin(content, message, tmp_path):

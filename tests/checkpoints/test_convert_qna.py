@@ -411,9 +411,9 @@ def test_other_architectures():
         ({LSA.format(3): torch.zeros(8, 4)}, "must hold a square map, got 8 positions"),
         ({norm + "scale": None, norm + "bias": None}, f"there is no {norm}scale"),
         # What is no parameter.
-        ({"StemBlock_0/conv_1x1/kernel": torch.zeros(4, 4, 3, 16).int()}, "no arrays of floats"),
-        ({"extra": "text"}, "1 of its parameters are no arrays of floats: extra"),
-        ({"extra": torch.zeros(1)}, "which has no parameter extra"),
+        ({"StemBlock_0/conv_1x1/kernel": torch.zeros(4, 4, 3, 16).int()}, "not arrays of floats"),
+        ({"extra": "text"}, "1 of its parameters are not arrays of floats: extra"),
+        ({"extra": torch.zeros(1)}, "such a model has no parameter extra"),
     ):  # fmt: skip
         merged = {k: v for k, v in (params | changes).items() if v is not None}
         assert words in error_of(merged), changes.keys()
@@ -428,11 +428,11 @@ def test_other_architectures():
     [
         ({}, "there is no StemBlock_0/conv_7x7/kernel"),
         (dict(params={}), "there is no StemBlock_0/conv_7x7/kernel"),
-        (dict(params=None), "no arrays of floats"),
+        (dict(params=None), "not arrays of floats"),
         (dict(params=torch.zeros(3)), "there is no StemBlock_0/conv_7x7/kernel"),
-        ({1: torch.zeros(3)}, "1 in it is no name of a parameter"),
-        ({"a": {"b/c": torch.zeros(3)}}, "'b/c' in a/ is no name of a parameter"),
-        (dict(params={"a": torch.zeros(3)}, batch_stats=3), "no arrays of floats"),
+        ({1: torch.zeros(3)}, "1 in it is not the name of a parameter"),
+        ({"a": {"b/c": torch.zeros(3)}}, "'b/c' in a/ is not the name of a parameter"),
+        (dict(params={"a": torch.zeros(3)}, batch_stats=3), "not arrays of floats"),
     ],
 )
 def test_other_contents(content, words):

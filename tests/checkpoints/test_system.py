@@ -79,10 +79,10 @@ def test_number_of_blocks():
         return count_blocks("Net", weights, "net.{}.{}")
 
     assert count("net.0.0", "net.1.1", "net.1.0", "network.7.0", "net.1.0.fc") == (1, 2)
-    with pytest.raises(ValueError, match=r"no official Net: there is no net\.0\.0"):
+    with pytest.raises(ValueError, match=r"not an official Net: there is no net\.0\.0"):
         count("network.0.0")
     for names, missing in ((("net.0.0", "net.2.0"), "1.0"), (("net.0.0", "net.0.2"), "0.1")):
-        with pytest.raises(ValueError, match=rf"no whole Net: there is no net\.{missing}"):
+        with pytest.raises(ValueError, match=rf"not a whole Net: there is no net\.{missing}"):
             count(*names)
 
 
