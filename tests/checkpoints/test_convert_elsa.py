@@ -26,7 +26,7 @@ LIMIT = 1e-4
 
 
 def converted(checkpoint: dict, folder, **options) -> tuple[dict, dict]:
-    """``meta`` and ``state_dict`` of the file that the official file is converted to."""
+    """Convert an official file; returns ``meta`` and ``state_dict`` of the new file."""
     folder.mkdir(exist_ok=True)
     torch.save(checkpoint, folder / "official.pth.tar")
     _, path = convert_file(folder / "official.pth.tar", folder, MODELS.build, "elsa", **options)
@@ -159,7 +159,7 @@ def test_architecture(name):
     ],
 )
 def test_published_shapes(name, arch):
-    """The official names and shapes are what our models of these names expect."""
+    """Our models of these names expect the official names and shapes."""
     models = []
 
     def build(cfg: dict) -> nn.Module:
@@ -205,7 +205,7 @@ def test_recovered_names_build():
 
 
 def fits(official: dict, **options) -> dict:
-    """The recovered config, after a conversion that fits it."""
+    """Convert, check that the result fits, and return the recovered config."""
     return convert_checkpoint(official, MODELS.build, "elsa", **options).checkpoint["meta"][
         "backbone_cfg"
     ]
@@ -260,7 +260,7 @@ def test_stages_that_are_not_returned_are_dropped():
     ("ratio", "recovered"), [(4, 4), (2.7, 2.7), (0.5, 0.5), (4 / 3, 1.33), (3.14159, 3.15)]
 )
 def test_mlp_ratio(ratio, recovered):
-    """The shortest decimal with the same hidden channels; they are rounded down."""
+    """``mlp_ratio`` is the shortest decimal with the same hidden channels after rounding down."""
     official, _, _ = golden("det_00_75x101")
     for i, dims in enumerate((8, 16, 32, 64)):
         for j in range(2 if i == 3 else 1):
@@ -289,7 +289,7 @@ RATES = dict(qk_scale=None, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.
     ids=str,
 )
 def test_untold_arguments_are_named(name, options, factors, tmp_path):
-    """The report and the file say which arguments were assumed, and with which values."""
+    """The report and the file state the assumed arguments and their values."""
     official, _, _ = golden(name)
     conversion = convert_checkpoint(official, MODELS.build, "elsa", **options)
     assert conversion.assumed == RATES | factors

@@ -1,4 +1,4 @@
-"""A code base of its own: what it has to say, and who finds it."""
+"""A dummy code base: the parts that it needs, and the places that find it."""
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ def dummy() -> System:
 
 
 def test_the_command_line_finds_it(dummy, tmp_path, capsys):
-    """With its options, one of which another code base has too."""
+    """The command line shows its options, one of which another code base has, too."""
     backbone = ELSASwin(ARCH, out_indices=(0,))
     weights = {f"module.trunk.{key}": value for key, value in backbone.state_dict().items()}
     torch.save(dict(model=weights, epoch=3), tmp_path / "in.pth")
@@ -66,7 +66,7 @@ def test_a_name_is_taken_once(dummy):
 
 
 def test_every_file_is_imported():
-    """No list names them."""
+    """No list names the code bases."""
     (folder,) = map(Path, mmlocal.checkpoints.__path__)
     names = {f"mmlocal.checkpoints.{path.stem}" for path in folder.glob("[a-z]*.py")}
     assert len(names) > 5

@@ -1,4 +1,4 @@
-"""The registry of mixers: what each of them promises, and how new ones come in."""
+"""The registry of mixers: the promises of each mixer, and the registration of new ones."""
 
 import shutil
 import subprocess
@@ -59,7 +59,7 @@ def test_register():
 
 
 def test_a_file_in_layers_is_a_new_mixer(tmp_path):
-    """No other file has to name it."""
+    """No other file has to name the new mixer."""
     package = tmp_path / "mmlocal"
     shutil.copytree(Path(mmlocal.__file__).parent, package)
     (package / "layers" / "mine.py").write_text(
