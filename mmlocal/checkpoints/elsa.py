@@ -146,7 +146,8 @@ def elsa_backbone_cfg(
     norms = [i for i in range(last + 1) if f"norm{i}.weight" in state_dict]
     if not classification and not norms:
         raise ValueError(
-            "it is not an official ELSA-Swin: it has neither norm nor norm0, norm1, ..."
+            "it is not an official ELSA-Swin: it has neither norm (classification) nor norm0, "
+            "norm1, ..."
         )
     arch = dict(embed_dims=embed_dims, depths=depths, num_heads=(heads,))
     cfg = dict(

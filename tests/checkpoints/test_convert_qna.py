@@ -252,7 +252,7 @@ WINDOW = "backbone.stages.{}.blocks.{}.attn.w_msa.relative_position_bias_table"
 
 
 def with_golden_tables() -> tuple[dict, dict]:
-    """A small official model with tables that the official code resized, and options for the same."""
+    """A small official model with tables that the official code resized, and our options."""
     params, _, _, _ = golden_qna("vit_gap_64")
     # The golden tables of QnA have six columns, resized one by one; this layer has four.
     old = {

@@ -72,7 +72,7 @@ def test_doubles_the_heads():
 
 
 def test_other_map_sizes():
-    """A constant matrix stays constant. The additive one keeps its share of the sum over the map."""
+    """A constant matrix stays constant. The additive one keeps its share of the total."""
     layer = make(lam=1, gamma=1)
     layer.ghost_mul.data.fill_(1)
     layer.ghost_add.data.fill_(0.25)

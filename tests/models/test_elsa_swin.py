@@ -37,7 +37,7 @@ def count(module: nn.Module) -> int:
     ],
 )
 def test_parameter_counts(arch, with_head, dense):
-    """Official classifiers of 1000 classes and dense backbones with four norms have these numbers."""
+    """Official classifiers of 1000 classes and official dense backbones have these numbers."""
     with torch.device("meta"):
         backbone = ELSASwin(arch, out_indices=(3,))
         head = nn.Linear(backbone.num_features[-1], 1000)
