@@ -50,7 +50,7 @@ class Conversion:
             *(f"    {name}" for name in self.dropped),
         ]
         if self.assumed:
-            lines.append(f"assumed, as no weight tells: {_arguments(self.assumed)}")
+            lines.append(f"assumed, because no weight shows it: {_arguments(self.assumed)}")
         if self.left:
             lines.append(f"not carried over: {', '.join(self.left)}")
         return "\n".join(lines)

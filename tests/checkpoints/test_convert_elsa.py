@@ -294,7 +294,7 @@ def test_untold_arguments_are_named(name, options, factors, tmp_path):
     conversion = convert_checkpoint(official, MODELS.build, "elsa", **options)
     assert conversion.assumed == RATES | factors
     values = ", ".join(f"{key}={value}" for key, value in (RATES | factors).items())
-    assert f"assumed, as no weight tells: {values}" in str(conversion).splitlines()
+    assert f"assumed, because no weight shows it: {values}" in str(conversion).splitlines()
     meta, _ = converted(official, tmp_path, **options)
     assert meta["assumed"] == conversion.assumed
     backbone = MODELS.build(meta["backbone_cfg"])  # has the values that were named
@@ -402,7 +402,7 @@ ELSA0, RB = "layers__0__blocks__0__attn", "layers__2__blocks__0__attn__rb"
         ),
     ],
 )
-def test_what_is_no_official_elsa_swin(content, message, tmp_path):
+def test_other_checkpoints(content, message, tmp_path):
     source = tmp_path / "official.pth"
     torch.save(content, source)
     with pytest.raises(ValueError, match=message) as caught:

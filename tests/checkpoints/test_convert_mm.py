@@ -100,7 +100,7 @@ def build(kind: str, backbone: dict, seed: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def backbone_cfg(tmp_path_factory) -> dict:
-    """Of the golden backbone, from a conversion of it alone."""
+    """Recover the config of the golden backbone by converting the backbone alone."""
     folder = tmp_path_factory.mktemp("backbone")
     torch.save(golden(BACKBONE)[0], folder / "a.pth")
     conversion, _ = convert_file(folder / "a.pth", folder, MODELS.build, "elsa", dry_run=True)

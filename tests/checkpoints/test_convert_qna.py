@@ -159,7 +159,7 @@ def test_untold_arguments_are_named(name, tmp_path):
     assert meta["assumed"] == expected
     values = ", ".join(f"{key}={value}" for key, value in expected.items())
     report = str(convert(params | statistics)).splitlines()
-    assert f"assumed, as no weight tells: {values}" in report
+    assert f"assumed, because no weight shows it: {values}" in report
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -410,7 +410,7 @@ def test_other_architectures():
         ({"StemBlock_0/conv_1x1/kernel": torch.zeros(4, 4, 3, 0)}, "got (4, 4, 3, 0)"),
         ({LSA.format(3): torch.zeros(8, 4)}, "must hold a square map, got 8 positions"),
         ({norm + "scale": None, norm + "bias": None}, f"there is no {norm}scale"),
-        # What is no parameter.
+        # Entries that are not parameters.
         ({"StemBlock_0/conv_1x1/kernel": torch.zeros(4, 4, 3, 16).int()}, "not arrays of floats"),
         ({"extra": "text"}, "1 of its parameters are not arrays of floats: extra"),
         ({"extra": torch.zeros(1)}, "such a model has no parameter extra"),

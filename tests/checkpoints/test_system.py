@@ -46,7 +46,9 @@ def test_the_command_line_finds_it(dummy, tmp_path, capsys):
     main(["--from", "dummy", str(tmp_path / "in.pth"), str(tmp_path / "out"), "--halve", "0.5"])
     out = capsys.readouterr().out
     assert f"backbone: {len(weights)} loaded; 0 resized; 0 mismatched; 0 missing" in out
-    assert "assumed, as no weight tells: drop_path_rate=0.1\nnot carried over: epoch\n" in out
+    assert (
+        "assumed, because no weight shows it: drop_path_rate=0.1\nnot carried over: epoch\n" in out
+    )
     (path,) = (tmp_path / "out").iterdir()
     content = torch.load(path, weights_only=True)
     assert content["meta"]["source"]["system"] == "dummy"

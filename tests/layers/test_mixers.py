@@ -19,7 +19,7 @@ mixers = pytest.mark.parametrize("name", MIXERS)
 @mixers
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 7), (9, 4), (15, 16)], ids=str)
 def test_any_map(name, size):
-    """A mixer keeps the shape, and all its parameters learn. Only one position attends alone."""
+    """A mixer keeps the shape, and all its parameters learn unless the map has one position."""
     torch.manual_seed(0)
     mixer = MIXERS[name](12, 3)
     x = torch.randn(2, *size, 12, requires_grad=True)

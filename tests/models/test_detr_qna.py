@@ -295,7 +295,7 @@ def test_loss_gradients_and_prediction(name):
 
 
 def test_it_learns():
-    """A bright square in one of two places, of a class each: where and what it is."""
+    """The model learns the place and the class of a bright square."""
     places = [(4, 4), (36, 36)]
     side = 20
     images = torch.zeros(len(places), 3, 64, 64)

@@ -62,7 +62,7 @@ class Positioned(nn.Module):
 
 
 class Columnar(Hierarchical):
-    """Stages on one map but for the first, a token beside the patches, and no drop at first."""
+    """All stages but the first share one map, and there is an embedding besides the patches."""
 
     _downsample_is_block = True
 

@@ -82,7 +82,7 @@ def test_report(convert, official):
     assert out.startswith("mmlocal.ELSASwin(arch={'embed_dims': 8, ")
     assert "backbone: 67 loaded; 0 resized; 0 mismatched; 0 missing; 0 unexpected\n" in out
     assert "heads: 2 kept (head)\n" in out
-    assert "assumed, as no weight tells: qk_scale=None, drop_rate=0.0, " in out
+    assert "assumed, because no weight shows it: qk_scale=None, drop_rate=0.0, " in out
     assert "not carried over: state_dict_ema, epoch\n" in out
     assert out.endswith("dry run: nothing written\n")
     assert not Path("out").exists()

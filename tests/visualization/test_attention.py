@@ -25,7 +25,7 @@ DATA = Path(__file__).parents[1] / "data" / "qna"
 
 @pytest.mark.parametrize("name", ["derived_attention_maps", "derived_attention_maps_stride2"])
 def test_golden(name):
-    """What a layer attends to while it runs, and what each token receives."""
+    """The collected attention, and the attention that tokens receive, equal the official code's."""
     with np.load(DATA / f"{name}.npz") as arrays:
         golden = {k: torch.from_numpy(v) for k, v in arrays.items() if k != "config"}
         config = json.loads(str(arrays["config"]))
