@@ -60,7 +60,7 @@ def results(model: nn.Module, backbone: QnAViT, image: torch.Tensor) -> dict[str
     ],
 )
 def test_published_models(arch, parameters):
-    """The official classifiers of 1000 classes have as many parameters. The image has 224 pixels."""
+    """Official classifiers of 1000 classes have as many parameters. Images have 224 pixels."""
     with torch.device("meta"):
         backbone = QnAViT(arch, out_indices=(3,))
         modules = (backbone, nn.Linear(backbone.num_features[-1], 1000))
