@@ -44,9 +44,9 @@ def convert_elsa(
     """Rename and re-order the parameters of the official ELSA or ELSA-Swin.
 
     More than the names differs. Official window attention stores v, q, k, and a transposed bias
-    table with an index of key minus query. Its two ghost heads share one tensor. Its classification
-    model has one ``norm`` and stores its position embedding as tokens. Gradients convert as
-    parameters do.
+    table with an index of key minus query. The official ELSA layer stores two ghost heads in one
+    tensor. The official classification model has one ``norm``, and stores its position embedding as
+    tokens. Gradients convert as parameters do.
 
     Args:
         state_dict: state dict of a classification model, a dense backbone, or any of their parts,

@@ -145,7 +145,7 @@ class GhostAttention(Unscripted, nn.Module):
         size = (2 * height - 1, 2 * width - 1)
         if table.shape[1:] != size:
             table = F.interpolate(table[None], size, mode="bicubic", align_corners=False)[0]
-        # Two views take no index. Entry [h, i, j, y, x] is the table at row i + y and column j + x,
-        # and the keys of the query in row p begin at i = height - 1 - p.
+        # Two views replace an index. Entry [h, i, j, y, x] is the table at row i + y and column
+        # j + x. The keys of the query in row p begin at i = height - 1 - p.
         pairs = table.unfold(1, height, 1).unfold(2, width, 1).flip(1, 2)
         return pairs.reshape(-1, height * width, height * width)

@@ -60,8 +60,8 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        # rstd is (variance + eps) ** -0.5, one number per token. To change it is cheaper than to
-        # change x or its gradient.
+        # rstd is (variance + eps) ** -0.5, one number per token. Changing it is cheaper than
+        # changing x or its gradient.
         rstd = rstd * (rstd < 1 / math.sqrt(2 * ctx.eps))
         # Under autocast, PyTorch normalizes in float32.
         grads = torch.ops.aten.native_layer_norm_backward(

@@ -12,7 +12,7 @@ from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_image, 
 class PatchEmbed(Unscripted, nn.Module):
     """Embed patches that do not overlap by a convolution, then normalise them.
 
-    The layer pads an image that does not consist of whole patches with zeros at the bottom and
+    If a side of the image is not a multiple of the patch, the layer pads zeros at the bottom or
     right.
 
     Args:

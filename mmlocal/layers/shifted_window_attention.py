@@ -20,7 +20,8 @@ def shift_mask(
 ) -> Tensor:
     """Compute the logit offsets that keep the regions of a window apart.
 
-    The cyclic shift brings up to four regions into one window that do not touch in the map.
+    A region is a part of the map. The cyclic shift brings up to four regions, which do not touch in
+    the map, into one window.
 
     Args:
         height: height of the padded map, in tokens; a multiple of the window's.

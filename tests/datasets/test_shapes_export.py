@@ -17,12 +17,17 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmlocal.datasets.shapes import CLASSES, TASKS, add_task, export, generate_shapes, read_manifest
-from mmlocal.datasets.shapes.export import (
-    make_class_image,
-    make_scene,
-    semantic_map,
+from mmlocal.datasets.shapes import (
+    CLASSES,
+    TASKS,
+    add_task,
+    annotations,
+    export,
+    generate_shapes,
+    read_manifest,
 )
+from mmlocal.datasets.shapes.annotations import semantic_map
+from mmlocal.datasets.shapes.export import make_class_image, make_scene
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -256,14 +261,14 @@ def test_adding_a_task_is_completed_after_a_stop(tmp_path, monkeypatch):
 def test_two_processes_add_their_tasks_at_once(tmp_path, monkeypatch):
     generate(tmp_path / "all")
     generate(tmp_path / "out", tasks=["seg"])
-    real = export.mask_to_rle
+    real = annotations.mask_to_rle
 
     def other_process_is_faster(mask):
         monkeypatch.undo()
         add_task(tmp_path / "out", "cls", progress=False)
         return real(mask)
 
-    monkeypatch.setattr(export, "mask_to_rle", other_process_is_faster)
+    monkeypatch.setattr(annotations, "mask_to_rle", other_process_is_faster)
     add_task(tmp_path / "out", "det", progress=False)
     assert contents(tmp_path / "out") == contents(tmp_path / "all")
 

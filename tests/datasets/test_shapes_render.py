@@ -9,14 +9,8 @@ from matplotlib.path import Path
 from pycocotools import mask as coco_mask
 
 from mmlocal.datasets.shapes import CLASSES, PALETTE, SEG_CLASSES, SEG_PALETTE
-from mmlocal.datasets.shapes.export import (
-    MIN_VISIBLE,
-    coco_annotations,
-    make_class_image,
-    make_scene,
-    mask_to_rle,
-    semantic_map,
-)
+from mmlocal.datasets.shapes.annotations import coco_annotations, mask_to_rle, semantic_map
+from mmlocal.datasets.shapes.export import MIN_VISIBLE, make_class_image, make_scene
 
 SIZE = 256
 SCENES = [make_scene(7, "val", index, SIZE) for index in range(24)]

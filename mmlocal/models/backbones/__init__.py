@@ -1,4 +1,4 @@
-"""Backbones. They need MMEngine and no other OpenMMLab library. Each file registers its own."""
+"""Backbones. They need MMEngine and no other OpenMMLab library. Each file registers one."""
 
 from importlib import import_module
 from pkgutil import iter_modules
