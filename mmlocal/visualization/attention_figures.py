@@ -61,7 +61,7 @@ def draw_received(
         drawn = axis.imshow(values, cmap="inferno", norm=norm, alpha=0.65)
         axis.set_title(name, fontsize=9)
     bar = _colour_bar(figure, drawn, "sum over all windows that hold the position")
-    if bar.solids is not None:  # the colours of the scale, as transparent as the maps
+    if bar.solids is not None:  # the scale would inherit the transparency of the maps
         bar.solids.set_alpha(1)
     return figure
 
