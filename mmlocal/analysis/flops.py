@@ -1,17 +1,17 @@
 """Parameters and multiply-accumulates of a model.
 
-PyTorch's own counter (:mod:`torch.utils.flop_counter`) sees every operator that really runs, so
-stock heads and matrix products inside attention need no formula of their own. Only the operators of
-the ops do: each op brings its formulas, and :func:`register_formulas` tells PyTorch. On the
-``meta`` device a model computes shapes and no values.
+PyTorch's own counter (:mod:`torch.utils.flop_counter`) sees every operator that really runs. It has
+formulas for convolutions and matrix products, so only mmlocal's operators need more. Each op brings
+its formulas, and :func:`register_formulas` passes them to PyTorch. On the ``meta`` device, a model
+computes shapes and no values.
 
-One multiply-accumulate (MAC) is what papers call one FLOP. Convolutions, matrix products and
-neighbourhood aggregation count. As usual, normalisation, activations, softmax, additions, resizing,
-RoIAlign and non-maximum suppression do not.
+Papers call one multiply-accumulate (MAC) one FLOP. Convolutions, matrix products and the weighted
+sums of local attention count. As usual, normalisation, activations, softmax, additions, resizing,
+RoIAlign and non-maximum suppression do not count.
 
 MMEngine's own counter knows neither our operators nor PyTorch's fused attention. Its function
-``get_model_complexity_info`` leaves them out, behind a warning. Its ``FlopAnalyzer`` counts them
-with :data:`MMENGINE_HANDLES`::
+``get_model_complexity_info`` leaves them out and warns. Its ``FlopAnalyzer`` counts them with
+:data:`MMENGINE_HANDLES`::
 
     FlopAnalyzer(model, (image,)).set_op_handle(**MMENGINE_HANDLES).total()
 """
@@ -36,12 +36,16 @@ from mmlocal.ops import OPS
 
 Handle = Callable[[list, list], int]
 
-# Operators whose formulas PyTorch knows.
+# Operators whose formulas PyTorch already has.
 _registered: set[str] = set()
 
 
 def flop_formulas() -> dict[str, Callable[..., int]]:
-    """Formulas by operator, such as ``"mmlocal::elsa_attention"``, of all ops in ``OPS``."""
+    """Collect the formulas of all ops in ``OPS``, by operator.
+
+    Returns:
+        Functions for PyTorch's counter, by names such as ``"mmlocal::elsa_attention"``.
+    """
     return {
         operator: formula
         for op in OPS.values()
@@ -50,9 +54,10 @@ def flop_formulas() -> dict[str, Callable[..., int]]:
 
 
 def register_formulas() -> None:
-    """Tell PyTorch's counter about the ops. Importing this module does so, and so does each count.
+    """Register the formulas of all ops with PyTorch's counter.
 
-    Call it where ``FlopCounterMode`` shall count an op that was registered later.
+    The import of this module and each count call it. Call it yourself before ``FlopCounterMode``
+    counts an op that was registered after the import.
     """
     for operator, formula in flop_formulas().items():
         if operator not in _registered:
@@ -75,7 +80,7 @@ def _attention_flops(
 
 
 class _MMEngineHandles(Mapping[str, Handle]):
-    """The formulas as handles of MMEngine's counter; an op that is registered later appears too."""
+    """The formulas as handles of MMEngine's counter, including ops that are registered later."""
 
     @staticmethod
     def _formulas() -> dict[str, Callable[..., int]]:
@@ -85,7 +90,7 @@ class _MMEngineHandles(Mapping[str, Handle]):
         formula = self._formulas()[operator]
 
         def handle(inputs: list, outputs: list) -> int:
-            """Multiply-accumulates, from the values of a trace."""
+            """Compute the multiply-accumulates from the values of a trace."""
             args = [get_shape(x) if x.isCompleteTensor() else x.toIValue() for x in inputs]
             return formula(*args, out_shape=get_shape(outputs[0])) // 2
 
@@ -99,16 +104,16 @@ class _MMEngineHandles(Mapping[str, Handle]):
 
 
 MMENGINE_HANDLES: Mapping[str, Handle] = _MMEngineHandles()
-"""For ``set_op_handle`` of MMEngine's ``FlopAnalyzer``, which counts multiply-accumulates."""
+"""Handles for ``set_op_handle`` of MMEngine's ``FlopAnalyzer``. They count multiply-accumulates."""
 
 
 def count_macs(module: Callable[..., object], *args: Any, **kwargs: Any) -> dict[str, int]:
     """Count the multiply-accumulates of one call, without gradients.
 
     Args:
-        module: a module or function, in the mode (``eval()``) and on the device to count it in.
-        *args: passed to ``module``.
-        **kwargs: passed to ``module``.
+        module: a module or function. A module is counted in its current mode, on its device.
+        *args: arguments of ``module``.
+        **kwargs: keyword arguments of ``module``.
 
     Returns:
         MACs by operator, such as ``{"aten.convolution": 1160871936, ...}``.
@@ -127,7 +132,7 @@ class Complexity:
 
     Args:
         shape: height and width of the image in pixels.
-        parameters: of the whole model, including heads that only serve training.
+        parameters: number of parameters of the whole model, including heads for training alone.
         macs: multiply-accumulates by operator.
     """
 
@@ -142,7 +147,7 @@ class Complexity:
 
     @property
     def local_macs(self) -> int:
-        """MACs of the operators of the ops alone."""
+        """MACs of mmlocal's operators alone."""
         local = {operator.replace("::", ".") for operator in flop_formulas()}
         return sum(count for operator, count in self.macs.items() if operator in local)
 
@@ -152,20 +157,25 @@ def model_complexity(
 ) -> Complexity:
     """Build the model of a config, with random weights, and count one image at test time.
 
-    Classifiers and segmentors are counted from the image to the logits, without auxiliary heads.
-    Two-stage detectors are counted as in the papers: all heads see as many proposals, and the mask
-    heads as many boxes, as ``test_cfg`` allows at most. Other detectors are counted from the image
-    to the raw output of the head.
+    The count of a classifier or segmentor goes from the image to the logits, without auxiliary
+    heads. In a two-stage detector, as in the papers, all heads see the largest number of proposals
+    that ``test_cfg`` allows, and the mask heads the largest number of boxes. The count of any other
+    detector goes from the image to the raw output of the head.
 
     Args:
         cfg: config of a model.
-        shape: height and width of the image in pixels; ``None`` for the size for which the papers
-            state FLOPs: 800x1280 (mmdet), 512x2048 (mmseg), else the size of the test pipeline.
-        device: ``"meta"`` computes no values; ``"cpu"`` or ``"cuda"`` for models that need some.
+        shape: height and width of the image in pixels. ``None`` for the size of the FLOPs in
+            papers: 800x1280 for mmdet, 512x2048 for mmseg, else the size of the test pipeline.
+        device: ``"meta"`` to compute no values. Models that need values take ``"cpu"`` or
+            ``"cuda"``.
+
+    Returns:
+        Parameters and multiply-accumulates of the model.
 
     Raises:
-        RuntimeError: on ``"meta"``, a model whose shapes depend on values.
-        ValueError: the backbone refuses the shape, or the config has none.
+        RuntimeError: on ``"meta"``, the shapes of the model depend on values.
+        ValueError: the backbone refuses the shape, or ``shape`` is ``None`` and the test pipeline
+            has no size.
     """
     return count_model(build_model(cfg, device), cfg, shape)
 
@@ -175,25 +185,37 @@ def build_model(cfg: Config, device: str = "meta") -> nn.Module:
 
     Args:
         cfg: config of a model.
-        device: as in :func:`model_complexity`.
+        device: device of the model. On ``"meta"``, it has shapes and no values.
+
+    Returns:
+        The model, in eval mode and without gradients.
     """
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         try:
             with torch.device(device):  # on "meta", nothing is allocated or initialised
                 model = MODELS.build(deepcopy(cfg.model))
-        except RuntimeError:  # some constructors read values, as after torch.linspace
+        except RuntimeError:  # some constructors read values, for example of torch.linspace
             model = MODELS.build(deepcopy(cfg.model))
-    # The counter fails on a trainable tensor that is handed to a module, as learned queries are.
+    # The counter fails on a trainable tensor that is an input of a module, such as learned queries.
     return model.requires_grad_(False).eval().to(device)
 
 
 def count_model(model: nn.Module, cfg: Config, shape: tuple[int, int] | None = None) -> Complexity:
-    """Count one image at test time; see :func:`model_complexity`.
+    """Count one image at test time, in the way that :func:`model_complexity` describes.
 
     Args:
-        model: of :func:`build_model`.
+        model: the model, as :func:`build_model` returns it.
         cfg: the config of the model.
-        shape: as in :func:`model_complexity`, which also says what this function raises.
+        shape: height and width of the image in pixels; ``None`` for the size of the FLOPs in
+            papers.
+
+    Returns:
+        Parameters and multiply-accumulates of the model.
+
+    Raises:
+        RuntimeError: on ``"meta"``, the shapes of the model depend on values.
+        ValueError: the backbone refuses the shape, or ``shape`` is ``None`` and the test pipeline
+            has no size.
     """
     library = library_of(cfg)
     shape = shape or library.default_shape(cfg)
@@ -208,6 +230,6 @@ def count_model(model: nn.Module, cfg: Config, shape: tuple[int, int] | None = N
 
 
 def _image_channels(cfg: Config) -> int:
-    """Channels of the image, as the backbone (or a model without one) is configured."""
+    """Read the channels of the image from the config of the backbone, or of the whole model."""
     part = cfg.model.get("backbone") or cfg.model
     return part.get("in_channels") or part.get("in_chans") or 3

@@ -1,6 +1,6 @@
-"""Checkpoints from elsewhere: read without executing code, renamed to our names, checked.
+"""Official checkpoints: read without executing code, renamed to our names, and checked.
 
-Each official code base is one file here, which registers itself: see
+Each official code base has one file here. The file registers the code base; see
 :mod:`mmlocal.checkpoints.system`.
 """
 

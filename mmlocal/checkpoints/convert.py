@@ -1,4 +1,4 @@
-"""From an official checkpoint to one that mmdet, mmseg and mmpretrain load into our models."""
+"""Conversion of official checkpoints to files that our models load in every library."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mmlocal.version import __version__
 
 @dataclass
 class Conversion:
-    """A converted checkpoint, and the fate of each tensor.
+    """A converted checkpoint, and a report on each tensor.
 
     Args:
-        checkpoint: ``meta`` and ``state_dict``, the latter with the names of a full model.
+        checkpoint: ``meta`` and ``state_dict``. The state dict has the names of a full model.
         report: comparison of the backbone with the model that ``meta['backbone_cfg']`` builds.
-        heads: names of the other tensors.
+        heads: names of the tensors outside the backbone.
         dropped: official names of tensors that our models do not store.
         left: entries of the official checkpoint that are not carried over.
-        assumed: arguments of the backbone that no weight tells, and the value that
-            ``meta['backbone_cfg']`` gives each of them; also ``meta['assumed']``.
+        assumed: arguments of the backbone that the weights do not show, with the values that
+            ``meta['backbone_cfg']`` has for them. ``meta['assumed']`` holds the same.
     """
 
     checkpoint: dict
@@ -50,7 +50,7 @@ class Conversion:
             *(f"    {name}" for name in self.dropped),
         ]
         if self.assumed:
-            lines.append(f"assumed, as no weight tells: {_arguments(self.assumed)}")
+            lines.append(f"assumed, because no weight shows it: {_arguments(self.assumed)}")
         if self.left:
             lines.append(f"not carried over: {', '.join(self.left)}")
         return "\n".join(lines)
@@ -65,18 +65,19 @@ def convert_checkpoint(
     """Convert a checkpoint of an official code base.
 
     Args:
-        content: the checkpoint, as the ``load`` of the system reads it.
-        build: makes a backbone from its config. The converted state dict has to fit it. It is
-            called with ``torch.device("meta")``, so no size can exhaust the memory.
-        system: name of the code base, one of :data:`~mmlocal.checkpoints.system.SYSTEMS`.
-        options: of the ``rename`` of the system.
+        content: the checkpoint, as the system's ``load`` reads it.
+        build: function that makes a backbone from its config. The converted state dict must fit
+            the backbone. ``build`` is called on the ``meta`` device, so no size can exhaust the
+            memory.
+        system: name of the code base, a key of :data:`~mmlocal.checkpoints.system.SYSTEMS`.
+        **options: options of the system's ``rename``.
 
     Returns:
         The conversion. Tensors keep their dtype and share no memory with ``content``.
 
     Raises:
-        ValueError: unknown ``system``, an option that it does not have, another architecture, or
-            a tensor that has no place.
+        ValueError: ``system`` is unknown or does not have an option, or the checkpoint has another
+            architecture or a tensor without a place.
     """
     entry = _system(system, options)
     renamed = entry.rename(content, **options)
@@ -112,27 +113,27 @@ def convert_file(
     dry_run: bool = False,
     **options: object,
 ) -> tuple[Conversion, Path | None]:
-    """Convert a checkpoint file; nothing in it is executed.
+    """Convert a checkpoint file without executing anything in it.
 
     Args:
-        source: official checkpoint; for QnA-ViT also a folder of checkpoints. The one with the
-            highest step is taken.
-        out: a folder, to name the new file after ``source``, or a file name in ``.pth``. Either
-            way the first 8 hex digits of the new file's SHA-256 come before the suffix.
-        build: of :func:`convert_checkpoint`.
-        system: of :func:`convert_checkpoint`.
-        dry_run: convert and check, but write nothing.
-        options: of :func:`convert_checkpoint`.
+        source: official checkpoint. For QnA-ViT, it may be a folder of checkpoints: the file of
+            the highest step is converted.
+        out: a folder, or a file name that ends in ``.pth``. In a folder, the new file has the name
+            of ``source``. The first 8 hex digits of the new file's SHA-256 come before the suffix.
+        build: function that makes a backbone from its config.
+        system: name of the code base, a key of :data:`~mmlocal.checkpoints.system.SYSTEMS`.
+        dry_run: whether to convert and check, but write nothing.
+        **options: options of the system's ``rename``.
 
     Returns:
-        The conversion, whose ``meta`` also names the source, and the new file, or ``None`` for
-        ``dry_run``.
+        The conversion, whose ``meta`` also names the source, and the path of the new file. With
+        ``dry_run``, the path is ``None``.
 
     Raises:
-        ImportError: reading ``source`` needs a library that is not installed.
+        ImportError: a library that reads ``source`` is not installed.
         OSError: ``source`` is missing, or the new file cannot be written.
-        ValueError: unknown ``system``, or an option that it does not have; ``source`` cannot be
-            read safely or converted; ``out`` has another suffix.
+        ValueError: ``system`` is unknown or does not have an option, ``source`` cannot be read
+            safely or converted, or ``out`` has another suffix.
     """
     entry = _system(system, options)
     source, out = entry.find(Path(source).expanduser()), Path(out).expanduser()
@@ -140,12 +141,7 @@ def convert_file(
     content = entry.load(source)
     try:
         conversion = convert_checkpoint(content, build, system, **options)
-    except (
-        ValueError,
-        TypeError,
-        IndexError,
-        RuntimeError,
-    ) as error:  # as tensors of odd shapes do
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # of odd shapes, too
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"checkpoint {source} cannot be converted: {reason}") from error
     meta = conversion.checkpoint["meta"]
@@ -177,7 +173,7 @@ def _match(
     cfg: dict,
     resize: bool = False,
 ) -> tuple[nn.Module, dict[str, Tensor], MatchReport]:
-    """Compare a state dict with the model of ``cfg``, which is built without memory."""
+    """Build the model of ``cfg`` without memory, and compare a state dict with it."""
     with torch.device("meta"):
         model = build(cfg)
     selected, report = match_state_dict(state_dict, model.state_dict(), antialias=entry.antialias)

@@ -26,7 +26,7 @@ from mmlocal.checkpoints.system import (
 _MODEL = "ELSA-Swin"
 _shape = partial(shape_of, _MODEL)
 
-# Official name of a layer inside its owner -> ours.
+# Layers inside their owner: official name -> our name.
 _LAYERS = {
     "pre_proj": "qkv",
     "post_proj": "proj",
@@ -34,7 +34,7 @@ _LAYERS = {
     "attn.2": "attn_proj",
 }
 _LAYER = re.compile(r"(?P<owner>|.*\.)(?P<layer>pre_proj|post_proj|attn\.0|attn\.2)\.(?P<name>\w+)")
-# Buffers that depend on the window or the input size: ours are not saved.
+# Buffers that depend on the window or the input size. Our models do not save them.
 _BUFFER = re.compile(r"(|.*\.)(relative_id|attn_mask)")
 
 
@@ -43,22 +43,23 @@ def convert_elsa(
 ) -> dict[str, Tensor]:
     """Rename and re-order the parameters of the official ELSA or ELSA-Swin.
 
-    Takes the state dict of a classification model, a dense backbone, or any of their parts. More
-    than the names differs: window attention stores v, q, k and a transposed bias table indexed
-    by key minus query; the two ghost heads share one tensor; the classification model has one
-    ``norm`` and stores its position embedding as tokens. Gradients convert as parameters do.
+    More than the names differs. Official window attention stores v, q, k, and a transposed bias
+    table with an index of key minus query. The official ELSA layer stores two ghost heads in one
+    tensor. The official classification model has one ``norm``, and stores its position embedding as
+    tokens. Gradients convert as parameters do.
 
     Args:
-        state_dict: official names.
-        lam: exponent of the multiplicative ghost head that the model was trained with.
-        gamma: factor of the additive ghost head that the model was trained with.
+        state_dict: state dict of a classification model, a dense backbone, or any of their parts,
+            under official names.
+        lam: exponent of the multiplicative ghost head in training.
+        gamma: factor of the additive ghost head in training.
 
     Returns:
-        Our names; a classification head becomes ``head.fc.*``.
+        The state dict under our names. A classification head becomes ``head.fc.*``.
 
     Raises:
-        ValueError: a ghost head or position embedding has a shape that does not fit ``lam`` and
-            ``gamma``, or a square map.
+        ValueError: the shape of a ghost head does not fit ``lam`` and ``gamma``, or a position
+            embedding is not a square map.
     """
     stages = [int(m[1]) for key in state_dict if (m := re.match(r"layers\.(\d+)\.", key))]
     converted: dict[str, Tensor] = {}
@@ -95,7 +96,7 @@ def convert_elsa(
 
 
 def _window(owner: str) -> str:
-    """A block's window attention is a sub-module of the layer that shifts and pads."""
+    """Our name of a window attention. In a block, it is inside the layer that shifts and pads."""
     return f"{owner}w_msa." if owner.startswith("layers.") else owner
 
 
@@ -118,20 +119,22 @@ def elsa_backbone_cfg(
 ) -> dict:
     """Recover the arguments of ``ELSASwin`` from official names and shapes.
 
-    Arguments that no weight tells keep their defaults.
+    Arguments that the weights do not show keep their defaults.
 
     Args:
-        state_dict: official names; a classification model, with or without head, or a dense
-            backbone.
-        lam: exponent of the multiplicative ghost head; ``None`` for 1 if shapes show one, else 0.
-        gamma: factor of the additive ghost head, likewise. A single ghost head may be either: it
-            counts as additive, as published, unless ``lam`` is given.
+        state_dict: state dict of a classification model, with or without head, or of a dense
+            backbone, under official names.
+        lam: exponent of the multiplicative ghost head; ``None`` for 1 if shapes show such a head,
+            else 0.
+        gamma: factor of the additive ghost head; ``None`` for 1 if shapes show such a head, else 0.
+            Shapes do not show the kind of a single ghost head. It counts as additive, as in the
+            published models, unless ``lam`` is given.
 
     Returns:
-        Config with ``type``, complete but for the above. ``fit_window`` is set for classification.
+        Config with ``type``. ``fit_window`` is true for a classification model.
 
     Raises:
-        ValueError: a parameter that every ELSA-Swin has is missing or impossible.
+        ValueError: a parameter of every ELSA-Swin is missing or has an impossible shape.
     """
     embed_dims, in_channels, patch_size, _ = _shape(state_dict, "patch_embed.proj.weight", 4)
     depths = count_blocks(_MODEL, state_dict, "layers.{}.blocks.{}")
@@ -142,7 +145,10 @@ def elsa_backbone_cfg(
     classification = "norm.weight" in state_dict
     norms = [i for i in range(last + 1) if f"norm{i}.weight" in state_dict]
     if not classification and not norms:
-        raise ValueError("it is no ELSA-Swin: neither norm (classification) nor norm0, norm1, ...")
+        raise ValueError(
+            "it is not an official ELSA-Swin: it has neither norm (classification) nor norm0, "
+            "norm1, ..."
+        )
     arch = dict(embed_dims=embed_dims, depths=depths, num_heads=(heads,))
     cfg = dict(
         type="mmlocal.ELSASwin",
@@ -156,7 +162,7 @@ def elsa_backbone_cfg(
         patch_norm="patch_embed.norm.weight" in state_dict,
         out_indices=(last,) if classification else tuple(norms),
     )
-    if last > 0:  # a single stage has window attention only
+    if last > 0:  # a single stage has window attention alone
         convs = [_shape(state_dict, name + "attn.0.weight", 4) for name in attentions[:-1]]
         logits = [_shape(state_dict, name + "attn.2.weight", 4) for name in attentions[:-1]]
         _, arch["group_width"], _, kernel_size = convs[0]
@@ -188,18 +194,23 @@ def rename_elsa(
 ) -> Renamed:
     """Bring a checkpoint of the official code under our names.
 
-    The names tell the layout: a classification model as timm's trainer saves it, a detector of
-    mmdet 2.x, a segmentor of mmseg 0.x, or the bare state dict of any of these or of a dense
-    backbone.
+    The checkpoint may be a classification model as timm's trainer saves it, a detector of mmdet
+    2.x, a segmentor of mmseg 0.x, or the bare state dict of any of these or of a dense backbone.
+    The names of the tensors show which of them it is.
 
     Args:
-        content: the checkpoint, as :func:`load_file` reads it.
-        ema: take the moving average of the weights, ``state_dict_ema``.
-        lam: of :func:`elsa_backbone_cfg`.
-        gamma: of :func:`elsa_backbone_cfg`.
+        content: the checkpoint, as :func:`~mmlocal.checkpoints.load_file` reads it.
+        ema: whether to take the moving average of the weights, ``state_dict_ema``.
+        lam: exponent of the multiplicative ghost head in training; ``None`` to infer it from
+            shapes.
+        gamma: factor of the additive ghost head in training; ``None`` to infer it from shapes.
+
+    Returns:
+        The renamed checkpoint.
 
     Raises:
-        ValueError: another architecture, no EMA weights, or a tensor that has no place.
+        ValueError: the checkpoint has another architecture, no EMA weights, or a tensor without a
+            place.
     """
     if ema and "state_dict_ema" not in content:
         raise ValueError("it holds no moving average of the weights, state_dict_ema")
@@ -227,10 +238,10 @@ def rename_elsa(
 
 
 def _is_unused(key: str, last: int) -> bool:
-    """Whether ``ELSASwin`` has no use for a tensor.
+    """Whether ``ELSASwin`` does not store a tensor.
 
-    So it is with buffers that depend on the window or the input size and, in dense backbones, with
-    whatever comes after the ``last`` stage returned.
+    It stores neither buffers that depend on the window or the input size nor, in dense backbones,
+    the layers after ``last``, the last stage returned.
     """
     if match := re.match(r"layers\.(\d+)\.(downsample)?", key):
         stage = int(match[1])
@@ -240,11 +251,11 @@ def _is_unused(key: str, last: int) -> bool:
 
 
 def _untold(cfg: Mapping, lam: float | None, gamma: float | None) -> tuple[str, ...]:
-    """Arguments of ``ELSASwin`` that neither weights nor the user told.
+    """Find the arguments of ``ELSASwin`` that neither the weights nor the user stated.
 
     ``qk_scale`` acts in the last stage; the published models have the default. Rates change nothing
-    in eval mode. Shapes show how many ghost heads there are. They show neither ``lam`` nor
-    ``gamma``, nor the kind of a single ghost head.
+    in eval mode. Shapes show the number of ghost heads, but not ``lam`` and ``gamma``, nor the kind
+    of a single ghost head.
     """
     names = ["qk_scale", "drop_rate", "attn_drop_rate", "drop_path_rate"]
     if lam is None and gamma is None and (cfg.get("lam") or cfg.get("gamma")):

@@ -1,4 +1,4 @@
-"""Checkpoint files: reading them executes nothing, and writing them is all or nothing."""
+"""Checkpoint files, read without executing code and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmlocal.files import write_whole
 
 
 class _StandIn:
-    """Takes the place of an object beside the weights, and keeps nothing."""
+    """Empty object that replaces one stored next to the weights."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -24,9 +24,9 @@ class _StandIn:
         pass
 
 
-# MMEngine's training runs write NumPy numbers, and loss histories with bound methods, beside the
-# weights. None of it is needed here. The real objects must not be callable from a file: with the
-# real `getattr`, a file reaches every module of this process.
+# MMEngine's training runs store NumPy numbers, and loss histories with bound methods, next to the
+# weights. A converter needs none of them. A file must not call the real objects: with the real
+# `getattr`, it could reach every module of this process.
 _STAND_INS = [
     type(name, (_StandIn,), {"__module__": module})
     for module, name in (
@@ -48,16 +48,16 @@ def load_file(path: str | Path, map_location: str = "cpu") -> dict:
 
     Args:
         path: a local file.
-        map_location: as in :func:`torch.load`.
+        map_location: device for the tensors, as :func:`torch.load` takes it.
 
     Returns:
-        The dict in the file. NumPy arrays and numbers, and MMEngine's loss histories, are replaced
-        by empty objects.
+        The dict in the file. Empty objects replace NumPy arrays and numbers, and MMEngine's loss
+        histories.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, holds objects other than tensors and plain data, or is no
-            dict.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, holds objects other than tensors and plain data, or does
+            not hold a dict.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -67,7 +67,7 @@ def load_file(path: str | Path, map_location: str = "cpu") -> dict:
             warnings.catch_warnings(),
             torch.serialization.safe_globals([argparse.Namespace, *_STAND_INS]),
         ):
-            warnings.simplefilter("ignore")  # the error says it
+            warnings.simplefilter("ignore")  # the error says the same
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(f"checkpoint {path} cannot be read safely: {_reason(error)}") from error
@@ -77,7 +77,7 @@ def load_file(path: str | Path, map_location: str = "cpu") -> dict:
 
 
 def _reason(error: Exception) -> str:
-    """PyTorch's reason in one line, without its advice to turn safety off."""
+    """Shorten PyTorch's reason to one line, without its advice to turn safety off."""
     text = str(error).strip()
     if match := re.search(r"GLOBAL (\S+)", text):
         return f"it refers to {match[1]}, which is neither a tensor nor plain data"
@@ -89,12 +89,12 @@ def _reason(error: Exception) -> str:
 def save_file(checkpoint: dict, folder: str | Path, stem: str) -> Path:
     """Write a checkpoint to ``<stem>-<first 8 hex digits of the file's SHA-256>.pth``.
 
-    Equal checkpoints give equal files, so writing one twice changes nothing. The file appears
-    under its name only when it is complete.
+    Equal checkpoints give equal files, so a second write changes nothing. The file appears under
+    its name only when it is complete.
 
     Args:
         checkpoint: tensors and plain data.
-        folder: made if missing.
+        folder: folder of the file. It is created if it does not exist.
         stem: name of the file up to the hash.
 
     Returns:
@@ -103,7 +103,7 @@ def save_file(checkpoint: dict, folder: str | Path, stem: str) -> Path:
     Raises:
         OSError: the folder or file cannot be written.
     """
-    # By way of memory: PyTorch puts the name of the file it writes to into the file.
+    # Write to memory first, because PyTorch stores the name of the file in the file.
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     content = buffer.getbuffer()
@@ -114,11 +114,14 @@ def save_file(checkpoint: dict, folder: str | Path, stem: str) -> Path:
 
 
 def name_output(source: Path, out: Path) -> tuple[Path, str]:
-    """Folder and stem, for :func:`save_file`, of what is made of the checkpoint ``source``.
+    """Choose the folder and stem of a converted file, for :func:`save_file`.
 
     Args:
-        source: its name is kept if ``out`` is a folder.
-        out: a folder, or a file name in ``.pth``.
+        source: the checkpoint that is converted. It gives the stem if ``out`` is a folder.
+        out: a folder, or a file name that ends in ``.pth``.
+
+    Returns:
+        Folder and stem.
 
     Raises:
         ValueError: ``out`` has another suffix.
@@ -131,7 +134,7 @@ def name_output(source: Path, out: Path) -> tuple[Path, str]:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file in hex digits."""
+    """Compute the SHA-256 of a file, in hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

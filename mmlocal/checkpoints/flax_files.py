@@ -1,4 +1,4 @@
-"""Checkpoint files of Flax, in MessagePack, read without JAX, Flax or executing code."""
+"""Checkpoint files of Flax, in MessagePack, read without JAX or Flax and without executing code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DTYPES = {
         *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
     )
 }
-# Flax's names of the parameters and statistics of a layer, and PyTorch's.
+# Parameters and statistics of a layer: Flax's name -> PyTorch's name.
 LEAVES = {
     "kernel": "weight",
     "bias": "bias",
@@ -29,7 +29,7 @@ LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Far above any model here with its optimizer. A file that claims more would only fill the memory.
+# Any model here with its optimizer is far smaller. A file that claims more would fill the memory.
 _MAX_BYTES = 1 << 34
 _MAX_ENTRIES = 1 << 16
 _MAX_DIMS = 32
@@ -40,16 +40,16 @@ class _BadArrayError(ValueError):
 
 
 def find_flax(path: Path) -> Path:
-    """The checkpoint that a user means.
+    """Find the checkpoint file that a path names.
 
     Args:
         path: a file, or a folder of files ``checkpoint_<step>``.
 
     Returns:
-        The file; in a folder, the file of the highest step.
+        ``path`` itself, or the file of the highest step in the folder ``path``.
 
     Raises:
-        FileNotFoundError: a folder without such files.
+        FileNotFoundError: the folder does not hold such files.
     """
     if not path.is_dir():
         return path
@@ -73,10 +73,10 @@ def load_flax(path: str | Path) -> dict:
         path: a local file.
 
     Returns:
-        The nested dict in the file, with arrays and NumPy numbers as tensors of their dtype.
+        The nested dict in the file. Arrays and NumPy numbers are tensors of the same dtype.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ImportError: ``msgpack`` is not installed.
         ValueError: the file is damaged, too large or of another kind.
     """
@@ -117,10 +117,16 @@ def load_flax(path: str | Path) -> dict:
 
 
 def flatten(tree: object) -> dict[str, Any]:
-    """Leaves of nested maps, under their names joined by ``/``.
+    """Flatten nested maps.
+
+    Args:
+        tree: maps in maps, with any leaves.
+
+    Returns:
+        The leaves, under their names joined by ``/``.
 
     Raises:
-        ValueError: a name that is no string or holds a ``/``.
+        ValueError: a name is not a string, or holds a ``/``.
     """
     return dict(_leaves(tree, ""))
 
@@ -131,7 +137,7 @@ def _leaves(tree: object, prefix: str) -> Iterator[tuple[str, Any]]:
         return
     for key, value in tree.items():
         if not isinstance(key, str) or "/" in key:
-            raise ValueError(f"{key!r} in {prefix or 'it'} is no name of a parameter")
+            raise ValueError(f"{key!r} in {prefix or 'it'} is not the name of a parameter")
         yield from _leaves(value, f"{prefix}{key}/")
 
 
@@ -139,9 +145,11 @@ def to_pytorch(leaf: str, value: Tensor) -> Tensor:
     """Bring a parameter into PyTorch's order of axes.
 
     Args:
-        leaf: Flax's name of the parameter in its layer. A ``kernel`` has its outputs last; all
-            else stays as it is.
+        leaf: Flax's name of the parameter in its layer. A ``kernel`` has its output channels last.
         value: the parameter.
+
+    Returns:
+        A view of ``value`` with output channels first for a ``kernel``, else ``value`` itself.
     """
     if leaf != "kernel":
         return value
@@ -159,12 +167,12 @@ def _array(shape: list[int], dtype: bytes, data: bytes) -> Tensor:
         )
     if not data:
         return torch.empty(shape, dtype=_DTYPES[name])
-    # A bytearray, because PyTorch wants to be able to write.
+    # PyTorch warns about a buffer that it cannot write to, so it gets a bytearray.
     return torch.frombuffer(bytearray(data), dtype=_DTYPES[name]).reshape(shape)
 
 
 def _join_chunks(entry: dict) -> dict | Tensor:
-    """Put an array together that Flax cut because it has more than 2**30 bytes."""
+    """Join an array that Flax cut into chunks, because it has more than 2**30 bytes."""
     if _CHUNKED not in entry:
         return entry
     shape, chunks = (
@@ -179,7 +187,7 @@ def _join_chunks(entry: dict) -> dict | Tensor:
 
 
 def _count(shape: list[int]) -> int:
-    """Numbers in an array, of any size."""
+    """Count the numbers of an array."""
     if len(shape) > _MAX_DIMS or not all(type(size) is int and size >= 0 for size in shape):
         raise _BadArrayError("an array has an impossible shape")
     return math.prod(shape)

@@ -1,4 +1,4 @@
-"""Find the entries of a state dict that fit a model."""
+"""Selection of the entries of a state dict that fit a model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class MatchReport:
     """Names of a state dict compared with the names of a model.
 
     Args:
-        loaded: in both, with equal shapes.
-        resized: in both, and interpolated to the shape of the model.
-        mismatched: in both, with different shapes.
-        missing: in the model only.
-        unexpected: in the state dict only.
+        loaded: names in both, with equal shapes.
+        resized: names in both, with tensors that were interpolated to the shape of the model.
+        mismatched: names in both, with different shapes.
+        missing: names in the model alone.
+        unexpected: names in the state dict alone.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -46,16 +46,16 @@ def match_state_dict(
 ) -> tuple[dict[str, Tensor], MatchReport]:
     """Select the part of ``state_dict`` that fits ``target``.
 
-    Two kinds of tensors are resized by bicubic interpolation, as Swin's fine-tuning does. Both are
-    told by their names: a table ``*_table`` of shape ``(side * side, heads)`` for another square
-    window, and a position embedding ``*pos_embed`` of shape ``(1, C, H, W)`` for another map.
+    It resizes two kinds of tensors by bicubic interpolation, as Swin's fine-tuning does. It knows
+    them by their names: a table ``*_table`` of shape ``(side * side, heads)`` belongs to a square
+    window, and a position embedding ``*pos_embed`` of shape ``(1, C, H, W)`` to a map.
 
     Args:
         state_dict: names and tensors to load.
         target: state dict of the model.
-        optional: regular expression of the names that may be missing without being reported.
-        antialias: interpolate as JAX does, and QnA's fine-tuning with it: with another cubic, and
-            without aliasing when a table shrinks.
+        optional: regular expression of names that the report does not list as missing.
+        antialias: whether to interpolate as JAX and QnA's fine-tuning do, with another cubic and
+            without aliasing where a table shrinks.
 
     Returns:
         The entries that can be loaded, and the report.
@@ -84,7 +84,7 @@ def match_state_dict(
 
 
 def _resize(name: str, source: Tensor, target: Tensor, antialias: bool) -> Tensor | None:
-    """``source`` in the shape of ``target``, or ``None`` if it is not of a kind that resizes."""
+    """Resize ``source`` to the shape of ``target``; ``None`` if its kind is never resized."""
     if name.endswith("pos_embed") and source.dim() == target.dim() == 4:  # (1, C, H, W)
         height, width = target.shape[2:]
         if source.shape[:2] == target.shape[:2]:

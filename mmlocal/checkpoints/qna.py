@@ -1,4 +1,4 @@
-"""Checkpoints of the official QnA code (moabarar/qna), from Flax, under the names of ``QnAViT``."""
+"""Flax checkpoints of the official QnA code (moabarar/qna) under the names of ``QnAViT``."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ _PARTS = {
 _HEAD_NORM = "ClassificationHead_0/LayerNorm_0"
 _HEAD_LAYER = "ClassificationHead_0/FusedKQnA_0/"
 _BLOCK = re.compile(r"(LSA|QnA)Stage_([0-9]+)/(?:MSA|QnA)_Block_([0-9]+)(_stride_2)?/(.+)")
-# Width of the windows of the published models, in all stages but one.
+# Width of the attention windows of the published models, in all stages but the third.
 _WINDOW_SIZE = 7
 
 
 def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of an official QnA-ViT as in a classifier with our backbone.
+    """Rename the parameters of an official QnA-ViT to the names of a classifier of ours.
 
     Args:
-        params: official names, parts joined by ``/``: the parameters, and the batch statistics
-            of a ``resnet`` stem.
+        params: parameters, and batch statistics of a ``resnet`` stem, under official names. The
+            parts of a name are joined by ``/``.
 
     Returns:
-        A state dict: the backbone without prefix, its last output norm included, ``head.fc``, and
-        ``neck.qna`` for the heads that pool by attention.
+        A state dict of the backbone without prefix, including its last output norm, of ``head.fc``,
+        and of ``neck.qna`` if the official head pools by attention.
 
     Raises:
-        ValueError: a name that no official model has.
+        ValueError: no official model has one of the names.
     """
     attn_depths, _ = _depths(params)
     outer_parts = _PARTS | {_HEAD_NORM: f"norm{len(attn_depths) - 1}"}
@@ -89,7 +89,7 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part in parts and leaf in LEAVES:
             out[f"{parts[part]}.{LEAVES[leaf]}"] = to_pytorch(leaf, value)
         else:
-            raise ValueError(f"it is no official QnA-ViT, which has no parameter {key}")
+            raise ValueError(f"it is not an official QnA-ViT: such a model has no parameter {key}")
     for (prefix, name), layer in layers.items():
         if name == "FusedKQnA_0":
             infix = "" if prefix == "neck.qna" else ".attn"
@@ -107,20 +107,20 @@ def convert_qna_vit(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def qna_backbone_cfg(params: Mapping[str, Tensor]) -> dict:
     """Recover the arguments of ``QnAViT`` from official names and shapes.
 
-    Shapes tell neither ``normalize_query`` nor the rate of stochastic depth. Both keep their
-    defaults, and ``normalize_query`` is true in all stages of the published models. Shapes do not
-    tell the heads and windows of stages without such blocks either, but these have no effect. Heads
-    are then doubled from stage to stage and windows are 7 tokens wide, as in the published models.
+    Shapes show neither ``normalize_query`` nor the rate of stochastic depth. Both keep their
+    defaults; ``normalize_query`` is true in all stages of the published models. Where a stage has
+    no blocks of a kind, their heads and windows have no effect. The config then doubles the heads
+    from stage to stage and has windows of 7 tokens, as the published models do.
 
     Args:
-        params: official names, parts joined by ``/``, of a classification model.
+        params: parameters of a classification model under official names. The parts of a name are
+            joined by ``/``.
 
     Returns:
-        Config with ``type``, complete but for the above. ``layer_scale_init_value`` is 1 where a
-        checkpoint has such factors.
+        Config with ``type``. ``layer_scale_init_value`` is 1 if the checkpoint has such factors.
 
     Raises:
-        ValueError: a parameter that every QnA-ViT has is missing or impossible.
+        ValueError: a parameter of every QnA-ViT is missing or has an impossible shape.
     """
     stem = "patch" if "StemBlock_0/conv_1x1/kernel" in params else "resnet"
     kernel = f"StemBlock_0/conv_{'1x1' if stem == 'patch' else '7x7'}/kernel"
@@ -146,7 +146,7 @@ def qna_backbone_cfg(params: Mapping[str, Tensor]) -> dict:
             # A block of stride 2 has twice the heads.
             qna_heads[i] = tables // num_queries // (1 if depth else 2)
     if not qna:
-        raise ValueError("it is no QnA-ViT: there is no QnAStage_0/QnA_Block_1")
+        raise ValueError("it is not an official QnA-ViT: there is no QnAStage_0/QnA_Block_1")
     arch = dict(
         embed_dims=embed_dims,
         attn_depths=attn_depths,
@@ -179,13 +179,19 @@ def rename_qna(
     """Bring a checkpoint of the official code under our names.
 
     Args:
-        content: the checkpoint, as :func:`load_flax` reads it: a training state, a map of
-            ``params`` and, for a ``resnet`` stem, ``batch_stats``, or the parameters alone.
-        kernel_size: resize the tables of the backbone's QnA to windows of this width.
-        window_sizes: resize the tables of window attention to these windows, one per stage.
+        content: the checkpoint, as :func:`~mmlocal.checkpoints.load_flax` reads it. It may be a
+            training state, a map with ``params`` and, for a ``resnet`` stem, ``batch_stats``, or
+            the parameters alone.
+        kernel_size: new width of the backbone's QnA windows, to which tables are resized; ``None``
+            to keep the width.
+        window_sizes: new widths of the attention windows, one per stage, to which tables are
+            resized; ``None`` to keep the widths.
+
+    Returns:
+        The renamed checkpoint.
 
     Raises:
-        ValueError: another architecture, or a parameter that has no place.
+        ValueError: the checkpoint has another architecture, or a parameter without a place.
     """
     params = flatten(content.get("params", content))
     statistics = content.get("batch_stats") if "params" in content else None
@@ -194,7 +200,7 @@ def rename_qna(
     if wrong := [
         k for k, v in params.items() if not torch.is_tensor(v) or not v.is_floating_point()
     ]:
-        raise ValueError(f"{len(wrong)} of its parameters are no arrays of floats: {some(wrong)}")
+        raise ValueError(f"{len(wrong)} of its parameters are not arrays of floats: {some(wrong)}")
 
     cfg = qna_backbone_cfg(params)
     dropped = [key for key in params if key.endswith("FusedKQnA_0/Wk_b")]
@@ -220,14 +226,14 @@ def rename_qna(
 
 
 def _depths(params: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Blocks of window attention and of QnA of each stage, without blocks of stride 2."""
+    """Count the blocks of each stage: window attention, and QnA without blocks of stride 2."""
     blocks: dict[tuple[str, int], set[int]] = defaultdict(set)
     for key in params:
         if match := _BLOCK.fullmatch(key):
             kind, stage, number, stride, _ = match.groups()
             blocks["stride" if stride else kind, int(stage)].add(int(number))
     if not blocks:
-        raise ValueError("it is no QnA-ViT: there is no QnAStage_0/QnA_Block_1")
+        raise ValueError("it is not an official QnA-ViT: there is no QnAStage_0/QnA_Block_1")
     last = max(stage for _, stage in blocks)
     last += ("stride", last) in blocks  # the last stage has no block at all
     attn_depths, qna_depths = [], []
@@ -236,7 +242,7 @@ def _depths(params: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, .
         wanted = [set(range(1, attn + 1)), set(range(1, qna + 1)), {qna + 1} if i < last else set()]
         if [blocks[kind, i] for kind in ("LSA", "QnA", "stride")] != wanted:
             raise ValueError(
-                f"it is no whole QnA-ViT: blocks of stage {i} of {last + 1} are missing"
+                f"it is not a whole QnA-ViT: blocks of stage {i} of {last + 1} are missing"
             )
         attn_depths.append(attn)
         qna_depths.append(qna)
@@ -244,7 +250,7 @@ def _depths(params: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def _doubled(heads: Sequence[int | None]) -> tuple[int, ...]:
-    """Heads where there are none: doubled from stage to stage, as widths are."""
+    """Fill in missing heads, which double from stage to stage as the channels do."""
     known = next((i for i, count in enumerate(heads) if count), 0)
     first = heads[known] or 1
     return tuple(n or max(1, (first << i) >> known) for i, n in enumerate(heads))

@@ -1,4 +1,4 @@
-"""Layers of the official QnA code (moabarar/qna), from Flax, under the names of our layers."""
+"""Flax layers of the official QnA code (moabarar/qna) under the names of our layers."""
 
 from __future__ import annotations
 
@@ -28,23 +28,26 @@ _WINDOW_LAYER = {
 
 
 def convert_qna_layer(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of one ``FusedKQnA`` as in :class:`mmlocal.layers.QnA`.
+    """Rename the parameters of one ``FusedKQnA`` to the names of :class:`mmlocal.layers.QnA`.
 
     Args:
-        params: official names, relative to the layer, parts joined by ``/``.
+        params: parameters under official names, relative to the layer. The parts of a name are
+            joined by ``/``.
 
     Returns:
-        A state dict without ``Wk_b``, which has no effect.
+        A state dict. It lacks ``Wk_b``, which has no effect.
 
     Raises:
-        ValueError: a name that the official layer does not have.
+        ValueError: the published layer does not have one of the names.
     """
     out = {}
     for key, value in params.items():
         if key == "Wk_b":
             continue
         if key not in _QNA_LAYER:
-            raise ValueError(f"it is no published QnA layer, which has no parameter {key}")
+            raise ValueError(
+                f"it is not a published QnA layer: such a layer has no parameter {key}"
+            )
         if key == "Wk" or key.endswith("/kernel"):
             value = value.t()
         elif key.startswith("attn_scale"):  # (1, 1, taps, ...)
@@ -54,25 +57,28 @@ def convert_qna_layer(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_window_attention(params: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:
-    """Rename the parameters of one ``MultiHeadSelfAttention`` as in our window attention.
+    """Rename the parameters of one ``MultiHeadSelfAttention`` to the names of our window attention.
 
     Args:
-        params: official names, relative to the layer, parts joined by ``/``.
-        num_heads: heads of the layer.
+        params: parameters under official names, relative to the layer. The parts of a name are
+            joined by ``/``.
+        num_heads: number of heads of the layer.
 
     Returns:
         A state dict of :class:`mmlocal.layers.WindowAttention`.
 
     Raises:
-        ValueError: a name that the official layer does not have.
+        ValueError: the official layer does not have one of the names.
     """
     out = {}
     for key, value in params.items():
         if key not in _WINDOW_LAYER:
-            raise ValueError(f"it is no official window attention, which has no parameter {key}")
+            raise ValueError(
+                f"it is not an official window attention: such a layer has no parameter {key}"
+            )
         if key.endswith("/kernel"):
             value = value.t()
-        if key.startswith("to_qkv"):  # the official rows are (head, qkv, dims), ours qkv first
+        if key.startswith("to_qkv"):  # official rows are (head, qkv, dims), ours (qkv, head, dims)
             value = value.unflatten(0, (num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
         out[_WINDOW_LAYER[key]] = value
     return out

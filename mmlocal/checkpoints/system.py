@@ -1,7 +1,8 @@
-"""The parts of a converter of an official code base, and functions that converters share.
+"""The interface of a converter, and functions that converters share.
 
-A converter is one file in this folder. It renames the tensors of a checkpoint, recovers the
-config of the backbone from their shapes, and ends with :func:`register_system`.
+A converter serves one official code base and is one file in this folder. It renames the tensors of
+a checkpoint, recovers the config of the backbone from their shapes, and ends with
+:func:`register_system`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from mmlocal.checkpoints.files import load_file
 
-# Heads with the same names in mmdet 2.x and 3.x, and in mmseg 0.x and 1.x.
+# These heads have the same names in mmdet 2.x and 3.x, and in mmseg 0.x and 1.x.
 _HEAD = re.compile(r"(neck|rpn_head|roi_head|decode_head|auxiliary_head)\.")
 
 
@@ -27,17 +28,17 @@ class Renamed:
     """An official checkpoint under our names.
 
     Args:
-        cfg: config of the backbone that its shapes describe.
-        backbone: state dict of that backbone.
+        cfg: config of the backbone, recovered from shapes.
+        backbone: state dict of the backbone.
         heads: the other tensors, under the names of a full model.
         dropped: official names of tensors that our models do not store.
         left: entries of the official checkpoint that are not carried over.
-        tables: arguments to replace in ``cfg``. They may change the sizes of tables only, which
-            are interpolated.
-        source: further entries of ``meta['source']``, beside the file.
+        tables: arguments to replace in ``cfg``. They may only change the sizes of tables, which are
+            then interpolated.
+        source: further entries of ``meta['source']``, in addition to the file.
         meta: further entries of ``meta``.
-        untold: arguments of the backbone that no weight tells. Where ``cfg`` does not have one, its
-            default is assumed.
+        untold: arguments of the backbone that the weights do not show. If ``cfg`` does not have an
+            argument, its default is assumed.
     """
 
     cfg: dict
@@ -53,18 +54,18 @@ class Renamed:
 
 @dataclass(frozen=True)
 class System:
-    """How to convert the checkpoints of one official code base.
+    """The converter of one official code base.
 
     Args:
         name: name of the code base on the command line.
-        model: name of its models, for messages.
-        rename: makes a :class:`Renamed` of the result of ``load`` and of any of ``options``; raises
-            ``ValueError`` if it cannot.
-        options: keyword arguments of ``rename``, and how the command line shows each of them:
-            arguments of ``ArgumentParser.add_argument``.
-        find: maps the path that the user named to the file to read.
-        load: reads that file; raises ``OSError`` or ``ValueError``.
-        antialias: of :func:`~mmlocal.checkpoints.match_state_dict`, for ``Renamed.tables``.
+        model: name of the models, for messages.
+        rename: function that makes a :class:`Renamed` from the result of ``load``. It takes any of
+            ``options`` as keyword arguments, and raises ``ValueError`` for a wrong checkpoint.
+        options: keyword arguments of ``rename``, each with arguments of
+            ``ArgumentParser.add_argument`` for the command line.
+        find: function that maps the user's path to the file to read.
+        load: function that reads this file. It raises ``OSError`` or ``ValueError``.
+        antialias: argument of :func:`~mmlocal.checkpoints.match_state_dict` for ``Renamed.tables``.
     """
 
     name: str
@@ -76,15 +77,18 @@ class System:
     antialias: bool = False
 
 
-# All code bases, by name.
+# All registered code bases, by name.
 SYSTEMS: dict[str, System] = {}
 
 
 def register_system(system: System) -> None:
     """Make a code base known to the converter and its command line.
 
+    Args:
+        system: the code base.
+
     Raises:
-        ValueError: another code base has its name.
+        ValueError: another code base has the same name.
     """
     if system.name in SYSTEMS:
         raise ValueError(f"name must be new, got {system.name!r} for a second time")
@@ -100,28 +104,29 @@ def official_weights(
     """Find the weights of a checkpoint, under their official names.
 
     Args:
-        content: the checkpoint; without ``entry``, the state dict itself.
-        entry: name of the weights in it. A prefix ``module.`` of all names is taken off.
+        content: the checkpoint. If it lacks ``entry``, it is the state dict itself.
+        entry: name of the entry with the weights.
 
     Returns:
-        The weights, and the names of the other entries.
+        The weights, and the names of the other entries. If the names of all weights begin with
+        ``module.``, this prefix is removed.
 
     Raises:
-        ValueError: no weights, or others than dense tensors.
+        ValueError: there are no weights, or one of them is not a dense tensor.
     """
     wrapped = entry in content
     state_dict = content[entry] if wrapped else content
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise ValueError(f"{entry if wrapped else 'it'} holds no weights")
     if wrong := [k for k, v in state_dict.items() if not (isinstance(k, str) and _is_plain(v))]:
-        raise ValueError(f"{len(wrong)} of its weights are no plain tensors: {some(wrong)}")
+        raise ValueError(f"{len(wrong)} of its weights are not plain tensors: {some(wrong)}")
     if all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     return dict(state_dict), [str(key) for key in content if key != entry] if wrapped else []
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a dense tensor with data; quantised, sparse and meta tensors are not."""
+    """Whether ``value`` is a tensor, but not quantised, sparse or on the meta device."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -131,14 +136,16 @@ def _is_plain(value: object) -> bool:
 
 
 def split_heads(official: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Part a detector of mmdet 2.x or a segmentor of mmseg 0.x.
+    """Split a detector of mmdet 2.x or a segmentor of mmseg 0.x into backbone and heads.
+
+    Args:
+        official: state dict. If no name begins with ``backbone.``, it is a backbone without heads.
 
     Returns:
-        The backbone, without its prefix, and the heads. A state dict without ``backbone.`` is a
-        backbone without heads.
+        The backbone, without the prefix ``backbone.``, and the heads.
 
     Raises:
-        ValueError: tensors of unknown heads.
+        ValueError: a tensor belongs to an unknown head.
     """
     if not any(key.startswith("backbone.") for key in official):
         return dict(official), {}
@@ -149,10 +156,13 @@ def split_heads(official: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def dataset_meta(meta: object) -> dict:
-    """Entry for ``Renamed.meta``: classes and colours under the names of MMEngine.
+    """Rename classes and colours to MMEngine's names.
 
     Args:
-        meta: entry of a checkpoint of MMCV 1.x, which has other names for both.
+        meta: entry ``meta`` of a checkpoint of MMCV 1.x. Anything else has no classes.
+
+    Returns:
+        ``dataset_meta`` for ``Renamed.meta``, or an empty dict if there are no classes.
     """
     if not isinstance(meta, Mapping):
         return {}
@@ -169,24 +179,42 @@ def dataset_meta(meta: object) -> dict:
 
 
 def shape_of(model: str, state_dict: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
-    """Shape of an entry that every official ``model`` has.
+    """Look up the shape of an entry that every official ``model`` has.
+
+    Args:
+        model: name of the official model, for the error.
+        state_dict: tensors under official names.
+        key: name of the entry.
+        dims: number of dimensions that the entry must have.
+
+    Returns:
+        The shape, without a 0.
 
     Raises:
-        ValueError: there is no such entry, or it has not ``dims`` dimensions, none of them empty.
+        ValueError: the entry is missing or empty, or has another number of dimensions.
     """
     if key not in state_dict:
-        raise ValueError(f"it is no {model}: there is no {key}")
+        raise ValueError(f"it is not an official {model}: there is no {key}")
     shape = tuple(state_dict[key].shape)
     if len(shape) != dims or 0 in shape:
-        raise ValueError(f"it is no {model}: {key} must have {dims} dimensions, got {shape}")
+        raise ValueError(
+            f"it is not an official {model}: {key} must have {dims} dimensions, got {shape}"
+        )
     return shape
 
 
 def square(key: str, length: int) -> int:
-    """Side of the square map that ``key`` holds in rows.
+    """Compute the side of a square map from its number of positions.
+
+    Args:
+        key: name of the tensor that holds the map, for the error.
+        length: number of positions.
+
+    Returns:
+        The side.
 
     Raises:
-        ValueError: ``length`` is no square number.
+        ValueError: ``length`` is not a square number.
     """
     side = math.isqrt(length)
     if side**2 != length:
@@ -195,15 +223,18 @@ def square(key: str, length: int) -> int:
 
 
 def count_blocks(model: str, state_dict: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """Number of blocks of each stage.
+    """Count the blocks of each stage.
 
     Args:
-        model: name of the official model.
-        state_dict: official names.
+        model: name of the official model, for the error.
+        state_dict: tensors under official names.
         name: official name of a block, such as ``"layers.{}.blocks.{}"`` for stage and block.
 
+    Returns:
+        Number of blocks, one per stage.
+
     Raises:
-        ValueError: there are no blocks, or some are missing in between.
+        ValueError: there are no blocks, or a block is missing between others.
     """
     pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d+)") + r"\.")
     blocks: dict[int, set[int]] = defaultdict(set)
@@ -211,22 +242,25 @@ def count_blocks(model: str, state_dict: Mapping[str, Tensor], name: str) -> tup
         if match := pattern.match(key):
             blocks[int(match[1])].add(int(match[2]))
     if not blocks:
-        raise ValueError(f"it is no official {model}: there is no {name.format(0, 0)}")
+        raise ValueError(f"it is not an official {model}: there is no {name.format(0, 0)}")
     for i in range(max(blocks) + 1):
         for j in range(max(blocks[i], default=0) + 1):
             if j not in blocks[i]:
-                raise ValueError(f"it is no whole {model}: there is no {name.format(i, j)}")
+                raise ValueError(f"it is not a whole {model}: there is no {name.format(i, j)}")
     return tuple(len(blocks[i]) for i in range(max(blocks) + 1))
 
 
 def mlp_ratio_of(shapes: Sequence[tuple[int, ...]]) -> float:
-    """The shortest decimal that gives the hidden channels of all MLPs, which are rounded down.
+    """Find the shortest decimal ``r`` with ``int(dims * r) == hidden`` for all MLPs.
 
     Args:
         shapes: ``(hidden, dims)`` of each MLP.
 
+    Returns:
+        The decimal.
+
     Raises:
-        ValueError: there is none.
+        ValueError: no decimal fits all MLPs.
     """
     least = max(hidden / dims for hidden, dims in shapes)
     for digits in range(16):
@@ -240,15 +274,19 @@ def mlp_ratio_of(shapes: Sequence[tuple[int, ...]]) -> float:
 
 
 def check_renamed(official: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Check that no number got lost.
+    """Check that renaming lost no number.
+
+    Args:
+        official: tensors under official names.
+        ours: the same tensors under our names.
 
     Raises:
-        ValueError: the state dicts do not hold as many numbers.
+        ValueError: the two hold different amounts of numbers.
     """
     if sum(t.numel() for t in official.values()) != sum(t.numel() for t in ours.values()):
         raise ValueError("several of its tensors would get the same name")
 
 
 def some(names: list) -> str:
-    """The first three of ``names``."""
+    """Join the first three of ``names``, for an error."""
     return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")

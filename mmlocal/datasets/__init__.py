@@ -1,1 +1,1 @@
-"""Data sets. Importing this package imports nothing else, so that the registry can never fail."""
+"""Data sets. This package imports nothing, so that its registry can never fail."""

@@ -1,4 +1,4 @@
-"""Metrics. Importing this package needs MMEngine and no library of a task."""
+"""Metrics. Importing this package needs MMEngine and no other OpenMMLab library."""
 
 from mmlocal.evaluation.reconstruction import ReconstructionMetric, image_quality
 

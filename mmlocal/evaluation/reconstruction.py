@@ -1,4 +1,4 @@
-"""How close a reconstruction is, by scikit-image, which mmdet brings along."""
+"""Metrics of reconstructed images, computed by scikit-image."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def image_quality(pred: np.ndarray, image: np.ndarray) -> dict[str, float]:
     """Compare two images.
 
     Args:
-        pred: ``(C, H, W)``, any float dtype, in [0, 1]; ``H`` and ``W`` at least 11 pixels.
-        image: as ``pred``.
+        pred: ``(C, H, W)``, any float dtype, in [0, 1], with ``H`` and ``W`` of at least 11 pixels.
+        image: the original image, ``(C, H, W)``, any float dtype, in [0, 1].
 
     Returns:
-        ``l1`` and ``mse``, means over pixels and channels; ``psnr`` in dB for a peak of 1, infinite
-        for equal images; ``ssim``, the mean over pixels and channels, with the Gaussian window of
-        Wang et al. 2004.
+        ``l1`` and ``mse``: means over pixels and channels. ``psnr``: in dB for a peak of 1, and
+        infinite for equal images. ``ssim``: mean over pixels and channels, with the Gaussian window
+        of Wang et al. 2004.
 
     Raises:
         ImportError: scikit-image is not installed.
-        ValueError: different shapes, or images smaller than the window.
+        ValueError: the shapes differ, or the images are smaller than the window.
     """
     _require_skimage()
     from skimage.metrics import (
@@ -36,7 +36,7 @@ def image_quality(pred: np.ndarray, image: np.ndarray) -> dict[str, float]:
     pred, image = np.asarray(pred, np.float64), np.asarray(image, np.float64)
     if pred.shape != image.shape:
         raise ValueError(f"pred must have the shape of image, {image.shape}, got {pred.shape}")
-    with np.errstate(divide="ignore"):  # equal images
+    with np.errstate(divide="ignore"):  # the MSE of equal images is 0
         psnr = peak_signal_noise_ratio(image, pred, data_range=1.0)
     ssim = structural_similarity(
         image,
@@ -59,11 +59,11 @@ def image_quality(pred: np.ndarray, image: np.ndarray) -> dict[str, float]:
 class ReconstructionMetric(BaseMetric):
     """L1, MSE, PSNR and SSIM of reconstructed images, each a mean over the images.
 
-    Reads ``gt_image`` and ``pred_image`` of each sample; see :func:`image_quality`.
+    The metric compares ``pred_image`` with ``gt_image`` in each sample by :func:`image_quality`.
 
     Args:
-        collect_device: as in MMEngine.
-        prefix: as in MMEngine.
+        collect_device: device on which MMEngine collects results from other processes.
+        prefix: prefix of the names of the metrics; ``None`` for ``reconstruction``.
 
     Raises:
         ImportError: scikit-image is not installed.

@@ -1,4 +1,4 @@
-"""Layers with parameters, made of torch and the ops alone."""
+"""Layers with parameters. They need torch and the ops, and nothing else."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -42,6 +42,6 @@ __all__ = [
     "register_mixer",
 ]
 
-# The mixer of a new file registers itself, also where nothing above names the file.
+# A new mixer registers itself when its file is imported. No list above has to name the file.
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

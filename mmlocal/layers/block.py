@@ -1,4 +1,4 @@
-"""The block that all backbones are made of."""
+"""The transformer block of all backbones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmlocal.layers.checks import (
-    check_drop_path,
-    check_flag,
-    check_int,
-    check_number,
-    check_rate,
-)
+from mmlocal.layers.checks import check_flag, check_int, check_number, check_rate
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.mlp import MLP
 from mmlocal.layers.norm import LayerNorm
@@ -25,24 +19,24 @@ class TransformerBlock(nn.Module):
 
     Args:
         embed_dims: channels in.
-        attn: maps ``(B, H, W, embed_dims)`` to ``(B, H', W', out_dims)``.
-        mlp_ratio: hidden channels of the MLP over ``out_dims``.
+        attn: the mixer. It maps ``(B, H, W, embed_dims)`` to ``(B, H', W', out_dims)``.
+        mlp_ratio: hidden channels of the MLP, divided by ``out_dims``.
         drop_rate: dropout in the MLP.
-        drop_path_rate: stochastic depth of both branches.
-        with_cp: recompute activations in the backward pass to save memory.
+        drop_path_rate: probability of dropping each branch (stochastic depth).
+        with_cp: whether to recompute activations in the backward pass to save memory.
         norm1: makes the norm before ``attn`` from the number of channels; ``nn.Identity`` for none.
         norm2: makes the norm before the MLP in the same way.
-        gelu: of :class:`MLP`.
+        gelu: approximation of GELU in the MLP: ``'none'`` or ``'tanh'``.
         skip: needed for an ``attn`` that changes the shape. It maps the input of ``attn`` to the
-            shape of its output, and both are added. Such an ``attn`` is never dropped.
+            shape of its output, and the block adds both. Such an ``attn`` is never dropped.
         out_dims: channels out; ``None`` for ``embed_dims``.
-        layer_scale_init_value: initial value of learned factors for the channels of each branch;
+        layer_scale_init_value: initial value of one learned factor per channel and branch;
             ``None`` for no such factors.
 
     Raises:
-        ValueError: a count below 1, ``mlp_ratio`` that leaves the MLP without hidden channels, a
-            rate out of range.
-        TypeError: an argument of another type.
+        ValueError: a count is below 1, ``mlp_ratio`` leaves the MLP without hidden channels, or a
+            rate is out of range.
+        TypeError: an argument has another type.
     """
 
     def __init__(
@@ -65,7 +59,7 @@ class TransformerBlock(nn.Module):
         check_int(embed_dims=embed_dims, out_dims=out_dims)
         check_number(mlp_ratio=mlp_ratio)
         check_rate(drop_rate=drop_rate)
-        check_drop_path(drop_path_rate=drop_path_rate)
+        check_rate(below_one=True, drop_path_rate=drop_path_rate)
         check_flag(with_cp=with_cp)
         for name, norm in (("norm1", norm1), ("norm2", norm2)):
             if not callable(norm) or isinstance(norm, nn.Module):

@@ -12,20 +12,24 @@ from torch.fx import Proxy
 
 
 def is_int(value: Any) -> bool:
-    """Whether ``value`` is an integer, NumPy's included, and no bool."""
+    """Whether ``value`` is an integer, of Python or NumPy, but not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_sequence(value: Any) -> bool:
-    """Whether ``value`` is a list, a tuple or the like, and no string."""
+    """Whether ``value`` is a sequence such as a list or a tuple, but not a string."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def check_int(minimum: int = 1, **arguments: Any) -> None:
     """Check that each argument is an integer of at least ``minimum``.
 
+    Args:
+        minimum: the smallest integer that passes.
+        **arguments: arguments to check, by name.
+
     Raises:
-        TypeError: an argument is no integer.
+        TypeError: an argument is not an integer.
         ValueError: an argument is too small.
     """
     for name, value in arguments.items():
@@ -38,9 +42,13 @@ def check_int(minimum: int = 1, **arguments: Any) -> None:
 def check_ints(minimum: int = 1, **arguments: Any) -> None:
     """Check that each argument is a sequence of integers of at least ``minimum``.
 
+    Args:
+        minimum: the smallest integer that passes.
+        **arguments: arguments to check, by name.
+
     Raises:
-        TypeError: an argument is no sequence, or has an entry that is no integer.
-        ValueError: an argument is empty, or has an entry that is too small.
+        TypeError: an argument is not a sequence, or an entry is not an integer.
+        ValueError: an argument is empty, or an entry is too small.
     """
     for name, values in arguments.items():
         if not is_sequence(values) or not all(is_int(value) for value in values):
@@ -54,8 +62,11 @@ def check_ints(minimum: int = 1, **arguments: Any) -> None:
 def check_number(**arguments: Any) -> None:
     """Check that each argument is a finite number.
 
+    Args:
+        **arguments: arguments to check, by name.
+
     Raises:
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
         ValueError: an argument is infinite or NaN.
     """
     for name, value in arguments.items():
@@ -65,37 +76,31 @@ def check_number(**arguments: Any) -> None:
             raise ValueError(f"{name} must be finite, got {value}")
 
 
-def check_rate(**arguments: Any) -> None:
-    """Check that each argument is the probability of a dropout, in ``[0, 1]``.
+def check_rate(below_one: bool = False, **arguments: Any) -> None:
+    """Check that each argument is a probability, such as the rate of a dropout.
+
+    Args:
+        below_one: whether 1 is out of range.
+        **arguments: arguments to check, by name.
 
     Raises:
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
         ValueError: an argument is out of range.
     """
     check_number(**arguments)
     for name, value in arguments.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
-
-
-def check_drop_path(**arguments: Any) -> None:
-    """Check that each argument is the probability of a stochastic depth, in ``[0, 1)``.
-
-    Raises:
-        TypeError: an argument is no number.
-        ValueError: an argument is out of range.
-    """
-    check_number(**arguments)
-    for name, value in arguments.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if not 0 <= value <= 1 or (below_one and value == 1):
+            raise ValueError(f"{name} must be in [0, 1{')' if below_one else ']'}, got {value}")
 
 
 def check_flag(**arguments: Any) -> None:
     """Check that each argument is ``True`` or ``False``.
 
+    Args:
+        **arguments: arguments to check, by name.
+
     Raises:
-        TypeError: an argument is anything else, even if Python would take it for one of them.
+        TypeError: an argument is not a bool. 0 and 1 are not bools either.
     """
     for name, value in arguments.items():
         if not isinstance(value, bool):
@@ -105,8 +110,12 @@ def check_flag(**arguments: Any) -> None:
 def check_choice(choices: Sequence[str], **arguments: Any) -> None:
     """Check that each argument is one of ``choices``.
 
+    Args:
+        choices: the values that pass.
+        **arguments: arguments to check, by name.
+
     Raises:
-        ValueError: an argument is none of them.
+        ValueError: an argument is not one of ``choices``.
     """
     for name, value in arguments.items():
         if value not in choices:
@@ -121,10 +130,17 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
 
 
 def as_pair(name: str, value: Any) -> tuple[int, int]:
-    """Height and width out of one integer for both or a pair, each at least 1.
+    """Turn one integer, or a pair of integers, into a height and a width of at least 1.
+
+    Args:
+        name: name of the argument, for the error.
+        value: the argument.
+
+    Returns:
+        Height and width.
 
     Raises:
-        TypeError: ``value`` is neither an integer nor a pair of them.
+        TypeError: ``value`` is neither an integer nor a pair of integers.
         ValueError: a side is below 1.
     """
     pair = _pair(name, value)
@@ -134,16 +150,19 @@ def as_pair(name: str, value: Any) -> tuple[int, int]:
 
 
 def as_side(name: str, value: Any, odd: bool = False) -> int:
-    """Side of a square out of one integer or a pair of equal ones, such as ``(7, 7)``.
+    """Turn one integer, or a pair of equal integers such as ``(7, 7)``, into the side of a square.
 
     Args:
-        name: what to call the argument.
+        name: name of the argument, for the error.
         value: the argument.
         odd: whether the side has to be odd.
 
+    Returns:
+        The side.
+
     Raises:
-        TypeError: ``value`` is neither an integer nor a pair of them.
-        ValueError: different sides, a side below 1, or an even one where it has to be odd.
+        TypeError: ``value`` is neither an integer nor a pair of integers.
+        ValueError: the two sides differ, a side is below 1, or ``odd`` is set and a side is even.
     """
     height, width = _pair(name, value)
     if height != width:
@@ -157,8 +176,11 @@ def as_side(name: str, value: Any, odd: bool = False) -> int:
 def check_tensor(x: Any) -> None:
     """Check that ``x`` is a tensor.
 
+    Args:
+        x: the input to check.
+
     Raises:
-        TypeError: anything else, such as a proxy of ``torch.fx``.
+        TypeError: ``x`` is not a tensor. The error explains a proxy of ``torch.fx``.
     """
     if isinstance(x, Proxy):
         raise TypeError(
@@ -172,9 +194,13 @@ def check_tensor(x: Any) -> None:
 def check_map(x: Tensor, embed_dims: int) -> None:
     """Check that ``x`` is a map of tokens, ``(B, H, W, embed_dims)``.
 
+    Args:
+        x: the map to check.
+        embed_dims: channels that ``x`` must have.
+
     Raises:
-        TypeError: no tensor.
-        ValueError: any other shape.
+        TypeError: ``x`` is not a tensor.
+        ValueError: ``x`` has another shape.
     """
     check_tensor(x)
     if x.dim() != 4 or x.shape[3] != embed_dims:
@@ -185,13 +211,13 @@ def check_image(x: Tensor, in_channels: int, patch_size: int) -> None:
     """Check the input of a model.
 
     Args:
-        x: should be ``(B, in_channels, H, W)``, floating point.
+        x: the input to check. It must be ``(B, in_channels, H, W)``, floating point.
         in_channels: channels of the image.
-        patch_size: smallest height and width.
+        patch_size: smallest height and width, in pixels.
 
     Raises:
-        ValueError: not 4-D, other channels, or smaller than one patch.
-        TypeError: no tensor, or not floating point.
+        ValueError: ``x`` is not 4-D, has other channels or is smaller than one patch.
+        TypeError: ``x`` is not a tensor, or not floating point.
     """
     check_tensor(x)
     if x.dim() != 4 or x.shape[1] != in_channels:
@@ -209,10 +235,10 @@ def check_image(x: Tensor, in_channels: int, patch_size: int) -> None:
 
 
 class Unscripted:
-    """Base of modules that TorchScript cannot compile. It says so in one sentence."""
+    """Base of modules that TorchScript cannot compile. The error says so in one sentence."""
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Called by ``torch.jit.script`` on each module before it compiles anything.
+        """Refuse: ``torch.jit.script`` calls this on each module before it compiles anything.
 
         Raises:
             RuntimeError: always.

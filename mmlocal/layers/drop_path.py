@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmlocal.layers.checks import check_drop_path
+from mmlocal.layers.checks import check_rate
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch per sample, and scale the kept ones so that the mean is unchanged.
+    """Drop the residual branch of some samples, and scale the others so that the mean is unchanged.
 
     Args:
-        drop_prob: probability of dropping, in ``[0, 1)``.
+        drop_prob: probability of dropping a sample's branch, in ``[0, 1)``.
 
     Raises:
-        ValueError: ``drop_prob`` out of range.
-        TypeError: ``drop_prob`` is no number.
+        ValueError: ``drop_prob`` is out of range.
+        TypeError: ``drop_prob`` is not a number.
 
     Source:
         Deep Networks with Stochastic Depth, Huang et al. 2016.
@@ -23,11 +23,11 @@ class DropPath(nn.Module):
 
     def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
-        check_drop_path(drop_prob=drop_prob)
+        check_rate(below_one=True, drop_prob=drop_prob)
         self.drop_prob = drop_prob
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, ...)``."""
+        """Map ``(B, ...)`` to the same shape. In eval mode, return ``x`` as it is."""
         if self.drop_prob == 0 or not self.training:
             return x
         keep = 1 - self.drop_prob

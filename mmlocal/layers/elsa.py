@@ -24,10 +24,11 @@ from mmlocal.layers.projected_attention import ProjectedAttention
 class ELSA(Unscripted, nn.Module):
     """Local self-attention whose maps come from the Hadamard product of queries and keys.
 
-    ``q * k`` is taken at each pixel, across all channels and before there are heads. A grouped
-    ``k x k`` convolution, GELU and a ``1 x 1`` convolution map it to one logit per head and
-    neighbour. The channels ``[n * v_dims / num_heads, (n + 1) * v_dims / num_heads)`` of the values
-    use the attention map of head ``n``. The ghost head turns that map into one map per channel.
+    The layer multiplies ``q * k`` at each pixel, over all channels and before it splits heads. A
+    grouped ``k x k`` convolution, GELU and a ``1 x 1`` convolution map the product to one logit per
+    head and neighbour. The channels ``[n * v_dims / num_heads, (n + 1) * v_dims / num_heads)`` of
+    the values use the attention map of head ``n``. The ghost head turns that map into one map per
+    channel.
 
     Args:
         embed_dims: channels in and out.
@@ -41,25 +42,26 @@ class ELSA(Unscripted, nn.Module):
         groups: groups of the ``1 x 1`` convolution.
         qkv_bias: whether the projection to q, k, v has a bias.
         qk_scale: factor of ``q * k``; ``None`` for ``(v_dims / num_heads) ** -0.5``. ELSA-Swin
-            uses 1.
-        lam: exponent of the multiplicative ghost head; 0 for none, as in all published models.
+            sets it to 1.
+        lam: exponent of the multiplicative ghost head; 0 for none. All published models have 0.
         gamma: factor of the additive ghost head; 0 for none. All published models have 1.
         attn_drop_rate: dropout on the attention maps, before the ghost head.
         proj_drop_rate: dropout on the output.
-        backend: backend of :func:`mmlocal.ops.elsa_attention`; ``None`` for the fastest.
+        backend: name of a backend of :func:`mmlocal.ops.elsa_attention`; ``None`` for the fastest.
 
     Raises:
-        ValueError: even ``kernel_size``; ``num_heads`` or ``groups`` that do not divide what they
-            group; a count below 1; a rate out of [0, 1]; a number that is not finite.
-        TypeError: an argument of another type.
+        ValueError: ``kernel_size`` is even, ``num_heads`` does not divide ``v_dims``, ``groups``
+            does not divide the channels of the ``1 x 1`` convolution, a count is below 1, a rate is
+            out of [0, 1], or a number is not finite.
+        TypeError: an argument has another type.
 
     Note:
         This is the final variant of the paper. The official code and all published models have it.
-        Eq. 7 states another Hadamard attention. Here the convolution lets the products of
-        neighbouring pixels mix before the logits are made.
+        The Hadamard attention of eq. 7 is another one. Here a convolution mixes the products of
+        neighbouring pixels before the logits are computed.
 
-        The multiplicative ghost head starts as N(0, 1), as in the official code. If ``lam`` is no
-        integer, it starts as |N(0, 1)|: a negative base has no real power there.
+        The multiplicative ghost head starts as N(0, 1), as in the official code. If ``lam`` is not
+        an integer, it starts as |N(0, 1)|, because such a power of a negative number is not real.
 
     Source:
         ELSA, Zhou et al. 2021, section 5, eq. 7 and 8.
@@ -89,7 +91,7 @@ class ELSA(Unscripted, nn.Module):
         check_int(group_width=group_width, groups=groups)
         v_dims = embed_dims if v_dims is None else v_dims
         if qk_dims is None:
-            check_int(3, embed_dims=embed_dims)  # a third of it twice
+            check_int(3, embed_dims=embed_dims)  # the default of qk_dims must not be 0
             qk_dims = 2 * (embed_dims // 3)
         check_int(v_dims=v_dims, qk_dims=qk_dims)
         check_flag(qkv_bias=qkv_bias)
@@ -146,10 +148,10 @@ class ELSA(Unscripted, nn.Module):
             nn.init.trunc_normal_(self.ghost_add, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+        """Map ``(B, H, W, embed_dims)``, with any H and W, to the same shape.
 
         Raises:
-            ValueError: any other shape.
+            ValueError: ``x`` has another shape.
         """
         value, features = self._project(x)
         x = self.attn_proj(
@@ -166,14 +168,14 @@ class ELSA(Unscripted, nn.Module):
         return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
 
     def attention_maps(self, x: Tensor) -> Tensor:
-        """Compute how each pixel attends to its neighbours. For pictures.
+        """Compute how each pixel attends to its neighbours, to draw it.
 
         Args:
             x: ``(B, H, W, embed_dims)``.
 
         Returns:
             ``(B, num_heads, kernel_size**2, H, W)``, before dropout and ghost head. The taps of a
-            pixel sum to 1, together with its taps outside the map.
+            pixel, including those outside the map, sum to 1.
 
         Raises:
             ValueError: ``x`` has any other shape.
@@ -182,16 +184,16 @@ class ELSA(Unscripted, nn.Module):
         return logits.unflatten(1, (-1, self.kernel_size**2)).softmax(dim=2)
 
     def ghost_filters(self, attn: Tensor, channels: Sequence[int]) -> Tensor:
-        """Compute the filters that the ghost head makes of attention maps. For pictures.
+        """Compute the filters that the ghost head makes of attention maps, to draw them.
 
         The filter of channel ``c`` is
         ``ghost_mul[c]**lam * attn[head of c] + gamma * ghost_add[c]``. The layer weights the values
-        of the channel by it and adds them up.
+        of that channel by the filter and adds them up.
 
         Args:
-            attn: ``(..., heads, kernel_size**2, H, W)``, float: :meth:`attention_maps`, or the maps
-                of its first heads.
-            channels: channels of the values, of these heads.
+            attn: ``(..., heads, kernel_size**2, H, W)``, float: attention maps of all heads, or of
+                the first ones, as :meth:`attention_maps` returns them.
+            channels: channels of the values. They must belong to the heads of ``attn``.
 
         Returns:
             ``(..., len(channels), kernel_size**2, H, W)``, dtype of ``attn``.
@@ -209,9 +211,9 @@ class ELSA(Unscripted, nn.Module):
         return filters
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, v_dims, H, W)`` values, ``(B, qk_dims, H, W)`` features for ``attn_proj``."""
+        """Compute the values ``(B, v_dims, H, W)`` and the features ``(B, qk_dims, H, W)``."""
         check_map(x, self.embed_dims)
-        # A permuted view is a channels-last tensor to the convolutions: nothing is copied.
+        # The convolutions read a permuted view as a channels-last tensor, so nothing is copied.
         qkv = self.qkv(x.permute(0, 3, 1, 2))
         q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
         product = q * k

@@ -1,4 +1,4 @@
-"""Attention in windows that are as equal as possible."""
+"""Attention in equal windows, as few as their largest size allows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from mmlocal.layers.window_attention import WindowAttention, window_partition, w
 
 @register_mixer("even_window")
 class EvenWindowAttention(Unscripted, nn.Module):
-    """Window attention on a map of any size, cut into windows as equal as possible.
+    """Window attention on a map of any size, which is cut into equal windows.
 
-    Along each side there are as few windows as their largest size allows, all of the same size. If
-    ``window_size`` is 14, a side of 20 tokens has two windows of 10, and a side of 12 is one
-    window. The last windows are padded at the bottom and right. No token attends to padding.
+    Along each side there are as few windows as their largest size allows, all of one size. If
+    ``window_size`` is 14, a side of 20 tokens has two windows of 10, and a side of 12 tokens has
+    one window of 12. If a side cannot be cut evenly, the layer pads the map at the bottom or right.
+    No token attends to padding.
 
     Args:
         embed_dims: channels.
@@ -27,9 +28,9 @@ class EvenWindowAttention(Unscripted, nn.Module):
         **kwargs: other arguments of :class:`~mmlocal.layers.WindowAttention`.
 
     Raises:
-        ValueError: a window that is no square, or bad arguments of
-            :class:`~mmlocal.layers.WindowAttention`.
-        TypeError: an argument of another type.
+        ValueError: the window is not a square, or :class:`~mmlocal.layers.WindowAttention` refuses
+            an argument.
+        TypeError: an argument has another type.
     """
 
     def __init__(
@@ -41,10 +42,10 @@ class EvenWindowAttention(Unscripted, nn.Module):
         self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+        """Map ``(B, H, W, embed_dims)``, with any H and W, to the same shape.
 
         Raises:
-            ValueError: any other shape.
+            ValueError: ``x`` has another shape.
         """
         check_map(x, self.embed_dims)
         height, width = x.shape[1:3]

@@ -20,25 +20,26 @@ from mmlocal.layers.mixers import register_mixer
 
 @register_mixer("ghost")
 class GhostAttention(Unscripted, nn.Module):
-    """Global self-attention in which each head's map is turned into several by static matrices.
+    """Global self-attention in which static matrices turn each head's map into several maps.
 
     The channels of the values form ``num_heads * ghost_ratio`` groups of equal width, in order.
-    Group ``g`` uses the attention map of head ``n = g // ghost_ratio``, after the softmax. It sees,
-    for query ``p`` and key ``s``::
+    Group ``g`` uses the attention map of head ``n = g // ghost_ratio``, after the softmax. Its
+    weight for query ``p`` and key ``s`` is::
 
         ghost_mul[g, s - p]**lam * softmax_s(q_n k_n^T)[p, s] + gamma * ghost_add[g, s - p]
 
-    With ``ghost_mul`` 1 and ``ghost_add`` 0 this is plain attention with ``num_heads`` heads.
+    Where ``ghost_mul`` is 1 and ``ghost_add`` is 0, this is plain attention with ``num_heads``
+    heads.
 
     Args:
         embed_dims: channels.
         num_heads: heads of queries and keys; ``num_heads * ghost_ratio`` must divide
             ``embed_dims``.
-        map_size: height and width of the map that the static matrices are kept for, in tokens; one
-            number for both. For a map of another size they are interpolated. There ``ghost_add`` is
-            also scaled by the ratio of the areas, because a softmax over more tokens gives each of
-            them less.
-        ghost_ratio: maps made of each head's map; 2 doubles the heads.
+        map_size: height and width, in tokens, of the map for which the layer stores the static
+            matrices; one number for both. For a map of another size, the layer interpolates them.
+            It also scales ``ghost_add`` by the ratio of the areas, because a softmax over more
+            tokens gives each token less.
+        ghost_ratio: number of maps made of each head's map; 2 doubles the heads.
         lam: exponent of the multiplicative matrices; 0 for none.
         gamma: factor of the additive matrices; 0 for none.
         qkv_bias: whether the projection to q, k, v has a bias.
@@ -47,23 +48,23 @@ class GhostAttention(Unscripted, nn.Module):
         proj_drop_rate: dropout on the output.
 
     Raises:
-        ValueError: channels that the heads do not divide, a count below 1, a rate out of [0, 1],
-            a number that is not finite.
-        TypeError: an argument of another type.
+        ValueError: ``num_heads * ghost_ratio`` does not divide ``embed_dims``, a count is below 1,
+            a rate is out of [0, 1], or a number is not finite.
+        TypeError: an argument has another type.
 
     Note:
-        The formula is the paper's ghost head of local attention. The official code has no other.
-        The paper says of global attention that the ghost head doubles the heads, after the softmax,
-        in a DeiT-Ti without class token. The rest is our choice:
+        The paper and the official code define the ghost head for local attention only, by this
+        formula. About global attention, the paper says that the ghost head doubles the heads, after
+        the softmax, in a DeiT-Ti without class token. The rest is our choice:
 
         * The matrices depend only on the offset from query to key. This is the local ghost head
           with a window as large as the map.
         * There is one matrix for each new head, not for each channel.
-        * All maps pass the ghost head; none is kept as it is.
+        * All maps pass the ghost head; the layer keeps none as it is.
         * Queries and keys keep their heads.
-        * ``ghost_mul`` starts at 1, ``ghost_add`` as truncated normal of 0.02.
+        * ``ghost_mul`` starts at 1. ``ghost_add`` starts as a truncated normal of 0.02.
 
-        A negative ``ghost_mul`` has no real power if ``lam`` is no integer.
+        If ``lam`` is not an integer and ``ghost_mul`` becomes negative, the output is NaN.
 
     Source:
         ELSA, Zhou et al. 2021, section 5, eq. 7 and 8, and appendix C.
@@ -116,10 +117,10 @@ class GhostAttention(Unscripted, nn.Module):
             nn.init.trunc_normal_(self.ghost_add, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+        """Map ``(B, H, W, embed_dims)``, with any H and W, to the same shape.
 
         Raises:
-            ValueError: any other shape.
+            ValueError: ``x`` has another shape.
         """
         check_map(x, self.embed_dims)
         height, width = x.shape[1:3]
@@ -140,11 +141,11 @@ class GhostAttention(Unscripted, nn.Module):
 
     @staticmethod
     def _matrices(table: Tensor, height: int, width: int) -> Tensor:
-        """Spread ``(heads, rows, columns)`` of offsets over pairs: ``(heads, H * W, H * W)``."""
+        """Spread a table ``(heads, rows, columns)`` of offsets to ``(heads, H * W, H * W)``."""
         size = (2 * height - 1, 2 * width - 1)
         if table.shape[1:] != size:
             table = F.interpolate(table[None], size, mode="bicubic", align_corners=False)[0]
-        # Two views without an index: [h, i, j, y, x] is the table at row i + y and column j + x,
-        # and the query in row p starts at i = height - 1 - p.
+        # Two views replace an index. Entry [h, i, j, y, x] is the table at row i + y and column
+        # j + x. The keys of the query in row p begin at i = height - 1 - p.
         pairs = table.unfold(1, height, 1).unfold(2, width, 1).flip(1, 2)
         return pairs.reshape(-1, height * width, height * width)

@@ -9,9 +9,16 @@ _CUT_STD = 0.87962566103423978
 
 
 def lecun_normal_(weight: Tensor) -> Tensor:
-    """Fill a linear or convolution weight with a normal, cut at 2 std, of variance 1 / fan-in.
+    """Fill a weight in place with a normal of variance 1 / fan-in, cut at two deviations.
 
-    Flax's default, Klambauer et al. 2017.
+    Args:
+        weight: weight of a linear layer or a convolution, ``(out, in, ...)``, any float dtype.
+
+    Returns:
+        ``weight`` itself.
+
+    Source:
+        Klambauer et al. 2017. It is Flax's default.
     """
     std = weight[0].numel() ** -0.5 / _CUT_STD
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -21,11 +21,11 @@ ATTN_SCALES = ("normal", "normal_elementwise", "ones", "posneg", "avg", "none")
 
 
 class QueryScores(nn.Module):
-    """Scores of tokens: the products of the queries with their keys.
+    """Scores of tokens: the products of the queries with the keys of the tokens.
 
-    The queries are multiplied into the weight, and the keys themselves are never computed. So this
-    is no ``nn.Linear``, though its weight has the shape of one. A bias would add the same to all
-    scores of a query, which the softmax ignores.
+    The layer multiplies the queries into the weight of the keys, so it never computes the keys
+    themselves. Its weight has the shape of an ``nn.Linear`` from tokens to keys. There is no bias:
+    it would add one number to all scores of a query, and the softmax would ignore it.
 
     Args:
         embed_dims: channels of the tokens.
@@ -37,7 +37,7 @@ class QueryScores(nn.Module):
         self.weight = nn.Parameter(torch.empty(attn_dims, embed_dims))
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:
-        """Multiply.
+        """Compute the scores.
 
         Args:
             x: ``(B, H, W, embed_dims)``.
@@ -56,7 +56,8 @@ class QueryScores(nn.Module):
 class LearnedQueries(Unscripted, nn.Module):
     """Base of :class:`~mmlocal.layers.QnA` and :class:`~mmlocal.layers.UpsampleQnA`.
 
-    It makes scores, values and tables from tokens. A subclass arranges the output of the queries.
+    It computes scores, values and tables from tokens. A subclass arranges the output of the
+    queries. The subclasses describe the arguments.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class LearnedQueries(Unscripted, nn.Module):
             nn.init.normal_(self.attn_scale_table, std=0.02)
 
     def _queries(self) -> Tensor:
-        """``(num_queries, num_heads, head_dims)``, scaled."""
+        """Scaled queries, ``(num_queries, num_heads, head_dims)``."""
         query = self.query.unflatten(1, (self.num_heads, -1))
         if self.normalize_query:
             norm = query.norm(dim=2, keepdim=True)
@@ -152,19 +153,19 @@ class LearnedQueries(Unscripted, nn.Module):
         return query * query.shape[2] ** -0.5
 
     def _scores(self, x: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
-        """``(B, num_queries * num_heads, H, W)``."""
+        """Scores of all tokens, ``(B, num_queries * num_heads, H, W)``."""
         scores = self.key(x, query).permute(0, 3, 1, 2)
         return scores if mask is None else scores.masked_fill(mask[:, None], float("-inf"))
 
     def _rel_pos(self) -> Tensor:
-        """``(num_queries * num_heads, kernel_size, kernel_size)``."""
+        """Position bias, ``(num_queries * num_heads, kernel_size, kernel_size)``."""
         bias = self.rel_pos_table.t()
         if self.scale_pos_embed:
             bias = bias * (self.query.shape[1] // self.num_heads) ** -0.5
         return bias.reshape(-1, self.kernel_size, self.kernel_size)
 
     def _attn_scale(self) -> Tensor | None:
-        """``(num_queries * num_heads, kernel_size, kernel_size)``."""
+        """Weights of the maps, ``(num_queries * num_heads, kernel_size, kernel_size)``."""
         tables = self.num_queries * self.num_heads
         if self.attn_scale == "none":
             return None
@@ -187,10 +188,9 @@ class LearnedQueries(Unscripted, nn.Module):
 
     def _attend(self, x: Tensor, mask: Tensor | None, sum_queries: bool) -> Tensor:
         self._check_input(x, mask)
-        query = self._queries()
         return qna_attention(
             self.value(x).permute(0, 3, 1, 2),
-            self._scores(x, query, mask),
+            self._scores(x, self._queries(), mask),
             self._rel_pos(),
             self._attn_scale(),
             num_queries=self.num_queries,
@@ -202,20 +202,21 @@ class LearnedQueries(Unscripted, nn.Module):
         )
 
     def attention_maps(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute how each window attends to its tokens, before ``attn_scale``. For pictures.
+        """Compute how each window attends to its tokens, before ``attn_scale``, to draw it.
 
         Args:
             x: ``(B, H, W, embed_dims)``.
-            mask: ``(B, H, W)`` bool, true for tokens that no window shall see.
+            mask: ``(B, H, W)`` bool, true for tokens that no window may see.
 
         Returns:
             ``(B, num_queries, num_heads, kernel_size**2, H_out, W_out)``.
+
+        Raises:
+            ValueError: ``x`` or ``mask`` has another shape, or ``mask`` another dtype.
         """
         self._check_input(x, mask)
-        query = self._queries()
-        scores = self._scores(x, query, mask)
         return attention_maps(
-            scores,
+            self._scores(x, self._queries(), mask),
             self._rel_pos(),
             self.num_queries,
             self.kernel_size,

@@ -1,4 +1,4 @@
-"""How a layer offers its local attention for pictures."""
+"""Protocols by which a layer offers its local attention for pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @runtime_checkable
 class HasLocalAttention(Protocol):
-    """A layer on ``(B, H, W, C)`` whose attention can be drawn. It need not be a subclass.
+    """A layer on ``(B, H, W, C)`` whose attention can be drawn. It need not inherit from this.
 
     Tap ``(a, b)`` of the window ``(i, j)`` is the token in row
     ``i * stride - padding + a * dilation`` and column ``j * stride - padding + b * dilation``.
@@ -19,7 +19,7 @@ class HasLocalAttention(Protocol):
     Args:
         kernel_size: width of a window, in taps.
         stride: distance between windows, in tokens.
-        padding: tokens by which the first window sticks out of the map.
+        padding: number of tokens by which the first window sticks out of the map.
         dilation: distance between taps, in tokens.
     """
 
@@ -32,8 +32,8 @@ class HasLocalAttention(Protocol):
         """Compute how each window attends to its taps.
 
         Args:
-            x: ``(B, H, W, C)``, as in ``forward``.
-            *args, **kwargs: as in ``forward``.
+            x: ``(B, H, W, C)``, the input of ``forward``.
+            *args, **kwargs: the other arguments of ``forward``.
 
         Returns:
             ``(B, num_heads, kernel_size**2, H_out, W_out)``, or
@@ -45,7 +45,7 @@ class HasLocalAttention(Protocol):
 
 @runtime_checkable
 class HasGhostHead(HasLocalAttention, Protocol):
-    """A layer that makes a filter for each channel of its values out of the attention.
+    """A layer that turns its attention into one filter for each channel of its values.
 
     Args:
         v_dims: channels of the values. Each head has an equal share of them, in order.
@@ -57,9 +57,9 @@ class HasGhostHead(HasLocalAttention, Protocol):
         """Compute the filters of some channels.
 
         Args:
-            attn: ``(..., heads, kernel_size**2, H, W)``, float: the attention maps of all heads, or
-                of the first ones.
-            channels: channels of the values, of these heads.
+            attn: ``(..., heads, kernel_size**2, H, W)``, float: attention maps of all heads, or of
+                the first ones.
+            channels: channels of the values. They must belong to the heads of ``attn``.
 
         Returns:
             ``(..., len(channels), kernel_size**2, H, W)``, dtype of ``attn``.

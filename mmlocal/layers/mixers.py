@@ -1,4 +1,4 @@
-"""The layers that mix space, by name."""
+"""The registry of mixers: layers that mix tokens of a map."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _Mixer = TypeVar("_Mixer", bound=type[nn.Module])
 def register_mixer(name: str) -> Callable[[_Mixer], _Mixer]:
     """Make a decorator that adds a class to :data:`MIXERS`.
 
-    ``MIXERS[name](embed_dims, num_heads)`` has to build a layer that maps ``(B, H, W, embed_dims)``
-    to the same shape, for any H and W of at least 1. Its other arguments have defaults.
+    ``MIXERS[name](embed_dims, num_heads)`` must build a layer that maps ``(B, H, W, embed_dims)``
+    to the same shape, for any H and W of at least 1. All other arguments must have defaults.
 
     Args:
         name: key in :data:`MIXERS`.
 
     Returns:
-        A decorator that returns the class as it is.
+        A decorator that registers a class and returns it unchanged.
 
     Raises:
-        ValueError: another class has the name.
+        ValueError: the decorator finds another class under the name.
     """
 
     def register(mixer: _Mixer) -> _Mixer:

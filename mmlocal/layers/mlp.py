@@ -8,17 +8,18 @@ from mmlocal.layers.checks import check_choice, check_int, check_rate
 
 
 class MLP(nn.Module):
-    """Linear, GELU, dropout, Linear, dropout over the last dimension.
+    """``drop(fc2(drop(gelu(fc1(x)))))`` over the last dimension.
 
     Args:
         embed_dims: channels in and out.
         hidden_dims: channels in between.
-        drop_rate: dropout after each Linear.
-        gelu: ``'none'`` for the exact GELU, ``'tanh'`` for its approximation, JAX's default.
+        drop_rate: dropout after GELU and on the output.
+        gelu: ``'none'`` for the exact GELU, ``'tanh'`` for the approximation that JAX has by
+            default.
 
     Raises:
-        ValueError: a count below 1, ``drop_rate`` out of [0, 1], unknown ``gelu``.
-        TypeError: an argument of another type.
+        ValueError: a count is below 1, ``drop_rate`` is out of [0, 1], or ``gelu`` is unknown.
+        TypeError: an argument has another type.
     """
 
     def __init__(
@@ -34,5 +35,5 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(..., embed_dims)``."""
+        """Map ``(..., embed_dims)`` to the same shape."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))

@@ -10,28 +10,28 @@ from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm`` whose backward pass treats a constant token as having no direction.
+    """``nn.LayerNorm`` that passes no gradient to constant tokens, such as padding.
 
     The forward pass equals PyTorch's, bit for bit. It maps a token of variance 0 to ``bias``,
     whatever its values. Without ``eps``, the function has no derivative there. With ``eps``, the
-    derivative is ``eps ** -0.5``, a thousand for QnA-ViT. In a network without biases, padding
-    stays exactly 0 in every layer. Each normalization then multiplies the gradients of padding by a
-    thousand, and the first step overflows. The large slope holds only for changes below
-    ``eps ** 0.5``, so it tells an optimizer nothing.
+    derivative is ``eps ** -0.5``, which is 1000 in QnA-ViT. In a network without biases, padding
+    stays exactly 0 in every layer. Each normalization then multiplies the gradient of padding by
+    1000, and the first step overflows. The large slope holds only for changes below ``eps ** 0.5``,
+    so it tells an optimizer nothing.
 
-    While training, tokens with a variance below ``eps`` get the gradient 0 from the normalization,
-    as ``torch.linalg.vector_norm`` has it at 0. All other gradients stay as they are, bit for bit:
-    through residual connections, of ``bias``, and of all other tokens.
+    In training, the normalization passes the gradient 0 to tokens with a variance below ``eps``, as
+    ``torch.linalg.vector_norm`` does at 0. All other gradients equal PyTorch's, bit for bit: the
+    gradients of other tokens and of ``bias``, and the gradients through residual connections.
 
     Args:
-        *args, **kwargs: as in ``nn.LayerNorm``.
+        *args, **kwargs: arguments of ``nn.LayerNorm``.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Args and returns: as in ``nn.LayerNorm``."""
+        """Normalize the last dimensions, as ``nn.LayerNorm`` does; the shape stays the same."""
         if self.training and torch.is_grad_enabled() and self.elementwise_affine:
             if torch.compiler.is_compiling():
-                # The same as a graph that compilers fuse; eager, it would copy the map.
+                # Compilers fuse these operators. In eager mode they would copy the map.
                 fixed = input.detach()
                 wide = fixed.to(torch.promote_types(fixed.dtype, torch.float32))
                 constant = wide.var(dim=-1, correction=0, keepdim=True) < self.eps
@@ -41,7 +41,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class _LayerNorm(torch.autograd.Function):
-    """PyTorch's kernels, with another scale per token in the backward pass."""
+    """PyTorch's kernels, with the scale of constant tokens set to 0 in the backward pass."""
 
     generate_vmap_rule = True
 
@@ -61,7 +61,8 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        # (variance + eps) ** -0.5, one number per token: cheap to change, unlike x or its gradient.
+        # rstd is (variance + eps) ** -0.5, one number per token. Changing it is cheaper than
+        # changing x or its gradient.
         rstd = rstd * (rstd < 1 / math.sqrt(2 * ctx.eps))
         # Under autocast, PyTorch normalizes in float32.
         grads = torch.ops.aten.native_layer_norm_backward(

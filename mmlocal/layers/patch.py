@@ -1,4 +1,4 @@
-"""From an image to patches, and from patches to larger patches."""
+"""Layers that turn an image into patches, and patches into larger patches."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_image, 
 
 
 class PatchEmbed(Unscripted, nn.Module):
-    """Embed non-overlapping patches by a convolution, then normalise them.
+    """Embed patches that do not overlap by a convolution, then normalise them.
 
-    An image whose size is no multiple of the patch is zero-padded at the bottom and right.
+    If a side of the image is not a multiple of the patch, the layer pads zeros at the bottom or
+    right.
 
     Args:
         in_channels: channels of the image.
-        embed_dims: channels of a patch.
+        embed_dims: channels out.
         patch_size: width of a patch in pixels; also as a pair of equal numbers.
-        norm: whether a LayerNorm follows.
+        norm: whether a LayerNorm follows the convolution.
         bias: whether the convolution has a bias.
 
     Raises:
-        ValueError: a number below 1, or a patch that is no square.
-        TypeError: an argument of another type.
+        ValueError: a number is below 1, or the patch is not a square.
+        TypeError: an argument has another type.
     """
 
     def __init__(
@@ -47,8 +48,8 @@ class PatchEmbed(Unscripted, nn.Module):
         """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / p), ceil(W / p), embed_dims)``.
 
         Raises:
-            ValueError: not 4-D, other channels, or smaller than one patch.
-            TypeError: not floating point.
+            ValueError: ``x`` is not 4-D, has other channels or is smaller than one patch.
+            TypeError: ``x`` is not floating point.
         """
         check_image(x, self.in_channels, self.patch_size)
         height, width = x.shape[2:]
@@ -60,16 +61,16 @@ class PatchMerging(nn.Module):
     """Join 2x2 neighbours, normalise, and project to fewer channels.
 
     Neighbours are concatenated in the order (0, 0), (1, 0), (0, 1), (1, 1) of (row, column). The
-    original Swin Transformer has this order, mmcv's PatchMerging another. An odd map is zero-padded
-    by one row or column at the bottom or right, before the normalisation.
+    original Swin Transformer has this order; mmcv's ``PatchMerging`` has another. If a side is odd,
+    the layer first adds one row or column of zeros at the bottom or right.
 
     Args:
         in_dims: channels in.
         out_dims: channels out.
 
     Raises:
-        ValueError: a number below 1.
-        TypeError: an argument is no integer.
+        ValueError: a number is below 1.
+        TypeError: an argument is not an integer.
     """
 
     def __init__(self, in_dims: int, out_dims: int) -> None:

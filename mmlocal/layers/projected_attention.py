@@ -1,4 +1,4 @@
-"""Local attention with the projection to its logits."""
+"""Local attention, together with the projection that makes its logits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mmlocal.ops.elsa import elsa_attention, elsa_attention_projected
 
 
 class ProjectedAttention(nn.Module):
-    """ELSA's last ``1 x 1`` projection, from features to logits, and the attention by the logits.
+    """ELSA's last ``1 x 1`` projection, from features to logits, and the attention by these logits.
 
-    The op can fold the projection into its kernels. It then never writes the logits, by far the
-    largest map of the layer. So both are one module. It is no ``nn.Conv2d``, but its weight and
-    bias have the same shapes and the same initialisation.
+    Both are one module, because the op can fold the projection into its kernels. It then never
+    writes the logits, by far the largest map of the layer. Weight and bias have the shapes and the
+    initialisation of an ``nn.Conv2d``.
 
     Args:
         qk_dims: channels of the features.
-        attn_dims: logits of a pixel.
+        attn_dims: number of logits of a pixel, ``num_heads * kernel_size**2``.
         groups: groups of the projection.
         drop_rate: dropout on the attention maps.
     """
@@ -43,13 +43,13 @@ class ProjectedAttention(nn.Module):
 
         Args:
             features: ``(B, qk_dims, H, W)``.
-            value: ``(B, v_dims, H, W)``; ``None`` for the logits.
+            value: ``(B, v_dims, H, W)``; ``None`` to return the logits.
             ghost_mul: ``(v_dims, kernel_size, kernel_size)``, factors of the ghost head.
             ghost_add: ``(v_dims, kernel_size, kernel_size)``, terms of the ghost head.
             **settings: the other arguments of :func:`mmlocal.ops.elsa_attention`.
 
         Returns:
-            ``(B, v_dims, H, W)``, or the logits ``(B, attn_dims, H, W)``.
+            ``(B, v_dims, H, W)``, or the logits ``(B, attn_dims, H, W)`` without ``value``.
         """
         dropout = self.training and self.drop_rate > 0
         if value is not None and self.groups == 1 and not dropout:

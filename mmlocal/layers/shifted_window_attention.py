@@ -1,4 +1,4 @@
-"""Attention in windows of one size, which a layer may shift by half a window."""
+"""Attention in windows of a fixed size, which may be shifted by half a window."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ def shift_mask(
 ) -> Tensor:
     """Compute the logit offsets that keep the regions of a window apart.
 
-    A region is a part of the map. The cyclic shift brings up to four of them into one window.
+    A region is a part of the map. The cyclic shift brings up to four regions, which do not touch in
+    the map, into one window.
+
+    Args:
+        height: height of the padded map, in tokens; a multiple of the window's.
+        width: width of the padded map, in tokens; a multiple of the window's.
+        window_size: height and width of a window, in tokens.
+        shift: rows and columns by which the map was shifted.
+        device: device of the result.
 
     Returns:
         ``(windows, Wh * Ww, Wh * Ww)``, float32: 0 inside a region, -100 between regions.
@@ -41,24 +49,24 @@ def shift_mask(
 
 @register_mixer("shifted_window")
 class ShiftedWindowAttention(Unscripted, nn.Module):
-    """Window attention on a map of any size, the windows optionally shifted by half a window.
+    """Window attention on a map of any size, with windows that may be shifted by half a window.
 
-    The map is zero-padded at the bottom and right to a multiple of the window. Padded tokens are
-    attended like any others, as in the original implementation.
+    The map is zero-padded at the bottom and right to a multiple of the window. Tokens attend to
+    padding as to any other token, as in the original implementation.
 
     Args:
         embed_dims: channels.
         num_heads: must divide ``embed_dims``.
         window_size: width of a window, in tokens; also as a pair of equal numbers.
         shift: whether to shift the windows by ``window_size // 2``.
-        fit_window: whether a map whose shorter side is at most ``window_size`` gets unshifted
-            windows of that side, instead of padding.
+        fit_window: whether a map whose shorter side is at most ``window_size`` has windows as wide
+            as that side, without a shift.
         **kwargs: other arguments of :class:`~mmlocal.layers.WindowAttention`.
 
     Raises:
-        ValueError: a window that is no square, or bad arguments of
-            :class:`~mmlocal.layers.WindowAttention`.
-        TypeError: an argument of another type.
+        ValueError: the window is not a square, or :class:`~mmlocal.layers.WindowAttention` refuses
+            an argument.
+        TypeError: an argument has another type.
     """
 
     def __init__(
@@ -79,10 +87,10 @@ class ShiftedWindowAttention(Unscripted, nn.Module):
         self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args and returns: ``(B, H, W, embed_dims)``, any H and W.
+        """Map ``(B, H, W, embed_dims)``, with any H and W, to the same shape.
 
         Raises:
-            ValueError: any other shape.
+            ValueError: ``x`` has another shape.
         """
         check_map(x, self.embed_dims)
         height, width = x.shape[1:3]

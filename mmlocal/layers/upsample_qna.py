@@ -11,8 +11,8 @@ from mmlocal.layers.learned_queries import LearnedQueries
 class UpsampleQnA(LearnedQueries):
     """Enlarge a map: each of ``scale_factor**2`` learned queries fills one sub-pixel.
 
-    Query ``a * scale_factor + b`` gives row ``a`` and column ``b`` of the cell that a token
-    becomes.
+    A token becomes a cell of ``scale_factor x scale_factor`` tokens. Query ``a * scale_factor + b``
+    gives row ``a`` and column ``b`` of the cell.
 
     Args:
         embed_dims: channels in.
@@ -22,21 +22,22 @@ class UpsampleQnA(LearnedQueries):
             numbers.
         attn_dims: channels of queries, keys and values; ``None`` for ``embed_dims``.
         out_dims: channels out; ``None`` for ``attn_dims``.
-        qkv_bias: whether values and output have a bias (on keys it would have no effect).
-        normalize_query: whether each head's query has unit length.
+        qkv_bias: whether the projections of values and output have a bias. A bias of the keys would
+            have no effect.
+        normalize_query: whether to scale each head's query to unit length.
         detach_query_norm: whether gradients ignore the division by the length of the query.
-        scale_pos_embed: whether the position bias, a learned number per tap, query and head, is
-            divided by ``sqrt(head_dims)`` before it is added to the scores.
-        backend: backend of :func:`mmlocal.ops.qna_attention`; ``None`` for the fastest.
+        scale_pos_embed: whether to divide the position bias by ``sqrt(head_dims)`` before it is
+            added to the scores. The bias is a learned number per tap, query and head.
+        backend: name of a backend of :func:`mmlocal.ops.qna_attention`; ``None`` for the fastest.
 
     Raises:
-        ValueError: even ``kernel_size``, ``num_heads`` that does not divide ``attn_dims``, a count
-            below 1.
-        TypeError: an argument of another type.
+        ValueError: ``kernel_size`` is even, ``num_heads`` does not divide ``attn_dims``, or a count
+            is below 1.
+        TypeError: an argument has another type.
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022, appendix F. No code was
-        published. There is no ``attn_scale``, as each query has an output of its own.
+        published. There is no ``attn_scale``, because each query has an output of its own.
     """
 
     def __init__(
@@ -78,13 +79,13 @@ class UpsampleQnA(LearnedQueries):
 
         Args:
             x: ``(B, H, W, embed_dims)``.
-            mask: ``(B, H, W)`` bool, true for tokens that no window shall see.
+            mask: ``(B, H, W)`` bool, true for tokens that no window may see, such as padding.
 
         Returns:
             ``(B, H * scale_factor, W * scale_factor, out_dims)``.
 
         Raises:
-            ValueError: any other shape.
+            ValueError: ``x`` or ``mask`` has another shape, or ``mask`` is not bool.
         """
         x = self._attend(x, mask, sum_queries=False)  # (B, s * s, C, H, W)
         x = x.unflatten(1, (self.scale_factor, self.scale_factor)).permute(0, 4, 1, 5, 2, 3)

@@ -1,4 +1,4 @@
-"""Multi-head self-attention in one window, with relative position bias."""
+"""Multi-head self-attention among the tokens of one window, with relative position bias."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from mmlocal.layers.checks import (
 def relative_position_index(window_size: tuple[int, int]) -> Tensor:
     """Compute the row of the bias table for each pair of positions in a window.
 
+    Args:
+        window_size: height and width ``(Wh, Ww)`` of the window, in tokens.
+
     Returns:
         ``(Wh, Ww, Wh, Ww)``, int64: query row and column, key row and column.
     """
@@ -30,7 +33,15 @@ def relative_position_index(window_size: tuple[int, int]) -> Tensor:
 
 
 def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
-    """Cut ``(B, H, W, C)`` into ``(B * windows, Wh * Ww, C)``; H, W multiples of the window."""
+    """Cut a map into windows.
+
+    Args:
+        x: ``(B, H, W, C)``, with H and W multiples of the window.
+        window_size: height and width ``(Wh, Ww)`` of a window, in tokens.
+
+    Returns:
+        ``(B * windows, Wh * Ww, C)``.
+    """
     batch, height, width, dims = x.shape
     wh, ww = window_size
     x = x.view(batch, height // wh, wh, width // ww, ww, dims)
@@ -40,14 +51,24 @@ def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
 def window_reverse(
     windows: Tensor, window_size: tuple[int, int], height: int, width: int
 ) -> Tensor:
-    """Undo :func:`window_partition`; returns ``(B, H, W, C)``."""
+    """Put the windows of :func:`window_partition` together again.
+
+    Args:
+        windows: ``(B * windows, Wh * Ww, C)``.
+        window_size: height and width ``(Wh, Ww)`` of a window, in tokens.
+        height: height of the map, in tokens.
+        width: width of the map, in tokens.
+
+    Returns:
+        ``(B, height, width, C)``.
+    """
     wh, ww = window_size
     x = windows.view(-1, height // wh, width // ww, wh, ww, windows.shape[-1])
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
 
 
 class WindowAttention(Unscripted, nn.Module):
-    """Self-attention among the tokens of one window.
+    """Self-attention ``softmax(q k^T * qk_scale + bias) v`` among the tokens of one window.
 
     Within queries, keys and values, the channels
     ``[n * embed_dims / num_heads, (n + 1) * embed_dims / num_heads)`` belong to head ``n``.
@@ -63,9 +84,9 @@ class WindowAttention(Unscripted, nn.Module):
         proj_bias: whether the projection of the output has a bias.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``embed_dims``, a count or window below 1, a rate
-            out of [0, 1], a number that is not finite.
-        TypeError: an argument of another type.
+        ValueError: ``num_heads`` does not divide ``embed_dims``, a count or a side of the window is
+            below 1, a rate is out of [0, 1], or a number is not finite.
+        TypeError: an argument has another type.
 
     Source:
         Swin Transformer, Liu et al. 2021, eq. 4.
@@ -119,15 +140,15 @@ class WindowAttention(Unscripted, nn.Module):
 
         Args:
             x: ``(B * windows, N, embed_dims)``, N = Wh * Ww tokens in row-major order.
-            window_size: Wh and Ww of these windows, at most those of the constructor, which
-                are the default.
+            window_size: Wh and Ww of these windows, at most the constructor's ``window_size``;
+                ``None`` for the constructor's.
             mask: ``(windows, N, N)`` or ``(windows, 1, N)``, added to the logits.
 
         Returns:
-            Shape of ``x``.
+            ``(B * windows, N, embed_dims)``.
 
         Raises:
-            ValueError: ``x`` of any other shape, or windows larger than those of the constructor.
+            ValueError: ``x`` has another shape, or ``window_size`` is too large.
         """
         check_tensor(x)
         wh, ww = self.window_size if window_size is None else window_size

@@ -11,7 +11,7 @@ try:
     importlib.import_module("mmdet")
     importlib.import_module("mmdet.models")
 except Exception as error:
-    # The backbones work beside a broken mmdet, such as one without mmcv's compiled ops.
+    # The backbones also work where mmdet is broken, for example without mmcv's compiled ops.
     if not (isinstance(error, ModuleNotFoundError) and error.name == "mmdet"):
         warnings.warn(
             f"mmlocal's detectors are not registered, because mmdet does not import: {error!r}",

@@ -1,4 +1,4 @@
-"""Pictures of what a model does. Needs matplotlib and OpenCV, which the OpenMMLab stack brings."""
+"""Pictures of models and runs. They need matplotlib and OpenCV, which MMEngine and mmcv install."""
 
 from mmlocal.visualization.runs import contact_sheet, plot_curves
 

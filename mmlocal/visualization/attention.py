@@ -1,4 +1,4 @@
-"""Local attention of a model while it runs, and maps of it to draw."""
+"""Collection of the local attention of a running model, and maps of it to draw."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def received(
         attn: ``(..., kernel_size**2, H_out, W_out)``, float; taps in row-major order.
         kernel_size: width of the windows, in taps.
         stride: distance between windows, in tokens.
-        padding: tokens by which windows stick out of the map.
+        padding: number of tokens by which windows stick out of the map.
         map_size: height and width of the map, in tokens.
         dilation: distance between taps, in tokens.
 
     Returns:
-        ``(..., H, W)``, dtype of ``attn``. What falls outside the map is lost.
+        ``(..., H, W)``, dtype of ``attn``. Attention to taps outside the map is left out.
 
     Raises:
-        RuntimeError: ``attn`` has not as many taps or windows as the others say.
+        RuntimeError: the number of taps or windows of ``attn`` does not fit the other arguments.
     """
     columns = attn.reshape(-1, attn.shape[-3], attn.shape[-2] * attn.shape[-1])
     sums = F.fold(columns, map_size, kernel_size, dilation=dilation, padding=padding, stride=stride)
@@ -54,7 +54,7 @@ def tile_kernels(attn: Tensor) -> Tensor:
         ``(..., H * k, W * k)``.
 
     Raises:
-        ValueError: the number of taps is no square.
+        ValueError: the number of taps is not a square number.
     """
     side = math.isqrt(attn.shape[-3])
     if side**2 != attn.shape[-3]:
@@ -63,20 +63,20 @@ def tile_kernels(attn: Tensor) -> Tensor:
 
 
 def enlarge(maps: Tensor, input_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Enlarge maps to the image that they are of, by bilinear interpolation.
+    """Enlarge maps to the size of their image, by bilinear interpolation.
 
     Args:
         maps: ``(M, N, H, W)``, float.
-        input_size: height and width in pixels of what the network saw: the image, padded at the
-            bottom and right.
-        image_size: height and width of the image itself.
+        input_size: height and width of the network's input, in pixels. The input is the image,
+            padded at the bottom and right.
+        image_size: height and width of the image itself, in pixels.
 
     Returns:
         ``(M, N, *image_size)``.
 
     Note:
         A backbone that halves its maps rounds odd sizes up, so the last tokens may reach beyond
-        ``input_size``. A token is taken to be as many pixels wide as the next power of two tells.
+        ``input_size``. The width of a token in pixels is therefore rounded up to a power of two.
     """
     size = [
         tokens * 2 ** math.ceil(math.log2(max(pixels / tokens, 1)))
@@ -92,11 +92,11 @@ class LayerAttention:
 
     Args:
         maps: ``(B, queries, heads, kernel_size**2, H_out, W_out)``, float32 or float64, on the
-            CPU. A layer without queries of its own, such as ELSA, has one.
+            CPU. A layer without learned queries, such as ELSA, counts as one query.
         map_size: height and width of the layer's input, in tokens.
         kernel_size: width of the windows, in taps.
         stride: distance between windows, in tokens.
-        padding: tokens by which windows stick out of the map.
+        padding: number of tokens by which windows stick out of the map.
         dilation: distance between taps, in tokens.
     """
 
@@ -117,24 +117,27 @@ class LayerAttention:
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Find the layers of a model that offer their local attention.
 
+    Args:
+        model: any model.
+
     Returns:
         Layers by name, each with the methods of :class:`~mmlocal.layers.HasLocalAttention`.
     """
-    return dict(filter(lambda item: isinstance(item[1], HasLocalAttention), model.named_modules()))
+    return {n: layer for n, layer in model.named_modules() if isinstance(layer, HasLocalAttention)}
 
 
 @contextmanager
 def collect_attention(
     layers: Mapping[str, nn.Module],
 ) -> Iterator[dict[str, LayerAttention]]:
-    """Collect the attention of layers while a model that holds them runs.
+    """Collect the attention of layers while their model runs. Hooks exist only in the context.
 
     Args:
-        layers: as :func:`find_layers` returns them.
+        layers: layers by name, as :func:`find_layers` returns them.
 
     Yields:
-        A dict by the same names. Each call of a layer replaces the attention of its call before.
-        The layers are as they were once the context is left.
+        A dict by the same names, which the layers fill. If a layer runs again, its new attention
+        replaces the old one.
     """
     collected: dict[str, LayerAttention] = {}
     handles = []

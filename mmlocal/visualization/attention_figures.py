@@ -1,8 +1,8 @@
 """Pictures of the local attention of a layer.
 
 Source:
-    Learned Queries for Efficient Local Attention, Arar et al. 2022, appendix A. It shows QnA. Here
-    all layers are drawn in this way, and also the filters that a ghost head makes of the attention.
+    Learned Queries for Efficient Local Attention, Arar et al. 2022, appendix A, which shows QnA.
+    The same pictures of other layers, and the pictures of ghost heads, are ours.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
 
-# What the picture of a ghost head shows: its rows, and in each the channels of one head.
+# The picture of a ghost head has a row for each of the first heads, with some of its channels.
 _GHOST_HEADS, _GHOST_CHANNELS = 2, 3
 
 _COLUMNS = 4
 _PANEL = 2.6  # inches
 _DPI = (120, 400)  # least and most
-_PIXELS_PER_TAP = 3  # if _DPI allows it
+_PIXELS_PER_TAP = 3  # wanted, within the limits of _DPI
 
 
 def draw_received(
     maps: Tensor, titles: Sequence[Sequence[str]], title: str, image: np.ndarray
 ) -> Figure:
-    """Draw the attention that positions receive over the image, beside the image itself.
+    """Draw the attention that positions receive on top of the image, next to the image itself.
 
     Args:
-        maps: ``(M, N, h, w)``, float, of the size of the image: ``M`` groups, each of which begins
-            a row. All have one colour scale, which leaves out the half per cent at either end.
-        titles: one for each map.
-        title: of the whole figure.
+        maps: ``(M, N, h, w)``, float, of the size of the image. Each of the ``M`` groups begins a
+            row. All maps have one colour scale, which leaves out 0.5 % of the values at either end.
+        titles: title of each map, ``M`` sequences of ``N``.
+        title: title of the whole figure.
         image: ``(h, w, 3)`` uint8 in RGB.
 
     Returns:
@@ -61,7 +61,7 @@ def draw_received(
         drawn = axis.imshow(values, cmap="inferno", norm=norm, alpha=0.65)
         axis.set_title(name, fontsize=9)
     bar = _colour_bar(figure, drawn, "sum over all windows that hold the position")
-    if bar.solids is not None:  # the colours of the scale, as transparent as the maps
+    if bar.solids is not None:  # the scale would inherit the transparency of the maps
         bar.solids.set_alpha(1)
     return figure
 
@@ -76,15 +76,15 @@ def draw_kernels(
     """Draw the ``k x k`` kernels of all windows side by side.
 
     Args:
-        kernels: ``(M, N, k**2, H, W)``, float: ``M`` groups, each of which begins a row. All have
-            one colour scale.
-        titles: one for each of the ``M * N``.
-        title: of the whole figure.
-        label: of the colour scale.
-        signed: whether there are negative values. If not, the scale follows the square root, and
-            leaves out the half per cent at either end and zeros, which QnA has outside the map. If
-            so, 0 is white, and the scale leaves out the 3 % furthest from it: a high weight in each
-            window would hide all others.
+        kernels: ``(M, N, k**2, H, W)``, float. Each of the ``M`` groups begins a row. All kernels
+            have one colour scale.
+        titles: title of each panel, ``M`` sequences of ``N``.
+        title: title of the whole figure.
+        label: label of the colour scale.
+        signed: whether there are negative values. ``False``: the scale follows the square root. It
+            leaves out 0.5 % of the values at either end, and zeros, which QnA has outside the map.
+            ``True``: 0 is white, and the scale leaves out the 3 % of the values furthest from it.
+            Otherwise one high weight in each window would hide all other weights.
 
     Returns:
         A matplotlib figure, to save.
@@ -120,17 +120,16 @@ def draw_layer(
 
     Args:
         name: name of the layer, for the titles.
-        layer: the layer itself. One with a ghost head gets a picture of its filters.
+        layer: the layer itself. A ghost head adds a picture of its filters.
         attention: the attention of the layer, as
             :func:`~mmlocal.visualization.attention.collect_attention` yields it.
-        max_heads: most heads that are shown.
+        max_heads: largest number of heads to draw.
         image: ``(h, w, 3)`` uint8 in RGB.
         input_size: height and width in pixels of the network's input: the image, padded at the
             bottom and right.
 
     Returns:
-        Matplotlib figures by what they show: ``received``, ``kernels`` and, for a ghost head,
-        ``ghost``.
+        Matplotlib figures by kind: ``received``, ``kernels`` and, for a ghost head, ``ghost``.
     """
     maps = attention.maps[0, :, :max_heads]
     queries, heads = maps.shape[:2]
@@ -159,7 +158,7 @@ def draw_layer(
 
 
 def _draw_ghost(name: str, layer: HasGhostHead, attn: Tensor, width: int) -> Figure:
-    """For some heads: their attention, and the filters of some of their ``width`` channels."""
+    """Draw some heads: the attention, and the filters of some of the head's ``width`` channels."""
     panels, titles = [], []
     for head in range(min(_GHOST_HEADS, len(attn))):
         channels = [head * width + i for i in range(min(_GHOST_CHANNELS, width))]
@@ -177,8 +176,12 @@ def _grid(
     dpi: float = _DPI[0],
     first: bool = False,
 ) -> tuple[Figure, Axes, np.ndarray]:
-    """A figure, its first axis, and ``groups`` rows of axes; with ``first``, beside that one."""
-    # Without a display, and without touching the caller's pyplot.
+    """Make a figure with ``groups`` rows of axes. With ``first``, a column before them is free.
+
+    Returns:
+        The figure, the first axis of all, and ``(groups, axes)`` without the free column.
+    """
+    # This canvas needs no display, and leaves the caller's pyplot alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Pictures of a training run: curves out of MMEngine's log, and a sheet of drawn predictions."""
+"""Pictures of a training run: curves from MMEngine's log, and a sheet of drawn predictions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def plot_curves(
 
     Args:
         scalars: ``vis_data/scalars.json`` of MMEngine's ``LocalVisBackend``.
-        out: picture to write; the suffix is its format.
-        losses: names to plot on the left.
-        metrics: names to plot on the right.
+        out: picture to write. The suffix decides the format.
+        losses: names of losses, to plot on the left.
+        metrics: names of metrics, to plot on the right.
         scale: factor that brings the metrics to [0, 1].
-        title: above both.
+        title: title above both plots; ``None`` for none.
 
     Raises:
         ValueError: the log holds none of ``losses``.
     """
-    # Without a display, and without touching the caller's pyplot.
+    # This canvas needs no display, and leaves the caller's pyplot alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,14 +42,14 @@ def plot_curves(
     step = 0
     curves: dict[str, tuple[list, list]] = {name: ([], []) for name in (*losses, *metrics)}
     for entry in entries:
-        # A validation entry may count epochs: it stands at the last training iteration.
+        # A validation entry may count epochs, so it is drawn at the last training iteration.
         step = entry["step"] if "loss" in entry else step
         for name, (steps, values) in curves.items():
             if name in entry:
                 steps.append(step)
                 values.append(entry[name] * (scale if name in metrics else 1))
     if not any(curves[name][0] for name in losses):
-        raise ValueError(f"{scalars} holds none of the losses {tuple(losses)}")
+        raise ValueError(f"scalars must hold one of the losses {tuple(losses)}, got {scalars}")
     figure.suptitle(title or "")
     for axis, names, what in ((left, losses, "training loss"), (right, metrics, "validation")):
         for name in names:
@@ -69,7 +69,8 @@ def contact_sheet(images: Sequence[str | Path], out: str | Path, columns: int = 
         columns: pictures per row.
 
     Raises:
-        ValueError: no images, or one of them cannot be read.
+        ValueError: ``images`` is empty, or one of them cannot be read.
+        OSError: ``out`` cannot be written.
     """
     if not images:
         raise ValueError("images must name at least one picture")
@@ -82,4 +83,4 @@ def contact_sheet(images: Sequence[str | Path], out: str | Path, columns: int = 
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     if not cv2.imwrite(str(out), np.vstack(rows)):
-        raise OSError(f"{out} cannot be written")
+        raise OSError(f"out={str(out)!r} cannot be written")

@@ -1,4 +1,4 @@
-"""Counts by hand, counts from the official code, and published figures."""
+"""FLOPs, compared with counts by hand, counts of the official code, and published figures."""
 
 import re
 import sys
@@ -40,7 +40,7 @@ class Call(nn.Module):
     ("lam", "gamma", "steps"), [(0, 0, 1), (0, 1, 2), (1, 0, 2), (1, 1, 2)], ids=str
 )
 def test_op(device, softmax, lam, gamma, steps):
-    """Weighted sum: one for each tap and value; its weight: one more if there is a ghost head."""
+    """Each tap and value costs one MAC, and one more for the weight of a ghost head."""
     value, attn = torch.zeros(2, 6, 5, 4, device=device), torch.zeros(2, 3 * 9, 5, 4, device=device)
     ghost = torch.ones(6, 3, 3, device=device)
     macs = count_macs(
@@ -56,7 +56,7 @@ def test_op(device, softmax, lam, gamma, steps):
 
 
 def test_op_with_projection():
-    """As the op and the convolution before it."""
+    """The count equals the sum of the op and the convolution before it."""
     shapes = [(2, 6, 5, 4), (2, 7, 5, 4), (27, 7), (27,), (6, 3, 3)]
     value, attn, weight, bias, ghost = (torch.zeros(shape, device="meta") for shape in shapes)
     op = Call(torch.ops.mmlocal.elsa_attention_projected)
@@ -84,7 +84,7 @@ def test_elsa_layer(device):
 @pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize(("stride", "pixels"), [(1, 5 * 4), (2, 3 * 2), (3, 2 * 2)])
 def test_qna_op(device, stride, pixels, queries, sum_queries):
-    """One for each output, tap and query, summed or not."""
+    """There is one MAC for each output, tap and query, whether queries are summed or not."""
     value = torch.zeros(2, 6, 5, 4, device=device)
     scores = torch.zeros(2, queries * 3, 5, 4, device=device)
     macs = count_macs(
@@ -136,7 +136,7 @@ def test_ghost_attention(device):
 
 
 def test_mmengine_counts_the_same_with_our_handles():
-    """But for normalisation, which it counts as well."""
+    """MMEngine gives the same count, except that it adds normalisation."""
     arch = dict(embed_dims=12, depths=(1, 2), num_heads=(3, 3))
     backbone = ELSASwin(arch, out_indices=(1,)).eval()
     image = torch.zeros(1, 3, 32, 40)
@@ -159,7 +159,7 @@ def test_mmengine_counts_qna(sum_queries):
 
 @pytest.fixture
 def dummy_op(monkeypatch) -> Iterator[str]:
-    """The operator of an op that registers itself after the counters were imported."""
+    """Make the operator of an op that registers itself after the import of the counters."""
     operator = "mmlocal_tests::shift"
     if not hasattr(torch.ops.mmlocal_tests, "shift"):
         shift = torch.library.custom_op(operator, lambda x: x.roll(1), mutates_args=(),
@@ -298,7 +298,7 @@ def test_shapes_of_the_published_figures():
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_proposals_and_masks_are_those_of_the_test_cfg(device):
-    """Each box more costs as much as its head, whatever the untrained weights find."""
+    """Each further box costs one run of its head, whatever the untrained weights find."""
     need("mmdet")
     cfg = Config.fromfile(mmlocal.config_path("elsa_swin_t_maskrcnn_1x"))
     cfg.model.backbone.arch = dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1])
@@ -327,7 +327,7 @@ def test_meta_and_cpu_agree():
     assert meta.parameters == cpu.parameters
 
     def work(found: Complexity) -> dict[str, int]:
-        """The product behind a Linear depends on the memory format, which meta has its own way."""
+        """Add up products: the memory format, which differs on ``meta``, decides their operator."""
         macs = dict(found.macs)
         macs["products"] = sum(macs.pop(f"aten.{name}", 0) for name in ("mm", "addmm", "bmm"))
         return macs

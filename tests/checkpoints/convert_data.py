@@ -1,4 +1,4 @@
-"""Official state dicts: of the golden files, and of the published models' shapes."""
+"""Official state dicts, from golden files and from the shapes of published models."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ def relative_error(ours: torch.Tensor, official: torch.Tensor) -> float:
 
 
 def timm_checkpoint(state_dict: dict, ema: dict | None = None, prefix: str = "") -> dict:
-    """As timm 0.4.9's trainer saves it."""
+    """A checkpoint as timm 0.4.9's trainer saves it."""
     checkpoint = dict(
         epoch=309,
         arch="elsa_swin_tiny",
@@ -51,7 +51,7 @@ def timm_checkpoint(state_dict: dict, ema: dict | None = None, prefix: str = "")
 
 
 def mmcv_checkpoint(backbone: dict, heads: dict, **meta: object) -> dict:
-    """As MMCV 1.3 saves a detector or segmentor; ``amp`` is apex's."""
+    """A checkpoint as MMCV 1.3 saves a detector or segmentor. ``amp`` is apex's entry."""
     return dict(
         meta=dict(
             env_info="sys.platform: linux",

@@ -1,4 +1,4 @@
-"""Official checkpoints of QnA-ViT: the sample, golden files and shapes, and files as Flax does."""
+"""Official checkpoints of QnA-ViT: the sample, golden files, shapes, and files of Flax."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def published_qna(name: str) -> dict:
 
 
 def nested(flat: dict) -> dict:
-    """Maps in maps, from names joined by ``/``."""
+    """Nest maps by their names, whose parts are joined by ``/``."""
     tree = {}
     for key, value in flat.items():
         *owners, leaf = key.split("/")
@@ -43,7 +43,7 @@ def nested(flat: dict) -> dict:
 
 
 def train_state(params: dict, batch_stats: dict) -> dict:
-    """As the official trainer saves it."""
+    """A checkpoint as the official trainer saves it."""
     moments = {"0": dict(count=torch.tensor(7), mu=nested(params), nu=nested(params)), "1": {}}
     return dict(
         step=torch.tensor(7),
@@ -55,7 +55,7 @@ def train_state(params: dict, batch_stats: dict) -> dict:
 
 
 def array(tensor: torch.Tensor, code: int = 1, **changes: object) -> object:
-    """A tensor as MessagePack gets it from Flax; ``changes`` to its shape, dtype name or bytes."""
+    """Pack a tensor as Flax does. ``changes`` replace its shape, dtype name or bytes."""
     import msgpack
 
     parts = dict(

@@ -26,7 +26,7 @@ LIMIT = 1e-4
 
 
 def converted(checkpoint: dict, folder, **options) -> tuple[dict, dict]:
-    """``meta`` and ``state_dict`` of the file that the official file is converted to."""
+    """Convert an official file; returns ``meta`` and ``state_dict`` of the new file."""
     folder.mkdir(exist_ok=True)
     torch.save(checkpoint, folder / "official.pth.tar")
     _, path = convert_file(folder / "official.pth.tar", folder, MODELS.build, "elsa", **options)
@@ -159,7 +159,7 @@ def test_architecture(name):
     ],
 )
 def test_published_shapes(name, arch):
-    """The official names and shapes are what our models of these names expect."""
+    """Our models of these names expect the official names and shapes."""
     models = []
 
     def build(cfg: dict) -> nn.Module:
@@ -205,7 +205,7 @@ def test_recovered_names_build():
 
 
 def fits(official: dict, **options) -> dict:
-    """The recovered config, after a conversion that fits it."""
+    """Convert, check that the result fits, and return the recovered config."""
     return convert_checkpoint(official, MODELS.build, "elsa", **options).checkpoint["meta"][
         "backbone_cfg"
     ]
@@ -260,7 +260,7 @@ def test_stages_that_are_not_returned_are_dropped():
     ("ratio", "recovered"), [(4, 4), (2.7, 2.7), (0.5, 0.5), (4 / 3, 1.33), (3.14159, 3.15)]
 )
 def test_mlp_ratio(ratio, recovered):
-    """The shortest decimal with the same hidden channels; they are rounded down."""
+    """``mlp_ratio`` is the shortest decimal with the same hidden channels after rounding down."""
     official, _, _ = golden("det_00_75x101")
     for i, dims in enumerate((8, 16, 32, 64)):
         for j in range(2 if i == 3 else 1):
@@ -289,12 +289,12 @@ RATES = dict(qk_scale=None, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.
     ids=str,
 )
 def test_untold_arguments_are_named(name, options, factors, tmp_path):
-    """The report and the file say which arguments were assumed, and with which values."""
+    """The report and the file state the assumed arguments and their values."""
     official, _, _ = golden(name)
     conversion = convert_checkpoint(official, MODELS.build, "elsa", **options)
     assert conversion.assumed == RATES | factors
     values = ", ".join(f"{key}={value}" for key, value in (RATES | factors).items())
-    assert f"assumed, as no weight tells: {values}" in str(conversion).splitlines()
+    assert f"assumed, because no weight shows it: {values}" in str(conversion).splitlines()
     meta, _ = converted(official, tmp_path, **options)
     assert meta["assumed"] == conversion.assumed
     backbone = MODELS.build(meta["backbone_cfg"])  # has the values that were named
@@ -354,21 +354,24 @@ ELSA0, RB = "layers__0__blocks__0__attn", "layers__2__blocks__0__attn__rb"
         ({}, "it holds no weights"),
         (dict(state_dict={}), "state_dict holds no weights"),
         (dict(state_dict=[1]), "state_dict holds no weights"),
-        (broken(extra="text"), "1 of its weights are no plain tensors: extra"),
-        (broken(extra=torch.zeros(2, device="meta")), "no plain tensors: extra"),
-        (broken(extra=torch.eye(2).to_sparse()), "no plain tensors: extra"),
-        (broken() | {3: torch.zeros(1)}, "no plain tensors: 3"),
-        ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "no ELSA-Swin: .* no patch_embed.proj.weight"),
+        (broken(extra="text"), "1 of its weights are not plain tensors: extra"),
+        (broken(extra=torch.zeros(2, device="meta")), "not plain tensors: extra"),
+        (broken(extra=torch.eye(2).to_sparse()), "not plain tensors: extra"),
+        (broken() | {3: torch.zeros(1)}, "not plain tensors: 3"),
+        (
+            {"conv1.weight": torch.zeros(64, 3, 7, 7)},
+            "official ELSA-Swin: .* no patch_embed.proj.weight",
+        ),
         (broken(patch_embed__proj__weight=torch.zeros(8, 3)), "must have 4 dimensions, got .8, 3."),
         (broken(patch_embed__proj__weight=torch.zeros(0, 3, 2, 2)), "must have 4 dimensions"),
         ({"patch_embed.proj.weight": torch.zeros(8, 3, 2, 2)}, "there is no layers.0.blocks.0"),
         (
             {k: v for k, v in broken().items() if ".1.blocks." not in k},
-            "no whole ELSA-Swin: there is no layers.1.blocks.0",
+            "not a whole ELSA-Swin: there is no layers.1.blocks.0",
         ),
         (
             {k: v for k, v in broken().items() if ".2.blocks.0." not in k},
-            "no whole ELSA-Swin: there is no layers.2.blocks.0",
+            "not a whole ELSA-Swin: there is no layers.2.blocks.0",
         ),
         (broken(**{RB: None}), "there is no layers.2.blocks.0.attn.rb"),
         (broken(**{RB: torch.zeros(2, 10)}), "attn.rb must hold a square map, got 10 positions"),
@@ -393,10 +396,13 @@ ELSA0, RB = "layers__0__blocks__0__attn", "layers__2__blocks__0__attn__rb"
             mmcv_checkpoint(golden("det_00_75x101")[0], {"bbox_head.conv.weight": torch.ones(1)}),
             "1 tensors belong to no known head: bbox_head.conv.weight",
         ),
-        ({f"backbone.{k}": v for k, v in convert_elsa(broken()).items()}, "no official ELSA-Swin"),
+        (
+            {f"backbone.{k}": v for k, v in convert_elsa(broken()).items()},
+            "not an official ELSA-Swin",
+        ),
     ],
 )
-def test_what_is_no_official_elsa_swin(content, message, tmp_path):
+def test_other_checkpoints(content, message, tmp_path):
     source = tmp_path / "official.pth"
     torch.save(content, source)
     with pytest.raises(ValueError, match=message) as caught:

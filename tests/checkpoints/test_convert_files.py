@@ -21,7 +21,7 @@ from mmlocal.registry import MODELS
 
 
 class Run:
-    """Calls a function when unpickled."""
+    """An object that calls a function when unpickled."""
 
     def __init__(self, function, *args) -> None:
         self.call = function, args
@@ -31,7 +31,7 @@ class Run:
 
 
 def with_pickle(path: Path, code: bytes) -> Path:
-    """A file of PyTorch whose pickle is ``code``."""
+    """Write a file of PyTorch whose pickle is ``code``."""
     buffer = io.BytesIO()
     torch.save({}, buffer)
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
@@ -88,7 +88,7 @@ def test_torchscript_is_refused(tmp_path):
 
 
 def test_what_trainers_write_beside_the_weights(tmp_path):
-    """Of timm and MMEngine, in the pickle protocol that PyTorch uses."""
+    """The objects are timm's and MMEngine's, in the pickle protocol of PyTorch."""
     hub = MessageHub.get_instance("checkpoint test")
     hub.update_scalar("train/loss", 0.5)
     weights = torch.randn(3)

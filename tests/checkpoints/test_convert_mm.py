@@ -1,4 +1,4 @@
-"""Official detectors and segmentors load whole into mmdet's and mmseg's, and as pretrained."""
+"""Official detectors and segmentors load into models of mmdet and mmseg, whole or pretrained."""
 
 import re
 from pathlib import Path
@@ -56,7 +56,7 @@ PARTS = {
 
 
 def shrunk(cfg: object) -> object:
-    """With a 32nd of the channels, so that building takes no time."""
+    """Divide the channels by 32, so that building is fast."""
     if isinstance(cfg, dict):
         return {
             k: v // 32 if k.endswith("channels") and isinstance(v, int) else shrunk(v)
@@ -100,7 +100,7 @@ def build(kind: str, backbone: dict, seed: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def backbone_cfg(tmp_path_factory) -> dict:
-    """Of the golden backbone, from a conversion of it alone."""
+    """Recover the config of the golden backbone by converting the backbone alone."""
     folder = tmp_path_factory.mktemp("backbone")
     torch.save(golden(BACKBONE)[0], folder / "a.pth")
     conversion, _ = convert_file(folder / "a.pth", folder, MODELS.build, "elsa", dry_run=True)
@@ -132,7 +132,7 @@ def check_golden(backbone: nn.Module) -> None:
 
 
 def test_names_of_heads(official):
-    """What mmdet and mmseg build today is named as the official versions named it."""
+    """The models that mmdet and mmseg build today have the names of the official versions."""
     kind, heads, _ = official
     for prefix, part in PARTS[kind].items():
         names = [key[len(prefix) + 1 :] for key in heads if key.startswith(f"{prefix}.")]
@@ -165,7 +165,7 @@ def test_pretrained(official):
 
 @pytest.mark.parametrize("kind", ["maskrcnn", "upernet"])
 def test_classification_weights_for_dense_models(kind, tmp_path):
-    """The last norm comes along, the others start as 1 and 0; a larger window is interpolated."""
+    """The last norm is loaded, the others start at 1 and 0, and a larger window is interpolated."""
     official, init, _ = golden("cls_00_img64_win_clipped")
     torch.save(official, tmp_path / "cls.pth")
     conversion, path = convert_file(tmp_path / "cls.pth", tmp_path, MODELS.build, "elsa")

@@ -35,12 +35,12 @@ LIMIT = 1e-5
 
 
 def convert(params: dict, **options) -> Conversion:
-    """The conversion of flat official names."""
+    """Convert parameters under flat official names."""
     return convert_checkpoint(nested(params), MODELS.build, "qna", **options)
 
 
 def converted_file(content: dict, folder: Path, **options) -> tuple[dict, dict]:
-    """``meta`` and ``state_dict`` of the file that the official file is converted to."""
+    """Convert an official file; returns ``meta`` and ``state_dict`` of the new file."""
     pytest.importorskip("msgpack", reason="needs msgpack")
     source = write_flax(content, folder / "checkpoint_7")
     _, path = convert_file(source, folder, MODELS.build, "qna", **options)
@@ -71,7 +71,7 @@ def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("source", [SAMPLE, SAMPLE / "checkpoint_375300"], ids=["folder", "file"])
 def test_sample(source, tmp_path):
-    """A file of Flax's own writing."""
+    """Flax itself wrote this file."""
     pytest.importorskip("msgpack", reason="needs msgpack")
     conversion, path = convert_file(source, tmp_path, MODELS.build, "qna")
     content = torch.load(path, weights_only=True)
@@ -150,7 +150,7 @@ def test_architecture(name):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_untold_arguments_are_named(name, tmp_path):
-    """The report and the file say which arguments were assumed, and with which values."""
+    """The report and the file state the assumed arguments and their values."""
     params, statistics, config, _ = golden_qna(name)
     expected = dict(normalize_query=True, drop_path_rate=0.05)
     if config["layer_scale"] is not None:
@@ -159,12 +159,12 @@ def test_untold_arguments_are_named(name, tmp_path):
     assert meta["assumed"] == expected
     values = ", ".join(f"{key}={value}" for key, value in expected.items())
     report = str(convert(params | statistics)).splitlines()
-    assert f"assumed, as no weight tells: {values}" in report
+    assert f"assumed, because no weight shows it: {values}" in report
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_shapes(name):
-    """The official names and shapes are what our models of these names expect."""
+    """Our models of these names expect the official names and shapes."""
     official = published_qna(name)
     conversion = convert(official)
     checkpoint = conversion.checkpoint
@@ -188,7 +188,7 @@ def test_published_shapes(name):
 
 @pytest.mark.parametrize("layout", ["state", "half", "params", "bare"])
 def test_layouts(layout, tmp_path):
-    """One result, whatever the parameters are wrapped in; dtypes are kept."""
+    """The wrapping of the parameters does not change the result. Dtypes stay the same."""
     params, statistics, _, _ = golden_qna("vit_qnav2_resnetstem")
     if layout == "bare":  # cannot have batch statistics
         params, statistics, _, _ = golden_qna("vit_qnav1_k5")
@@ -232,7 +232,7 @@ def test_report():
 
 
 def test_stages_of_one_kind():
-    """No window attention at all, and a last stage without any block."""
+    """The model has no window attention, and its last stage has no blocks."""
     params, _, _, _ = golden_qna("vit_gap_64")
     qna = {key: value for key, value in params.items() if not key.startswith("LSA")}
     cfg = convert(qna).checkpoint["meta"]["backbone_cfg"]
@@ -252,7 +252,7 @@ WINDOW = "backbone.stages.{}.blocks.{}.attn.w_msa.relative_position_bias_table"
 
 
 def with_golden_tables() -> tuple[dict, dict]:
-    """A small official model whose tables the official code resized, and by our names how."""
+    """A small official model with tables that the official code resized, and our options."""
     params, _, _, _ = golden_qna("vit_gap_64")
     # The golden tables of QnA have six columns, resized one by one; this layer has four.
     old = {
@@ -301,7 +301,7 @@ def test_resized_as_by_the_official_code(kernel_size, table, tmp_path):
 
 
 def test_resized_when_it_is_loaded(tmp_path):
-    """As pretrained weights of a backbone with other windows."""
+    """The file serves as pretrained weights of a backbone with other windows."""
     params, new = with_golden_tables()
     meta, state_dict = converted_file(train_state(params, {}), tmp_path)
     (path,) = tmp_path.glob("*.pth")
@@ -322,7 +322,7 @@ def test_resized_when_it_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("name", [key[4:] for key in RESIZED if key.startswith("old/")])
 def test_every_golden_table(name):
-    """Of all heads and queries; the cubic without anti-aliasing is another one."""
+    """The maps of all heads and queries match. The cubic without anti-aliasing differs."""
     old, new = RESIZED[f"old/{name}"], RESIZED[f"new/{name}"]
     if name.startswith("attn_scale"):
         old, new = old[0, 0], new[0, 0]
@@ -410,10 +410,10 @@ def test_other_architectures():
         ({"StemBlock_0/conv_1x1/kernel": torch.zeros(4, 4, 3, 0)}, "got (4, 4, 3, 0)"),
         ({LSA.format(3): torch.zeros(8, 4)}, "must hold a square map, got 8 positions"),
         ({norm + "scale": None, norm + "bias": None}, f"there is no {norm}scale"),
-        # What is no parameter.
-        ({"StemBlock_0/conv_1x1/kernel": torch.zeros(4, 4, 3, 16).int()}, "no arrays of floats"),
-        ({"extra": "text"}, "1 of its parameters are no arrays of floats: extra"),
-        ({"extra": torch.zeros(1)}, "which has no parameter extra"),
+        # Entries that are not parameters.
+        ({"StemBlock_0/conv_1x1/kernel": torch.zeros(4, 4, 3, 16).int()}, "not arrays of floats"),
+        ({"extra": "text"}, "1 of its parameters are not arrays of floats: extra"),
+        ({"extra": torch.zeros(1)}, "such a model has no parameter extra"),
     ):  # fmt: skip
         merged = {k: v for k, v in (params | changes).items() if v is not None}
         assert words in error_of(merged), changes.keys()
@@ -428,11 +428,11 @@ def test_other_architectures():
     [
         ({}, "there is no StemBlock_0/conv_7x7/kernel"),
         (dict(params={}), "there is no StemBlock_0/conv_7x7/kernel"),
-        (dict(params=None), "no arrays of floats"),
+        (dict(params=None), "not arrays of floats"),
         (dict(params=torch.zeros(3)), "there is no StemBlock_0/conv_7x7/kernel"),
-        ({1: torch.zeros(3)}, "1 in it is no name of a parameter"),
-        ({"a": {"b/c": torch.zeros(3)}}, "'b/c' in a/ is no name of a parameter"),
-        (dict(params={"a": torch.zeros(3)}, batch_stats=3), "no arrays of floats"),
+        ({1: torch.zeros(3)}, "1 in it is not the name of a parameter"),
+        ({"a": {"b/c": torch.zeros(3)}}, "'b/c' in a/ is not the name of a parameter"),
+        (dict(params={"a": torch.zeros(3)}, batch_stats=3), "not arrays of floats"),
     ],
 )
 def test_other_contents(content, words):
@@ -448,7 +448,7 @@ def test_sizes_cost_no_memory():
 
 
 def test_damaged_trees(tmp_path):
-    """Whatever is wrong with names and shapes: a conversion or one line, and no file."""
+    """Any error in names and shapes gives a conversion or a one-line error, and no file."""
     pytest.importorskip("msgpack", reason="needs msgpack")
     params, statistics, _, _ = golden_qna("vit_qnav2_resnetstem")
     names = sorted(params)

@@ -70,7 +70,7 @@ def test_position_embedding():
     ],
 )
 def test_names_of_other_layers(name, source, target):
-    """The end of a name tells its kind, so a new layer needs no entry in a list."""
+    """The end of a name decides its kind, so a new layer needs no entry in a list."""
     _, resized, _ = match(name, source, target)
     assert resized.shape == target
 

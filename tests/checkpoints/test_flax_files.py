@@ -21,7 +21,7 @@ DTYPES = [
 
 
 def fails(path) -> str:
-    """The one line of the error."""
+    """Return the error, which must be one line."""
     with pytest.raises(ValueError) as error:
         load_flax(path)
     message = str(error.value)
@@ -80,7 +80,7 @@ def test_other_leaves(tmp_path):
 
 
 def chunked(tensor: torch.Tensor, sizes: list[int], **changes: object) -> dict:
-    """As Flax cuts arrays of more than 2**30 bytes."""
+    """Flax cuts arrays of more than 2**30 bytes in this way."""
     chunks = tensor.flatten().split(sizes)
     return {
         "__msgpack_chunked_array__": True,
@@ -137,7 +137,7 @@ def test_contradictory_arrays(tmp_path):
 
 
 def test_claims_without_data(tmp_path):
-    """Lists and maps that claim more entries than there are bytes, one in the other."""
+    """Nested lists and maps may claim more entries than the file has bytes."""
     path = tmp_path / "a"
     for claim in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff"):
         path.write_bytes(b"\x81\xa6params" + claim * 20)

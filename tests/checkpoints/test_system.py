@@ -1,4 +1,4 @@
-"""A code base of its own: what it has to say, and who finds it."""
+"""A dummy code base: the parts that it needs, and the places that find it."""
 
 import sys
 from pathlib import Path
@@ -39,14 +39,16 @@ def dummy() -> System:
 
 
 def test_the_command_line_finds_it(dummy, tmp_path, capsys):
-    """With its options, one of which another code base has too."""
+    """The command line shows its options, one of which another code base has, too."""
     backbone = ELSASwin(ARCH, out_indices=(0,))
     weights = {f"module.trunk.{key}": value for key, value in backbone.state_dict().items()}
     torch.save(dict(model=weights, epoch=3), tmp_path / "in.pth")
     main(["--from", "dummy", str(tmp_path / "in.pth"), str(tmp_path / "out"), "--halve", "0.5"])
     out = capsys.readouterr().out
     assert f"backbone: {len(weights)} loaded; 0 resized; 0 mismatched; 0 missing" in out
-    assert "assumed, as no weight tells: drop_path_rate=0.1\nnot carried over: epoch\n" in out
+    assert (
+        "assumed, because no weight shows it: drop_path_rate=0.1\nnot carried over: epoch\n" in out
+    )
     (path,) = (tmp_path / "out").iterdir()
     content = torch.load(path, weights_only=True)
     assert content["meta"]["source"]["system"] == "dummy"
@@ -66,7 +68,7 @@ def test_a_name_is_taken_once(dummy):
 
 
 def test_every_file_is_imported():
-    """No list names them."""
+    """No list names the code bases."""
     (folder,) = map(Path, mmlocal.checkpoints.__path__)
     names = {f"mmlocal.checkpoints.{path.stem}" for path in folder.glob("[a-z]*.py")}
     assert len(names) > 5
@@ -79,10 +81,10 @@ def test_number_of_blocks():
         return count_blocks("Net", weights, "net.{}.{}")
 
     assert count("net.0.0", "net.1.1", "net.1.0", "network.7.0", "net.1.0.fc") == (1, 2)
-    with pytest.raises(ValueError, match=r"no official Net: there is no net\.0\.0"):
+    with pytest.raises(ValueError, match=r"not an official Net: there is no net\.0\.0"):
         count("network.0.0")
     for names, missing in ((("net.0.0", "net.2.0"), "1.0"), (("net.0.0", "net.0.2"), "0.1")):
-        with pytest.raises(ValueError, match=rf"no whole Net: there is no net\.{missing}"):
+        with pytest.raises(ValueError, match=rf"not a whole Net: there is no net\.{missing}"):
             count(*names)
 
 

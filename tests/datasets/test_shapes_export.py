@@ -1,4 +1,4 @@
-"""The files: the same from the same seed, readable by COCO, all or nothing."""
+"""The files depend on the seed alone, COCO's code reads them, and they are written as a whole."""
 
 import contextlib
 import json
@@ -17,12 +17,17 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmlocal.datasets.shapes import CLASSES, TASKS, add_task, export, generate_shapes, read_manifest
-from mmlocal.datasets.shapes.export import (
-    make_class_image,
-    make_scene,
-    semantic_map,
+from mmlocal.datasets.shapes import (
+    CLASSES,
+    TASKS,
+    add_task,
+    annotations,
+    export,
+    generate_shapes,
+    read_manifest,
 )
+from mmlocal.datasets.shapes.annotations import semantic_map
+from mmlocal.datasets.shapes.export import make_class_image, make_scene
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -59,7 +64,7 @@ def fill_disk(monkeypatch, after: int) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Pictures of the default size, fewer than by default."""
+    """A data set of default size with fewer pictures."""
     out = tmp_path_factory.mktemp("shapes") / "shapes"
     generate_shapes(out, num_train=60, num_val=40, progress=False)
     return out
@@ -101,7 +106,7 @@ def test_every_class_and_size_occurs(data, split):
 
 
 def test_shares_of_the_sizes():
-    """As many large objects as an average over them needs; the val split of the default set."""
+    """The val split of the default set has enough large objects for an average over them."""
     scenes = [make_scene(0, "val", index, 192) for index in range(200)]
     areas = [np.sum(scene.owner == i) for scene in scenes for i in range(len(scene.shapes))]
     sizes = np.bincount(np.digitize(areas, [32**2, 96**2]), minlength=3)
@@ -256,22 +261,22 @@ def test_adding_a_task_is_completed_after_a_stop(tmp_path, monkeypatch):
 def test_two_processes_add_their_tasks_at_once(tmp_path, monkeypatch):
     generate(tmp_path / "all")
     generate(tmp_path / "out", tasks=["seg"])
-    real = export.mask_to_rle
+    real = annotations.mask_to_rle
 
     def other_process_is_faster(mask):
         monkeypatch.undo()
         add_task(tmp_path / "out", "cls", progress=False)
         return real(mask)
 
-    monkeypatch.setattr(export, "mask_to_rle", other_process_is_faster)
+    monkeypatch.setattr(annotations, "mask_to_rle", other_process_is_faster)
     add_task(tmp_path / "out", "det", progress=False)
     assert contents(tmp_path / "out") == contents(tmp_path / "all")
 
 
 def test_tasks_are_added_only_to_data_sets_of_this_version(tmp_path):
-    with pytest.raises(ValueError, match=r"task='depth'"):
+    with pytest.raises(ValueError, match=r"task must be .* got 'depth'"):
         add_task(tmp_path, "depth")
-    with pytest.raises(ValueError, match="is no data set of version"):
+    with pytest.raises(ValueError, match="is not a data set of version"):
         add_task(tmp_path / "none", "det")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.txt").write_text("five years of work")
@@ -280,7 +285,7 @@ def test_tasks_are_added_only_to_data_sets_of_this_version(tmp_path):
     manifest = generate(tmp_path / "old", tasks=["cls"])
     (tmp_path / "old" / "shapes.json").write_text(json.dumps(manifest | {"version": 1}))
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="is no data set of version"):
+    with pytest.raises(ValueError, match="is not a data set of version"):
         add_task(tmp_path / "old", "det")
     assert contents(tmp_path) == before
 
@@ -384,7 +389,7 @@ def test_slower_of_two_processes_never_overwrites_another_data_set(tmp_path, mon
 
 @contextlib.contextmanager
 def long_run(out: Path, *flags: str) -> Iterator[subprocess.Popen]:
-    """A process that would write for hours and has begun; killed at the end of the block."""
+    """A process that has begun to write for hours. It is killed at the end of the block."""
     command = [sys.executable, REPO / "tools" / "make_shapes.py", "--out", out, *flags]
     process = subprocess.Popen(
         [*command, "--num-train", "1000000", "--image-size", "64"],
@@ -436,16 +441,20 @@ def test_interrupted_run_cleans_up(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"num_train": 0}, ValueError, r"num_train=0 must be at least 1"),
-        ({"num_val": -1}, ValueError, r"num_val=-1 must be at least 1"),
-        ({"image_size": 31}, ValueError, r"image_size=31 must be at least 32"),
-        ({"cls_size": 8}, ValueError, r"cls_size=8 must be at least 32"),
-        ({"seed": -1}, ValueError, r"seed=-1 must be at least 0"),
-        ({"seed": 1.5}, TypeError, r"seed=1.5 is not an integer"),
-        ({"num_train": "10"}, TypeError, r"num_train='10' is not an integer"),
-        ({"tasks": ("det", "depth")}, ValueError, r"tasks=\('det', 'depth'\).*'seg'"),
-        ({"tasks": ()}, ValueError, r"tasks=\(\)"),
-        ({"tasks": "det"}, TypeError, r"tasks='det' is a string"),
+        ({"num_train": 0}, ValueError, r"num_train must be at least 1, got 0"),
+        ({"num_val": -1}, ValueError, r"num_val must be at least 1, got -1"),
+        ({"image_size": 31}, ValueError, r"image_size must be at least 32, got 31"),
+        ({"cls_size": 8}, ValueError, r"cls_size must be at least 32, got 8"),
+        ({"seed": -1}, ValueError, r"seed must be at least 0, got -1"),
+        ({"seed": 1.5}, TypeError, r"seed must be an integer, got 1.5"),
+        ({"num_train": "10"}, TypeError, r"num_train must be an integer, got '10'"),
+        (
+            {"tasks": ("det", "depth")},
+            ValueError,
+            r"tasks must be .*'seg'.* got \('det', 'depth'\)",
+        ),
+        ({"tasks": ()}, ValueError, r"tasks must be .* got \(\)"),
+        ({"tasks": "det"}, TypeError, r"tasks must be a sequence .* got the string 'det'"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, changes, error, message):

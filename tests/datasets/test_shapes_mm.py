@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mmlocal.datasets.shapes import CLASSES, PALETTE, SEG_CLASSES, SEG_PALETTE, generate_shapes
-from mmlocal.datasets.shapes.export import make_scene, semantic_map
+from mmlocal.datasets.shapes.annotations import semantic_map
+from mmlocal.datasets.shapes.export import make_scene
 
 NUM_TRAIN = 12
 

@@ -1,4 +1,4 @@
-"""The scenes: what is drawn is what is annotated, and a person can see it."""
+"""The scenes: annotations match the drawn objects, and a person can see the objects."""
 
 import json
 
@@ -9,21 +9,15 @@ from matplotlib.path import Path
 from pycocotools import mask as coco_mask
 
 from mmlocal.datasets.shapes import CLASSES, PALETTE, SEG_CLASSES, SEG_PALETTE
-from mmlocal.datasets.shapes.export import (
-    MIN_VISIBLE,
-    coco_annotations,
-    make_class_image,
-    make_scene,
-    mask_to_rle,
-    semantic_map,
-)
+from mmlocal.datasets.shapes.annotations import coco_annotations, mask_to_rle, semantic_map
+from mmlocal.datasets.shapes.export import MIN_VISIBLE, make_class_image, make_scene
 
 SIZE = 256
 SCENES = [make_scene(7, "val", index, SIZE) for index in range(24)]
 
 
 def rasterise(rle: dict) -> np.ndarray:
-    """The mask as COCO's own code reads it, by way of the JSON file."""
+    """Read the mask from JSON by COCO's own code."""
     rle = json.loads(json.dumps(rle))
     return coco_mask.decode(coco_mask.frPyObjects(rle, *rle["size"])).astype(bool)
 
@@ -34,7 +28,7 @@ def area(shape) -> float:
 
 
 def masks_from_geometry(scene) -> list[np.ndarray]:
-    """Visible masks from the outlines alone, by 16 points in each pixel and the painter's order."""
+    """Compute visible masks from outlines and drawing order, by 16 points per pixel."""
     height, width = scene.owner.shape
     steps = (np.arange(4) + 0.5) / 4
     y = (np.arange(height)[:, None] + steps).reshape(-1, 1)

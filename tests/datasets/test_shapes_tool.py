@@ -51,9 +51,9 @@ def test_refuses_and_overwrites(tmp_path):
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, word in (
-        (("--num-train", "0"), "num_train=0"),
+        (("--num-train", "0"), "num_train must be at least 1, got 0"),
         (("--tasks", "det", "depth"), "depth"),
-        (("--image-size", "8"), "image_size=8"),
+        (("--image-size", "8"), "image_size must be at least 32, got 8"),
         (("--out", "file"), "is a file"),
         (("--out", "file/below"), "cannot be written"),
     ):

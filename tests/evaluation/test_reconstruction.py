@@ -1,4 +1,4 @@
-"""The metrics of reconstructed images, against their formulas."""
+"""The metrics of reconstructed images, compared with their formulas."""
 
 import sys
 
@@ -17,7 +17,7 @@ def quality():
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Wang et al. 2004, equation 13, over all whole windows."""
+    """Compute equation 13 of Wang et al. 2004 over all whole windows."""
     x = np.arange(-5, 6)
     line = np.exp(-(x**2) / (2 * 1.5**2))
     window = torch.from_numpy(np.outer(line, line) / line.sum() ** 2)[None, None]

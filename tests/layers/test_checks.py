@@ -166,7 +166,7 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def test_pairs_as_swin_has_them():
-    """And lists of configs, and NumPy's integers."""
+    """Lists, as configs have them, and NumPy's integers pass too."""
     pairs = dict(kernel_size=(3, 3), window_size=(7, 7), patch_size=[4, 4],
                  pretrain_img_size=(224, 224))  # fmt: skip
     numbers = dict(kernel_size=3, window_size=np.int64(7), patch_size=4, pretrain_img_size=224)

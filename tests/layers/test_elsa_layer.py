@@ -48,7 +48,7 @@ def test_maps_smaller_than_the_kernel(size, dilation):
 @pytest.mark.parametrize("lam", [0, 0.5, 1, 1.5, 2])
 @pytest.mark.parametrize("gamma", [0, 1])
 def test_every_parameter_learns_from_the_start(lam, gamma):
-    """Also with a fractional power of the multiplicative ghost head, which starts out random."""
+    """This also holds for a fractional power of the random multiplicative ghost head."""
     layer = make(lam=lam, gamma=gamma)
     out = layer(torch.randn(1, 6, 7, 12))
     out.square().sum().backward()
@@ -109,7 +109,7 @@ def test_attention_dropout():
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_attention_maps(dilation):
-    """They sum to 1, and are what the op weights the values by."""
+    """The maps sum to 1, and the op weights the values by them."""
     layer = make(dilation=dilation, gamma=0, attn_drop_rate=0.5).double().eval()
     layer.proj = torch.nn.Identity()
     x = torch.randn(2, 6, 7, 12, dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_attention_maps(dilation):
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_the_op_gets_the_projection(groups, monkeypatch):
-    """But for groups and dropout; the numbers are the same, bit by bit."""
+    """Groups and dropout prevent the folding. The numbers are the same, bit by bit."""
     layer = make(num_heads=3, group_width=3, qk_dims=9, groups=groups, attn_drop_rate=0.5)
     x = torch.randn(1, 4, 5, 12)
     out = layer.eval()(x)

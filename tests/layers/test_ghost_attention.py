@@ -15,7 +15,7 @@ def make(map_size=(3, 4), **kwargs) -> GhostAttention:
 
 
 def written_out(layer: GhostAttention, x: torch.Tensor) -> torch.Tensor:
-    """The equation of the docstring for one map, pair of positions by pair."""
+    """Compute the docstring's equation for one map, one pair of positions after another."""
     height, width, dims = x.shape
     q, k, v = (x @ w.T + b for w, b in zip(
         layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True
@@ -53,7 +53,7 @@ def test_equation(lam, gamma, ghost_ratio):
 
 @pytest.mark.parametrize("size", [(3, 4), (5, 2)], ids=str)
 def test_without_ghost_it_is_attention(size):
-    """As it starts, but for ``ghost_add``, which starts small."""
+    """The layer starts like this, except that ``ghost_add`` starts small instead of at 0."""
     layer = GhostAttention(12, 3, (3, 4)).double()
     assert 0 < layer.ghost_add.abs().max() <= 2
     assert layer.ghost_add.std() < 0.05
@@ -72,7 +72,7 @@ def test_doubles_the_heads():
 
 
 def test_other_map_sizes():
-    """A constant matrix stays so; the additive one keeps its share of the sum over the map."""
+    """A constant matrix stays constant. The additive one keeps its share of the total."""
     layer = make(lam=1, gamma=1)
     layer.ghost_mul.data.fill_(1)
     layer.ghost_add.data.fill_(0.25)

@@ -1,4 +1,4 @@
-"""The registry of mixers: what each of them promises, and how new ones come in."""
+"""The registry of mixers: the promises of each mixer, and the registration of new ones."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ mixers = pytest.mark.parametrize("name", MIXERS)
 @mixers
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 7), (9, 4), (15, 16)], ids=str)
 def test_any_map(name, size):
-    """A mixer keeps the shape, and all its parameters learn. Only one position attends alone."""
+    """A mixer keeps the shape, and all its parameters learn unless the map has one position."""
     torch.manual_seed(0)
     mixer = MIXERS[name](12, 3)
     x = torch.randn(2, *size, 12, requires_grad=True)
@@ -59,7 +59,7 @@ def test_register():
 
 
 def test_a_file_in_layers_is_a_new_mixer(tmp_path):
-    """No other file has to name it."""
+    """No other file has to name the new mixer."""
     package = tmp_path / "mmlocal"
     shutil.copytree(Path(mmlocal.__file__).parent, package)
     (package / "layers" / "mine.py").write_text(

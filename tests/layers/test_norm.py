@@ -1,4 +1,4 @@
-"""The layer normalization of our models beside PyTorch's."""
+"""The layer normalization of our models, compared with PyTorch's."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def both(eps: float = 1e-6, bias: bool = True) -> tuple[LayerNorm, nn.LayerNorm]
 
 
 def gradients(norm: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
-    """Of input and parameters."""
+    """Compute the gradients of input and parameters."""
     x = x.clone().requires_grad_()
     return list(torch.autograd.grad(norm(x), [x, *norm.parameters()], grad.to(norm(x).dtype)))
 
@@ -53,7 +53,7 @@ def test_constant_tokens_have_no_gradient(value):
 
 
 def test_pytorch_normalizes_in_evaluation():
-    """Where exporters look, and forward-mode differentiation works."""
+    """Exporters see PyTorch's operator there, and forward-mode differentiation works."""
     ours, theirs = (norm.eval() for norm in both())
     x, grad = torch.zeros(2, DIMS), torch.randn(2, DIMS)
     assert torch.equal(gradients(ours, x, grad)[0], gradients(theirs, x, grad)[0])

@@ -138,7 +138,7 @@ def block(attn: nn.Module, **kwargs) -> TransformerBlock:
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "layer-scale"])
 @pytest.mark.parametrize("down", [False, True], ids=["same", "down"])
 def test_block(down, scaled):
-    """Pre-norm: mix, then the MLP, each added to what it read."""
+    """Both norms come before their branch, and each branch is added to its input."""
     wide = partial(LayerNorm, eps=0.1)
     kwargs = dict(norm1=wide, norm2=wide, mlp_ratio=2.5)
     if down:
@@ -162,7 +162,7 @@ def test_block(down, scaled):
 
 
 def test_norms_of_a_block():
-    """Each of them may be of any kind, or none."""
+    """Each norm may have any kind, or be left out."""
     plain = block(nn.Linear(6, 6), norm1=nn.Identity, norm2=nn.Identity)
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     y = x + plain.attn(x)
@@ -179,7 +179,7 @@ def test_initial_layer_scale():
 
 
 def test_what_a_block_drops():
-    """Both branches of each sample on its own; never the attention that changes the shape."""
+    """A block drops both branches per sample, but never an attention that changes the shape."""
     x = torch.randn(200, 2, 2, 6, dtype=torch.float64)
     layer = block(nn.Linear(6, 6), drop_path_rate=0.5)
     layer.mlp.fc2.weight.data.zero_()
@@ -202,7 +202,7 @@ def test_what_a_block_drops():
 
 @pytest.mark.parametrize("shape", [(64, 200), (200, 64), (40, 10, 5, 5)], ids=str)
 def test_lecun_normal(shape):
-    """Variance 1 / fan-in, of linear maps and convolutions, cut at two deviations of the normal."""
+    """Weights of linear layers and convolutions have variance 1 / fan-in, cut at two deviations."""
     torch.manual_seed(0)
     weight = torch.empty(shape)
     assert lecun_normal_(weight) is weight

@@ -16,7 +16,7 @@ both = pytest.mark.parametrize("kind", [QnA, UpsampleQnA])
 
 
 def randomise(layer: nn.Module) -> nn.Module:
-    """Tables start at 0, 1 or nearly 0, where mistakes would not show."""
+    """Randomise the tables, which start at 0, 1 or nearly 0 and would hide mistakes."""
     for name, parameter in layer.named_parameters():
         if "table" in name or "embed" in name or name.endswith("bias"):
             nn.init.normal_(parameter)
@@ -33,7 +33,7 @@ def tokens(*size: int) -> torch.Tensor:
 
 
 def written_out(layer: QnA, x: torch.Tensor) -> torch.Tensor:
-    """The equations of the paper for ``(H, W, C)``, window by window, with keys."""
+    """Compute the paper's equations for ``(H, W, C)``, window by window, with keys."""
     heads, queries, k = layer.num_heads, layer.num_queries, layer.kernel_size
     height, width = x.shape[:2]
     rows, cols = ((n + 2 * layer.padding - k) // layer.stride + 1 for n in (height, width))
@@ -81,7 +81,7 @@ def test_equation(kwargs):
 
 
 def test_keys_are_never_computed():
-    """The queries are multiplied into the projection of the keys: each token has scores alone."""
+    """The queries are multiplied into the projection of the keys, so tokens have scores alone."""
     layer, outputs = make(), []
     layer.key.register_forward_hook(lambda module, args, output: outputs.append(output))
     layer(tokens(1, 4, 5))
@@ -102,7 +102,7 @@ def test_any_map(size, kernel_size, stride):
 
 
 def test_default_padding_of_even_windows():
-    """As in the official code: the map shrinks by one."""
+    """The map shrinks by one, as in the official code."""
     assert make(kernel_size=4)(tokens(2, 7, 9)).shape == (2, 6, 8, 12)
 
 
@@ -185,7 +185,7 @@ def test_masked_padding_is_no_padding(size, kernel_size, kind):
 
 @both
 def test_windows_without_tokens(kind):
-    """What is left is the bias of the output; no gradient is lost to NaN."""
+    """Only the bias of the output remains, and no gradient becomes NaN."""
     layer = make(kind, qkv_bias=True)
     factor = 2 if kind is UpsampleQnA else 1
     mask = torch.zeros(1, 6, 8, dtype=torch.bool)
@@ -233,7 +233,7 @@ def test_gradients(kind):
 
 @pytest.mark.parametrize("attn_scale", ATTN_SCALES)
 def test_attention_scales(attn_scale):
-    """All are the learned table with certain numbers in it."""
+    """Every kind equals the learned table with certain numbers in it."""
     layer, table = make(attn_scale=attn_scale), make(attn_scale="ones")
     table.load_state_dict(layer.state_dict() | {"attn_scale_table": table.attn_scale_table})
     weights = {
@@ -250,7 +250,7 @@ def test_attention_scales(attn_scale):
 
 @pytest.mark.parametrize("detached", [False, True])
 def test_unit_queries(detached):
-    """Their length has no effect, nor a gradient unless told so; zero is no trap."""
+    """A query's length has no effect, and a gradient only if wanted. A query of 0 is allowed."""
     layer = make(detach_query_norm=detached)
     x = tokens(1, 5, 6)
     out = layer(x)
@@ -269,7 +269,7 @@ def test_unit_queries(detached):
 
 
 def test_attention_maps():
-    """They make the output, and leave out what is masked."""
+    """The maps make the output, and leave out masked tokens."""
     layer = make(stride=2, padding=1, num_queries=3)
     x = tokens(2, 5, 6)
     mask = torch.arange(60).view(2, 5, 6) % 4 == 0
@@ -286,7 +286,7 @@ def test_attention_maps():
 
 
 def test_initialisation():
-    """Flax's: LeCun normal, and queries of truncated normals over the head's dimensions."""
+    """Weights start as Flax's LeCun normal, queries as truncated normals over the head's size."""
     torch.manual_seed(0)
     layer = QnA(256, 8, num_queries=64, attn_dims=512, qkv_bias=True)
     std = 64**-0.5
@@ -306,7 +306,7 @@ def test_initialisation():
 @pytest.mark.parametrize("queries", [1, 2])
 @pytest.mark.parametrize("kernel_size", [3, 7])
 def test_parameter_count(kernel_size, queries):
-    """Without bias, of the official layer: L F + 2 C F + F F_out + 2 T L h."""
+    """Without a bias, the official layer has L F + 2 C F + F F_out + 2 T L h parameters."""
     layer = QnA(12, 3, kernel_size, queries, attn_dims=24, out_dims=5)
     expected = queries * 24 + 2 * 12 * 24 + 24 * 5 + 2 * kernel_size**2 * queries * 3
     assert sum(p.numel() for p in layer.parameters()) == expected

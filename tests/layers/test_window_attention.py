@@ -10,7 +10,7 @@ from mmlocal.layers.window_attention import window_partition, window_reverse
 
 
 def written_out(layer: WindowAttention, x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
-    """Swin's equation for one window, pair of positions by pair: query minus key in the table."""
+    """Compute Swin's equation in one window pair by pair. The table's index is query minus key."""
     heads, table = layer.num_heads, layer.relative_position_bias_table
     wh, ww = layer.window_size
     dims = x.shape[-1] // heads
@@ -102,7 +102,7 @@ def shifted(window=4, shift=True, **kwargs) -> ShiftedWindowAttention:
 @pytest.mark.parametrize("shift", [False, True], ids=["plain", "shifted"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (5, 8), (9, 11)], ids=str)
 def test_any_size_against_loops_over_windows(size, shift):
-    """Each region of the padded map, attended alone by hand."""
+    """Each region of the padded map attends on its own, as in a loop over regions."""
     layer = shifted(shift=shift)
     height, width = size
     x = torch.randn(1, height, width, 12, dtype=torch.float64)
@@ -182,7 +182,7 @@ def even(window=4, **kwargs) -> EvenWindowAttention:
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 4), (4, 12)], ids=str)
 def test_even_windows_of_a_map_that_divides(size):
-    """Plain window attention, with or without bias."""
+    """The layer equals plain window attention, with or without bias."""
     for kwargs in (dict(), dict(qkv_bias=False, proj_bias=False)):
         layer = even(**kwargs)
         x = torch.randn(2, *size, 12, dtype=torch.float64)
@@ -207,7 +207,7 @@ def test_even_windows_of_a_map_that_divides(size):
     ids=str,
 )
 def test_even_windows_of_any_map(window, height, width):
-    """Each window, without padding, attended alone by hand; its edges are those given."""
+    """Each window between the given edges attends on its own and without padding."""
     layer = even(window)
     x = torch.randn(1, height[-1], width[-1], 12, dtype=torch.float64)
     expected = torch.empty_like(x)

@@ -170,7 +170,7 @@ def test_wrong_inputs():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory with images as of CelebA and of the generated scenes, five each."""
+    """A working directory with five images like CelebA's and five generated scenes."""
     rng = np.random.default_rng(0)
     monkeypatch.chdir(tmp_path)
     for name, (width, height) in (

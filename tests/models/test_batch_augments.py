@@ -11,7 +11,7 @@ from mmlocal.models.classifiers import MixAndErase
 
 
 def halve(images: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """A mixing that can be told from erasing."""
+    """A mixing whose result differs from erasing."""
     return images / 2, scores / 2
 
 

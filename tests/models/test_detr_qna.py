@@ -1,4 +1,4 @@
-"""DETR-QnA: its encoder, its masks, and that all else is mmdet's DETR."""
+"""The encoder and the masks of DETR-QnA, whose other parts are mmdet's DETR."""
 
 import runpy
 import sys
@@ -29,7 +29,7 @@ NAMES = ("DETRQnA", "ConditionalDETRQnA")
 
 
 def build(name: str, **encoder) -> nn.Module:
-    """A small detector, with maps of stride 8."""
+    """Build a small detector, with maps of stride 8."""
     # Conditional DETR works with 256 channels only.
     dims = 256 if "Conditional" in name else DIMS
     attn = dict(embed_dims=dims, num_heads=4, dropout=0.0)
@@ -92,7 +92,7 @@ def build(name: str, **encoder) -> nn.Module:
 
 
 def emphasise_qna(model: nn.Module) -> None:
-    """QnA starts with an output near zero; make it count."""
+    """Enlarge the output of QnA, which starts near zero."""
     torch.manual_seed(1)
     for module in model.encoder.modules():
         if isinstance(module, QnA):
@@ -232,7 +232,7 @@ LAYOUTS = [(0,), (3,), (0, 1), (1, 2, 3), (0, 2)]
 
 
 def encode(model: nn.Module, feat: torch.Tensor, sizes: list, use_mask: bool = True):
-    """Encoder memory ``(B, H, W, C)`` of a map of stride 8, with images of ``sizes`` in it."""
+    """Encode images of ``sizes`` on one map of stride 8; returns ``(B, H, W, C)``."""
     batch_size, _, height, width = feat.shape
     metas = [dict(batch_input_shape=(height * 8, width * 8), img_shape=size) for size in sizes]
     samples = [DetDataSample(metainfo=meta) for meta in metas]
@@ -246,7 +246,7 @@ def encode(model: nn.Module, feat: torch.Tensor, sizes: list, use_mask: bool = T
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("indices", LAYOUTS, ids=str)
 def test_padding_changes_nothing(name, indices):
-    """An image has the same memory alone, and padded by anything among larger images."""
+    """An image has the same memory alone and among larger images, whatever its padding holds."""
     model = build(name, qna_indices=indices, qna_cfg=dict(kernel_size=5)).double().eval()
     emphasise_qna(model)
     torch.manual_seed(2)
@@ -295,7 +295,7 @@ def test_loss_gradients_and_prediction(name):
 
 
 def test_it_learns():
-    """A bright square in one of two places, of a class each: where and what it is."""
+    """The model learns the place and the class of a bright square."""
     places = [(4, 4), (36, 36)]
     side = 20
     images = torch.zeros(len(places), 3, 64, 64)
@@ -336,7 +336,7 @@ def test_it_learns():
 
 
 def detectors_registered() -> bool:
-    """Whether a fresh import of ``mmlocal.models`` has them."""
+    """Whether a fresh import of ``mmlocal.models`` has the detectors."""
     return "detectors" in runpy.run_path(mmlocal.models.__file__)["__all__"]
 
 

@@ -25,7 +25,7 @@ RUNNING = [b.name for b in BACKENDS if not b.not_supported_reasons(torch.empty(0
 
 
 class Golden:
-    """A golden file, and the errors of ours against it."""
+    """A golden file, and our errors against it."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as arrays:
@@ -47,13 +47,13 @@ class Golden:
         self.errors[name] = error.item()
 
     def load(self, module: nn.Module) -> nn.Module:
-        """Ours with the official parameters, in eval mode."""
+        """Load the official parameters into our module, in eval mode."""
         state_dict = self.group("param.") | self.group("buffer.")
         module.load_state_dict(convert_elsa(state_dict, **self.ghost), strict=True)
         return module.eval()
 
     def compare_parameter_grads(self, module: nn.Module) -> None:
-        """Gradients are converted like parameters; those that are not stored pass as NaN."""
+        """Convert gradients like parameters. A gradient that the file lacks becomes NaN."""
         stored = self.group("grad.")
         assert stored
         params = self.group("param.")
@@ -69,7 +69,7 @@ class Golden:
             self.compare(f"grad.{key}", ours[key].grad, grad)
 
     def check(self, limit: float) -> None:
-        """Report the worst error, and hold all of them against the limit."""
+        """Report the worst error, and compare all errors with the limit."""
         worst = max(self.errors, key=self.errors.get)
         print(
             f"parity {self.name}: {len(self.errors)} tensors, worst {self.errors[worst]:.1e} "
@@ -110,7 +110,7 @@ def check_op(golden: Golden) -> None:
 
 
 def check_module(golden: Golden, module: nn.Module, limit: float = LAYER_LIMIT, **kwargs) -> None:
-    """One input, one output; the official layout of tokens may be flat."""
+    """Compare modules with one input and one output. The official layout of tokens may be flat."""
     golden.load(module)
     x = golden.arrays["input"].clone().requires_grad_()
     out = module(x, **kwargs)
@@ -189,7 +189,7 @@ def hook_features(backbone: ELSASwin, after_downsample: bool) -> dict[str, torch
 
 
 class Classifier(nn.Module):
-    """What the official classification model puts around the backbone."""
+    """The parts of the official classification model around the backbone."""
 
     def __init__(self, backbone: ELSASwin, num_classes: int) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ def test_the_golden_files_are_there():
 
 
 def test_fit_window_matters_on_a_map_no_larger_than_the_window():
-    """The two official models differ in the last stage; so do ours, and only where they should."""
+    """The two official models differ in the last stage. Our models differ there and only there."""
     torch.manual_seed(0)
     arch = dict(embed_dims=8, depths=(1, 2), num_heads=(2, 2), group_width=4)
     dense = ELSASwin(arch=arch, out_indices=(0, 1), fit_window=False).eval()

@@ -37,7 +37,7 @@ def count(module: nn.Module) -> int:
     ],
 )
 def test_parameter_counts(arch, with_head, dense):
-    """Those of the official models: 1000 classes, and the dense backbones with four norms."""
+    """Official classifiers of 1000 classes and official dense backbones have these numbers."""
     with torch.device("meta"):
         backbone = ELSASwin(arch, out_indices=(3,))
         head = nn.Linear(backbone.num_features[-1], 1000)
@@ -63,7 +63,7 @@ def test_output_shapes(size, out_indices):
 
 
 def test_75x101():
-    """The sizes that the official code gives."""
+    """The official code gives the same sizes."""
     with torch.no_grad():
         outs = make()(torch.randn(1, 3, 75, 101))
     assert [tuple(out.shape[2:]) for out in outs] == [(19, 26), (10, 13), (5, 7), (3, 4)]
@@ -106,7 +106,7 @@ def test_elsa_stages_are_shift_equivariant_in_the_interior():
 @pytest.mark.parametrize("lam", [0, 1])
 @pytest.mark.parametrize("fit_window", [False, True], ids=["dense", "fit"])
 def test_every_parameter_gets_a_gradient(fit_window, lam, out_indices):
-    """So that DistributedDataParallel needs no ``find_unused_parameters``."""
+    """DistributedDataParallel then needs no ``find_unused_parameters``."""
     backbone = make(out_indices=out_indices, lam=lam, fit_window=fit_window, use_abs_pos_embed=True)
     sum(out.square().sum() for out in backbone(torch.randn(1, 3, 72, 56))).backward()
     for name, parameter in backbone.named_parameters():
@@ -115,7 +115,7 @@ def test_every_parameter_gets_a_gradient(fit_window, lam, out_indices):
 
 
 def test_stages_after_the_last_output_are_not_built():
-    """Their parameters would have no gradient. The names of the others do not change."""
+    """Parameters of unused stages would have no gradient. The names of the others do not change."""
     full, part = make(), make(out_indices=(0, 1), frozen_stages=4)
     assert len(part.stages) == 2
     keys = part.state_dict().keys()
@@ -249,7 +249,7 @@ def test_pretrained(tmp_path, prefix, wrapped, extra):
 
 
 def test_pretrained_classifier_lacks_the_other_norms(tmp_path):
-    """A classification checkpoint has the last norm only; the others start as 1 and 0."""
+    """A classification checkpoint has the last norm alone. The other norms start at 1 and 0."""
     source = make(seed=1, out_indices=(3,), fit_window=True)
     source.norm3.weight.data.normal_()
     path = str(tmp_path / "classifier.pth")
@@ -266,7 +266,7 @@ def test_pretrained_classifier_lacks_the_other_norms(tmp_path):
 
 
 def test_pretrained_inside_a_model(tmp_path):
-    """As MMEngine initialises a detector: from the outer module, with its records of changes."""
+    """MMEngine initialises a detector in this way: from the outer module, and records changes."""
     from mmengine.model import BaseModule
 
     source = make(seed=1)
@@ -334,7 +334,7 @@ def test_checkpoint_files_that_cannot_be_read(tmp_path):
 
 
 class Hostile:
-    """Unpickling it creates a file."""
+    """An object that creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -344,7 +344,7 @@ class Hostile:
 
 
 def test_checkpoint_at_a_url(tmp_path):
-    """Read as safely as a local one."""
+    """A remote checkpoint is read as safely as a local one."""
     source = make(seed=1)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     created = tmp_path / "created"
@@ -373,7 +373,7 @@ def test_checkpoint_at_a_url(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_layer_depth(prefix):
-    """Monotonic along the forward pass, every layer used, everything else last."""
+    """Depths rise along the forward pass without gaps. All other parameters are last."""
     backbone = make(use_abs_pos_embed=True)
     blocks = sum(TINY["depths"])
     depths = {
@@ -487,7 +487,7 @@ def test_training_is_deterministic():
 
 
 def results(model: nn.Module, backbone: ELSASwin, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Outputs and gradients of ``model``, which is ``backbone`` or compiled from it."""
+    """Compute outputs and gradients of ``model``, which is ``backbone`` or compiled from it."""
     outs = model(image)
     names, parameters = zip(*backbone.named_parameters(), strict=True)
     # Not the sum of squares: after a LayerNorm that is a constant.
@@ -517,7 +517,7 @@ OLD_COMPILER = pytest.mark.xfail(
     ids=["aot", "aot-dynamic", "inductor"],
 )
 def test_compile(compiler, dynamic, sizes):
-    """One graph, forward and backward; with dynamic shapes, the same graph for all sizes."""
+    """There is one graph, forward and backward. With dynamic shapes, it serves all sizes."""
     torch.compiler.reset()
     arch = dict(embed_dims=6, depths=(1, 2), num_heads=(1, 2), group_width=4)
     backbone = make(arch=arch, out_indices=(0, 1))
@@ -595,7 +595,7 @@ def test_an_empty_batch():
 
 @pytest.mark.parametrize("scope", ["mmengine", "mmdet", "mmseg", "mmpretrain"])
 def test_built_from_another_scope(scope, tmp_path):
-    """By name alone: nothing of mmlocal is imported before."""
+    """The name is enough. Nothing of mmlocal is imported before."""
     pytest.importorskip(scope, reason="the library of that scope is not installed")
     code = f"""
 import sys

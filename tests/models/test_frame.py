@@ -1,4 +1,4 @@
-"""The frame of the backbones, with backbones that only this file has."""
+"""The frame of the backbones, tested by backbones that only this file has."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Hierarchical(LocalBackbone):
-    """The least that a subclass has to say, and other norms in blocks and at outputs."""
+    """A minimal subclass, with batch norms in blocks and at outputs."""
 
     arch_zoo = {"tiny": ARCH}  # noqa: RUF012
 
@@ -50,7 +50,7 @@ class Hierarchical(LocalBackbone):
 
 
 class Positioned(nn.Module):
-    """A merging that adds positions of its own, as VOLO has it after the first stage."""
+    """A merging that adds its own positions, as VOLO does after the first stage."""
 
     def __init__(self, in_dims: int, out_dims: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Positioned(nn.Module):
 
 
 class Columnar(Hierarchical):
-    """Stages on one map but for the first, a token beside the patches, and no drop at first."""
+    """All stages but the first share one map, and there is an embedding besides the patches."""
 
     _downsample_is_block = True
 
@@ -115,7 +115,7 @@ def test_ramp():
 
 
 def test_merging_of_any_kind():
-    """Or none: the next stage takes the map as it is."""
+    """A stage without a merging passes its map to the next stage."""
     backbone = Columnar()
     assert [out.shape[2:] for out in backbone(torch.randn(2, 3, 16, 32))] == [
         (4, 8), (2, 4), (2, 4)
@@ -157,7 +157,7 @@ def test_whatever_comes_first_is_frozen_first(frozen_stages):
 
 @pytest.mark.parametrize("norm_eval", [False, True])
 def test_statistics_stay(norm_eval):
-    """Of all batch norms, in blocks and at outputs; all else trains."""
+    """All batch norms stay in eval mode, in blocks and at outputs. All other modules train."""
     backbone = Hierarchical(norm_eval=norm_eval, out_indices=(0, 2)).train()
     for name, module in backbone.named_modules():
         assert module.training != (norm_eval and isinstance(module, BatchNorm)), name
@@ -170,7 +170,7 @@ def test_statistics_stay(norm_eval):
 
 
 def test_every_file_is_imported():
-    """So a backbone is registered wherever it lies in the folder; no list names it."""
+    """A backbone is registered wherever its file is in the folder. No list names it."""
     (folder,) = map(Path, backbones.__path__)
     names = {f"mmlocal.models.backbones.{path.stem}" for path in folder.glob("[a-z]*.py")}
     assert len(names) > 5

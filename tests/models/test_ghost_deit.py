@@ -24,7 +24,7 @@ def make(seed: int = 0, **kwargs) -> GhostDeiT:
 
 
 def test_parameter_count():
-    """DeiT-Ti has 5,717,416 with a class token, which takes a token and its position."""
+    """DeiT-Ti has 5,717,416 parameters. The class token and its position are among them."""
     with torch.device("meta"):
         backbone, head = GhostDeiT(), nn.Linear(192, 1000)
     count = sum(p.numel() for module in (backbone, head) for p in module.parameters())
@@ -105,7 +105,7 @@ def test_default_initialisation():
 
 
 def test_pretrained_at_another_image_size(tmp_path):
-    """The size in which the embeddings are kept does not change with the image."""
+    """The stored size of the embeddings does not depend on the image."""
     source = make(seed=1)
     path = str(tmp_path / "classifier.pth")
     torch.save({f"backbone.{k}": v for k, v in source.state_dict().items()}, path)
@@ -166,7 +166,7 @@ def test_bad_arguments(kwargs, error, message):
 
 
 def test_config():
-    """A classifier of the paper's size, whose matrices decay and whose embeddings do not."""
+    """The classifier has the paper's size. Weight decay applies to matrices, not to embeddings."""
     pytest.importorskip("mmpretrain", reason="the library of this config is not installed")
     from mmengine.optim import build_optim_wrapper
 
@@ -193,7 +193,7 @@ def test_config():
 
 
 def test_baseline():
-    """DeiT-Ti as it is in mmpretrain and timm, in the same recipe; it trains a step."""
+    """The baseline is DeiT-Ti as in mmpretrain and timm, with the same recipe. It trains a step."""
     pytest.importorskip("mmpretrain", reason="the library of this config is not installed")
     from mmengine.optim import build_optim_wrapper
     from mmpretrain.structures import DataSample

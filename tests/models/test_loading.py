@@ -20,19 +20,19 @@ DEIT_ARCH = dict(embed_dims=8, num_layers=1, num_heads=2)
 
 
 def elsa(size: int = 4, **kwargs) -> nn.Module:
-    """Window and position embedding by ``size``."""
+    """ELSA-Swin whose window and position embedding depend on ``size``."""
     shape = dict(window_size=size, pretrain_img_size=8 * size, use_abs_pos_embed=True)
     return ELSASwin(ELSA_ARCH, kernel_size=3, out_indices=(0, 1), **shape, **kwargs)
 
 
 def qna(size: int = 3, **kwargs) -> nn.Module:
-    """Windows of both kinds by ``size``."""
+    """QnA-ViT whose windows of both kinds depend on ``size``."""
     arch = QNA_ARCH | dict(kernel_size=size)
     return QnAViT(arch, window_sizes=(size, size), out_indices=(0, 1), **kwargs)
 
 
 class Model(BaseModule):
-    """A backbone in a model with a head, whose name is a prefix of the keys."""
+    """A backbone in a model with a head, so that the backbone's name is a prefix of the keys."""
 
     def __init__(self, backbone: nn.Module, classes: int = 3) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_pooling_over_another_map():
     ids=["kernel", "channels", "queries", "ghost heads"],
 )
 def test_other_shapes_are_refused(old, new, key, tmp_path):
-    """MMEngine alone would log them, and start from random numbers there."""
+    """MMEngine alone would only log such tensors, and leave them random."""
     torch.save(Model(old).state_dict(), tmp_path / "model.pth")
     message = rf"{type(new).__name__} cannot take the checkpoint: .* mismatched \(.*{key}: "
     for load in (strictly, by_mmengine):

@@ -1,4 +1,4 @@
-"""The modules inside the backbones behave as any: hooks, pruning, norms of weights, wrappers."""
+"""The modules in the backbones support hooks, pruning, norms of weights and wrappers."""
 
 import copy
 from collections.abc import Callable
@@ -100,7 +100,7 @@ def test_every_child_is_called(build, training):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("build", [elsa, qna, qna_with_resnet_stem, deit, auto_encoder])
 def test_what_a_hook_stores_is_not_overwritten(build, training):
-    """Neither what a module takes nor what it returns, with and without gradients."""
+    """Inputs and outputs that a hook stores stay the same, with and without gradients."""
     model = make(build).train(training)
     stored = []
 
@@ -176,7 +176,7 @@ def test_norms_of_weights(build, norm):
 
 
 class LoRA(nn.Module):
-    """A wrapper as libraries have it: the layer inside, none of its attributes outside."""
+    """A wrapper as libraries have it. It holds the layer but has none of its attributes."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def test_wrapped_layers(build):
 
 @pytest.mark.parametrize("build", [elsa, qna, deit])
 def test_symbolic_tracing_is_refused_in_words(build):
-    """``torch.export``, which both sentences name, is tested beside each backbone."""
+    """Both errors name ``torch.export``, which the tests of each backbone cover."""
     message = r"proxy of torch.fx.symbolic_trace.* use torch\.export\.export or torch\.compile"
     with pytest.raises(TypeError, match=message):
         torch.fx.symbolic_trace(make(build))

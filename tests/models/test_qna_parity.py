@@ -28,7 +28,7 @@ DTYPES = [torch.float32, torch.float64]
 
 
 class Golden:
-    """A golden file, and the errors of ours against it."""
+    """A golden file, and our errors against it."""
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         path = next(path for path in FILES if path.stem == name)
@@ -55,7 +55,7 @@ class Golden:
         self.errors[name] = ((ours - official).abs().max() / scale).item()
 
     def check(self, limit: float) -> None:
-        """Report the worst error, and hold all of them against the limit."""
+        """Report the worst error, and compare all errors with the limit."""
         if self.dtype == torch.float64:
             limit = DOUBLE_LIMIT
         worst = max(self.errors, key=self.errors.get)
@@ -66,7 +66,7 @@ class Golden:
         assert {k: v for k, v in self.errors.items() if not v <= limit} == {}
 
     def check_layer(self, layer: nn.Module, convert, **kwargs) -> None:
-        """One input, one output, all gradients."""
+        """Compare the output and all gradients of a module with one input."""
         layer.load_state_dict(convert(self.group("params/")), strict=True)
         layer = layer.to(self.dtype).eval()
         x = self.arrays["input"].clone().requires_grad_()

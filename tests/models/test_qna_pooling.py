@@ -19,7 +19,7 @@ def make(**kwargs) -> QnAPooling:
 @pytest.mark.parametrize("add_mean", [False, True])
 @pytest.mark.parametrize("num_queries", [1, 3])
 def test_one_window_over_the_map(num_queries, add_mean):
-    """Attention over all tokens at once, by a plain softmax."""
+    """The pooling equals a plain softmax over all tokens."""
     neck = make(num_queries=num_queries, add_mean=add_mean)
     x = torch.randn(2, 12, 5, 5, dtype=torch.float64)
     qna, tokens = neck.qna, x.flatten(2).transpose(1, 2)

@@ -36,12 +36,12 @@ def make(seed: int = 0, **kwargs) -> QnAViT:
 
 
 def cotangents(outs) -> list[torch.Tensor]:
-    """Not ones or the outputs themselves: after a LayerNorm their products are constants."""
+    """Make gradients that vary. After a LayerNorm, ones or the outputs give constant products."""
     return [torch.linspace(-3, 9, o.numel()).cos().view(o.shape) for o in outs]
 
 
 def results(model: nn.Module, backbone: QnAViT, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Outputs and gradients of ``model``, which is ``backbone`` or compiled from it."""
+    """Compute outputs and gradients of ``model``, which is ``backbone`` or compiled from it."""
     outs = model(image)
     live = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
     learning = [out for out in outs if out.requires_grad]
@@ -60,7 +60,7 @@ def results(model: nn.Module, backbone: QnAViT, image: torch.Tensor) -> dict[str
     ],
 )
 def test_published_models(arch, parameters):
-    """Parameters of the official classifiers of 1000 classes, and maps of an image of 224."""
+    """Official classifiers of 1000 classes have as many parameters. Images have 224 pixels."""
     with torch.device("meta"):
         backbone = QnAViT(arch, out_indices=(3,))
         modules = (backbone, nn.Linear(backbone.num_features[-1], 1000))
@@ -73,7 +73,7 @@ def test_published_models(arch, parameters):
 
 
 def test_windows_of_the_published_models():
-    """At 224 pixels, stages 3 and 4 attend globally."""
+    """At 224 pixels, the third and fourth stage attend globally."""
     with torch.device("meta"):
         backbone = QnAViT("tiny").requires_grad_(False)
         calls = []
@@ -130,7 +130,7 @@ def test_options_train(kernel_size, skip, stem):
 
 
 def test_padding_is_not_attended():
-    """What a map's windows are padded with makes no difference, nor does the rest of a batch."""
+    """Neither the padding of a map's windows nor the rest of a batch has an effect."""
     backbone = make(arch=TWO | dict(attn_depths=(2, 1), qna_depths=(0, 0)), window_sizes=(4, 4),
                     out_indices=(0,)).double().eval()  # fmt: skip
     image = torch.randn(1, 3, 28, 20, dtype=torch.float64)  # 7x5 tokens: windows 4x3
@@ -143,7 +143,7 @@ def test_padding_is_not_attended():
 
 
 def first_gradient(padded: bool, dtype: torch.dtype | None) -> float:
-    """Norm of the gradient at random weights, images padded to a square or not."""
+    """Compute the norm of the gradient at random weights, for images with or without padding."""
     backbone = make()
     image = torch.randn(2, 3, 96, 96)
     if padded:
@@ -167,7 +167,7 @@ def test_padding_does_not_blow_up_the_first_gradient(dtype):
 @stems
 @pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (3,), (0, 1), (2,), (1, 3)], ids=str)
 def test_every_parameter_gets_a_gradient(out_indices, stem):
-    """So that DistributedDataParallel needs no ``find_unused_parameters``."""
+    """DistributedDataParallel then needs no ``find_unused_parameters``."""
     backbone = make(out_indices=out_indices, stem=stem, layer_scale_init_value=0.1)
     outs = backbone(torch.randn(1, 3, 132, 100))
     torch.autograd.backward(outs, cotangents(outs))
@@ -178,7 +178,7 @@ def test_every_parameter_gets_a_gradient(out_indices, stem):
 
 
 def test_stages_after_the_last_output_are_not_built():
-    """Their parameters would have no gradient. The names of the others do not change."""
+    """Parameters of unused stages would have no gradient. The names of the others do not change."""
     full, part = make(), make(out_indices=(0, 1), frozen_stages=4)
     assert [stage.downsample is not None for stage in part.stages] == [True, False]
     keys = part.state_dict().keys()
@@ -258,7 +258,7 @@ def test_norm_eval(norm_eval):
     [("tiny", 0.05, 16), ("tiny_7x7", 0.05, 16), ("small", 0.2, 28), ("base", 0.5, 28)],
 )
 def test_drop_path_rates(arch, rate, blocks):
-    """They rise linearly over all blocks in the order of the network, downsampling included."""
+    """Rates rise linearly over all blocks in the order of the network, including downsampling."""
     with torch.device("meta"):
         backbone = QnAViT(arch, drop_path_rate=rate)
         part = QnAViT(arch, drop_path_rate=rate, out_indices=(1,))
@@ -278,7 +278,7 @@ def test_drop_path_rates(arch, rate, blocks):
 
 
 def test_default_initialisation():
-    """The official one: LeCun normal, positions and biases 0, no LayerScale."""
+    """The initialisation is official: LeCun normal, positions and biases 0, no LayerScale."""
     torch.manual_seed(0)
     backbone = QnAViT("tiny", stem="resnet", layer_scale_init_value=0.1)
     backbone.init_weights()
@@ -385,7 +385,7 @@ def test_checkpoint_of_another_architecture(tmp_path, kwargs, message):
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_layer_depth(prefix):
-    """One more for each block along the forward pass, the rest last."""
+    """The depth rises by one with each block. All other parameters are in the last layer."""
     backbone = make(stem="resnet")
     depths = {
         name: backbone.get_layer_depth(prefix + name, prefix)
@@ -503,7 +503,7 @@ def test_training_is_deterministic():
     ids=["aot-dynamic", "aot", "inductor"],
 )
 def test_compile(compiler, depths, sizes):
-    """One graph, forward and backward; with dynamic shapes, the same graph for all sizes."""
+    """There is one graph, forward and backward. With dynamic shapes, it serves all sizes."""
     torch.compiler.reset()
     backbone = make(arch=TWO | depths, window_sizes=(4, 3), out_indices=(0, 1))
     dynamic = len(sizes) > 1
@@ -590,7 +590,7 @@ def test_an_empty_batch():
 
 
 def test_built_from_another_scope():
-    """By name alone: nothing of mmlocal is imported before."""
+    """The name is enough. Nothing of mmlocal is imported before."""
     code = """
 import sys
 from mmengine.registry import MODELS

@@ -82,7 +82,7 @@ def test_report(convert, official):
     assert out.startswith("mmlocal.ELSASwin(arch={'embed_dims': 8, ")
     assert "backbone: 67 loaded; 0 resized; 0 mismatched; 0 missing; 0 unexpected\n" in out
     assert "heads: 2 kept (head)\n" in out
-    assert "assumed, as no weight tells: qk_scale=None, drop_rate=0.0, " in out
+    assert "assumed, because no weight shows it: qk_scale=None, drop_rate=0.0, " in out
     assert "not carried over: state_dict_ema, epoch\n" in out
     assert out.endswith("dry run: nothing written\n")
     assert not Path("out").exists()
@@ -118,7 +118,8 @@ def test_unusable_sources(convert, official, tmp_path):
         ".": "does not exist",
         "truncated.pth": "cannot be read safely",
         "text.pth": "cannot be read safely: it is damaged, or was not written by PyTorch",
-        "resnet.pth": "cannot be converted: it is no ELSA-Swin: there is no patch_embed.proj",
+        "resnet.pth": "cannot be converted: it is not an official ELSA-Swin: "
+        "there is no patch_embed.proj",
         "hostile.pth": f"it refers to {os.system.__module__}.system",
     }.items():
         assert words in fails(convert("--from", "elsa", name, "out")), name
@@ -222,7 +223,7 @@ def test_qna_mistakes(convert, official, tmp_path):
         (("no",), "checkpoint no does not exist"),
         (("empty",), "folder empty holds no file checkpoint_<step>"),
         (("cut",), "checkpoint cut cannot be read: it is damaged"),
-        (("hole",), "checkpoint hole cannot be converted: it is no official QnA-ViT"),
+        (("hole",), "checkpoint hole cannot be converted: it is not an official QnA-ViT"),
         (("shape",), "damaged: an array of shape (64, 11) and dtype float32 needs 2816 bytes"),
         ((official.name,), "cannot be read: it is damaged, or not written by Flax"),
         ((QNA, "--ema"), "QnA-ViT have the options kernel_size, window_sizes, got ema"),

@@ -25,7 +25,7 @@ DATA = Path(__file__).parents[1] / "data" / "qna"
 
 @pytest.mark.parametrize("name", ["derived_attention_maps", "derived_attention_maps_stride2"])
 def test_golden(name):
-    """What a layer attends to while it runs, and what each token receives."""
+    """The collected attention, and the attention that tokens receive, equal the official code's."""
     with np.load(DATA / f"{name}.npz") as arrays:
         golden = {k: torch.from_numpy(v) for k, v in arrays.items() if k != "config"}
         config = json.loads(str(arrays["config"]))
@@ -58,7 +58,7 @@ def test_golden(name):
     ],
 )
 def test_total_received(kernel_size, stride, padding, size):
-    """QnA loses nothing: each window hands out 1 per query and head."""
+    """QnA loses no attention: each window gives out 1 per query and head."""
     torch.manual_seed(0)
     layer = QnA(8, 2, kernel_size, 3, stride, padding).double()
     with collect_attention({"": layer}) as attention:
@@ -72,7 +72,7 @@ def test_total_received(kernel_size, stride, padding, size):
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_received_with_dilation(dilation):
-    """Against a loop over windows and taps; what falls outside the map is lost."""
+    """A loop over windows and taps gives the same. Taps outside the map are left out."""
     torch.manual_seed(0)
     attn = torch.rand(2, 9, 5, 4)
     expected = torch.zeros(2, 5, 4)
@@ -176,7 +176,7 @@ def test_half_precision():
     [(19, 75, 4), (10, 75, 8), (5, 75, 16), (3, 75, 32), (16, 64, 4), (2, 33, 32), (1, 3, 4)],
 )
 def test_enlarge(tokens, pixels, width):
-    """A token is ``width`` pixels wide, whatever the rounding; what is no image is cut off."""
+    """A token is ``width`` pixels wide, whatever the rounding. Padding is cut off."""
     maps = torch.arange(float(tokens)).expand(1, 2, 8, tokens)
     out = enlarge(maps, (8, pixels), (8, pixels - 1))
     token = (torch.arange(pixels - 1) + 0.5) / width - 0.5
@@ -186,7 +186,7 @@ def test_enlarge(tokens, pixels, width):
 
 @pytest.mark.parametrize("values", [torch.rand(2, 3, 9, 4, 6), torch.ones(1, 5, 1, 4, 6)])
 def test_figures(values, tmp_path):
-    """Any number of panels, and maps without contrast."""
+    """Any number of panels can be drawn, and also maps without contrast."""
     titles = [[f"{i}-{j}" for j in range(values.shape[1])] for i in range(values.shape[0])]
     image = np.full((16, 24, 3), 128, dtype=np.uint8)
     maps = enlarge(values.sum(dim=2), (16, 24), (16, 24))
@@ -203,7 +203,7 @@ def test_figures(values, tmp_path):
 
 
 def test_filters_belong_to_their_heads(monkeypatch):
-    """Also where fewer heads are shown than there are."""
+    """The filters are right even if the picture shows only some of the heads."""
     torch.manual_seed(0)
     layer = ELSA(12, 3, 3, group_width=4, lam=1)
     with collect_attention({"": layer}) as attention:

@@ -1,9 +1,10 @@
 """A generated data set: textured pictures of overlapping shapes, for three tasks.
 
-Nothing is downloaded. The outline tells the class. Colour is a hint to it, and texture is random.
-The scenes hold objects of all three COCO sizes, which are turned, lie on top of each other and are
-cut by the border. Masks cover the visible part of an object, which is more than half of it.
-``det`` and ``seg`` share the pictures. ``cls`` has its own, with one whole object each::
+Nothing is downloaded. The outline of an object decides its class. Colour is a hint to the class,
+and texture is random. The scenes hold objects of all three COCO sizes. Objects are turned, lie on
+top of each other and are cut by the border. Masks cover the visible part of an object, which is
+more than half of it. ``det`` and ``seg`` share the pictures. ``cls`` has pictures of its own, with
+one whole object each::
 
     shapes/
       shapes.json                              arguments, classes, counts
@@ -24,8 +25,8 @@ mmdet (instances)::
         metainfo=dict(classes=CLASSES, palette=PALETTE),
     )
 
-mmseg, with the background as a class of its own, so that mIoU counts pixels wrongly taken for an
-object (``num_classes`` is one more than the number of shapes)::
+mmseg. The background is a class of its own, so that mIoU counts background pixels that the model
+takes for an object. ``num_classes`` is one more than the number of shapes::
 
     dict(
         type="BaseSegDataset",
@@ -35,10 +36,10 @@ object (``num_classes`` is one more than the number of shapes)::
         reduce_zero_label=False,
     )
 
-The same files follow the convention of ADE20K, where 0 is not labelled: with
-``reduce_zero_label=True``, ``CLASSES`` and ``PALETTE``, the background is ignored.
+The same files follow the convention of ADE20K, where 0 means "not labelled". With
+``reduce_zero_label=True``, ``CLASSES`` and ``PALETTE``, mmseg ignores the background.
 
-mmpretrain; its class numbers are the indices into ``CLASSES``::
+mmpretrain. Class numbers are the indices into ``CLASSES``::
 
     dict(
         type="CustomDataset",
@@ -51,7 +52,7 @@ or ``dict(type="ImageNet", data_root="data/shapes/cls", split="train",
 metainfo=dict(classes=CLASSES))``.
 
 The masks in the COCO files are run-length encoded (RLE), which mmdet reads with its default
-``poly2mask=True``. The generator needs OpenCV and rich, which mmcv and mmengine bring along.
+``poly2mask=True``. The generator needs OpenCV and rich, which mmcv and MMEngine install.
 """
 
 from mmlocal.datasets.shapes.export import (

@@ -1,4 +1,4 @@
-"""Writes the data set: folders and annotation formats."""
+"""Writing of the data set to folders."""
 
 import json
 import operator
@@ -14,22 +14,24 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from mmlocal.datasets.shapes.annotations import coco_annotations, semantic_map
 from mmlocal.datasets.shapes.render import CLASSES, Scene, draw_scene
 from mmlocal.files import whole_folder, write_whole
 
 TASKS = ("det", "seg", "cls")
 SPLITS = ("train", "val")
 MANIFEST = "shapes.json"
-GENERATOR = "mmlocal.datasets.shapes"  # tells our manifests from other files of that name
-VERSION = 3  # goes up when the same arguments give other files
-MIN_SIZE = 32  # smallest picture, in pixels; MAX_SIDE of it must not be below MIN_SIDE
+GENERATOR = "mmlocal.datasets.shapes"  # marks our manifests among files of the same name
+VERSION = 3  # increases when the same arguments give other files
+MIN_SIZE = 32  # smallest picture, in pixels; MAX_SIDE * MIN_SIZE must be at least MIN_SIDE
 
 OBJECTS_PER_IMAGE = (3, 7)
-MIN_SIDE = 14.0  # pixels, square root of an object's area; a disc of 16 pixels
-MAX_SIDE = 0.68  # the same for the largest objects, as a share of the picture's width
-SPREAD = 0.75  # share of the picture in which objects have their centres
-MIN_VISIBLE = 0.8  # share of each object in a scene that shows
-CLS_SIDE = (0.3, 0.5)  # share of the picture's width, for the one object in it
+MIN_SIDE = 14.0  # smallest square root of an object's area, in pixels; a disc 16 pixels wide
+MAX_SIDE = 0.68  # largest square root of an object's area, as a share of the picture's width
+SPREAD = 0.75  # share of the picture's width where objects have their centres
+MIN_VISIBLE = 0.8  # smallest share of an object in a scene that must show
+# For the one object of a picture in the class folders.
+CLS_SIDE = (0.3, 0.5)  # square root of its area, as a share of the picture's width
 CLS_SPREAD = 0.2
 CLS_MIN_VISIBLE = 0.9
 
@@ -46,43 +48,44 @@ def generate_shapes(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Writes the data set described in :mod:`mmlocal.datasets.shapes`.
+    """Write the data set that :mod:`mmlocal.datasets.shapes` describes.
 
-    The same arguments give the same bytes with the same versions of NumPy and OpenCV. Picture ``i``
-    of a split does not depend on how many pictures there are.
+    The same arguments give the same bytes if the versions of NumPy and OpenCV are the same. Picture
+    ``i`` of a split does not depend on the number of pictures.
 
-    All files are written to a hidden folder beside ``out_dir`` that is renamed at the end. So
-    ``out_dir`` is either as it was before or complete, whenever the process ends. Of two processes
-    that write the same data set at once, the slower one uses the files of the faster one.
+    All files are written to a hidden folder next to ``out_dir``, and the folder is renamed at the
+    end. So ``out_dir`` is either unchanged or complete, whenever the process ends. If two processes
+    write the same data set at once, the slower one uses the files of the faster one.
 
     Args:
-        out_dir: folder to make. It may exist if it is empty, or, with ``overwrite``, if it is a
+        out_dir: folder to create. It may exist if it is empty, or, with ``overwrite``, if it is a
             data set of this generator.
-        tasks: any of ``"det"`` (COCO instances), ``"seg"`` (label maps), ``"cls"`` (class folders).
-        num_train: pictures in ``train``, and in ``cls/train``. At least 1.
-        num_val: the same for ``val``.
+        tasks: one or more of ``"det"`` (COCO instances), ``"seg"`` (label maps) and ``"cls"``
+            (class folders).
+        num_train: number of pictures in ``train``, and in ``cls/train``. At least 1.
+        num_val: number of pictures in ``val``, and in ``cls/val``. At least 1.
         image_size: width and height of the scenes in pixels, at least 32. Objects of all three COCO
-            sizes need about 180 or more.
+            sizes need about 180 pixels or more.
         cls_size: width and height of the pictures in the class folders in pixels, at least 32.
-        seed: any integer from 0.
-        overwrite: replace an existing data set, which stays until the new one is complete.
-        progress: show a progress bar on stderr.
+        seed: any integer of at least 0.
+        overwrite: whether to replace an existing data set. It stays until the new one is complete.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
         The contents of ``shapes.json``: ``generator``, ``version``, ``classes``, the ``arguments``
         that decide the contents, and ``counts`` of images and objects per split.
 
     Raises:
-        ValueError: a number out of range, an unknown task, or no task.
-        TypeError: a number that is not an integer, or ``tasks`` given as one string.
-        FileExistsError: ``out_dir`` is a file, is a data set and ``overwrite`` is False, or is a
-            folder that holds anything else.
+        ValueError: a number is out of range, or ``tasks`` is empty or has an unknown task.
+        TypeError: a number is not an integer, or ``tasks`` is a string.
+        FileExistsError: ``out_dir`` is a file, a folder with other files, or, without
+            ``overwrite``, a data set.
         OSError: the disk is full or ``out_dir`` cannot be written.
     """
     if isinstance(tasks, str):
-        raise TypeError(f"tasks={tasks!r} is a string; give a sequence such as ({tasks!r},)")
+        raise TypeError(f"tasks must be a sequence such as ({tasks!r},), got the string {tasks!r}")
     if not tasks or set(tasks) - set(TASKS):
-        raise ValueError(f"tasks={tuple(tasks)!r}: give one or more of {TASKS}")
+        raise ValueError(f"tasks must be one or more of {TASKS}, got {tuple(tasks)!r}")
     arguments: dict[str, Any] = {
         "tasks": _in_order(tasks),
         "num_train": _integer("num_train", num_train, 1),
@@ -114,33 +117,33 @@ def generate_shapes(
 
 
 def add_task(out_dir: str | os.PathLike, task: str, *, progress: bool = True) -> dict[str, Any]:
-    """Adds a task to a data set, with the arguments that the data set was made with.
+    """Add a task to a data set, with the data set's own arguments.
 
-    All files that are there already stay. ``shapes.json`` names the task when all its files are
-    there. A process that is stopped before leaves files or folders that are whole, and the next
-    call completes them.
+    All existing files stay. ``shapes.json`` names the task only when all its files exist. If the
+    process stops before, it leaves whole files and folders, and the next call completes them.
 
     Args:
         out_dir: a data set of this generator.
         task: ``"det"``, ``"seg"`` or ``"cls"``.
-        progress: show a progress bar on stderr.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
         The contents of ``shapes.json``.
 
     Raises:
-        ValueError: an unknown task, or ``out_dir`` is no data set of this version of the generator.
-        FileExistsError: ``out_dir`` holds something else.
+        ValueError: ``task`` is unknown, or ``out_dir`` is not a data set of this version of the
+            generator.
+        FileExistsError: ``out_dir`` is a file, or a folder with other files.
         OSError: the disk is full or ``out_dir`` cannot be written.
     """
     if task not in TASKS:
-        raise ValueError(f"task={task!r}: give one of {TASKS}")
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
     target = Path(out_dir).resolve()
     _check_target(target, overwrite=True)
     manifest = read_manifest(target)
     if manifest is None or manifest["version"] != VERSION:
         raise ValueError(
-            f"out_dir={str(target)!r} is no data set of version {VERSION} of the generator"
+            f"out_dir={str(target)!r} is not a data set of version {VERSION} of the generator"
         )
     arguments, counts = manifest["arguments"], manifest["counts"]
     try:
@@ -158,7 +161,14 @@ def add_task(out_dir: str | os.PathLike, task: str, *, progress: bool = True) ->
 
 
 def read_manifest(out_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """``shapes.json`` of a data set, or None if the folder is not one of this generator."""
+    """Read ``shapes.json`` of a data set.
+
+    Args:
+        out_dir: any path.
+
+    Returns:
+        The contents, or ``None`` if ``out_dir`` is not a data set of this generator.
+    """
     try:
         manifest = json.loads((Path(out_dir) / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -168,7 +178,17 @@ def read_manifest(out_dir: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def make_scene(seed: int, split: str, index: int, image_size: int) -> Scene:
-    """Scene ``index`` (from 0) of a split: several objects, partly covered or cut by the border."""
+    """Draw a scene of several objects, which may be partly covered or cut by the border.
+
+    Args:
+        seed: seed of the data set.
+        split: ``"train"`` or ``"val"``.
+        index: number of the scene in the split, from 0.
+        image_size: width and height in pixels.
+
+    Returns:
+        The scene.
+    """
     rng = _generator(seed, "scene", split, index)
     count = rng.integers(*OBJECTS_PER_IMAGE, endpoint=True)
     categories = rng.integers(len(CLASSES), size=count)
@@ -178,19 +198,29 @@ def make_scene(seed: int, split: str, index: int, image_size: int) -> Scene:
 
 
 def make_class_image(seed: int, split: str, index: int, size: int) -> Scene:
-    """Picture ``index`` (from 0) of a split for classification: one object, classes in turn."""
+    """Draw a picture for classification, with one object. The classes take turns.
+
+    Args:
+        seed: seed of the data set.
+        split: ``"train"`` or ``"val"``.
+        index: number of the picture in the split, from 0.
+        size: width and height in pixels.
+
+    Returns:
+        The picture, as a scene of one object.
+    """
     rng = _generator(seed, "cls", split, index)
     sides = (CLS_SIDE[0] * size, CLS_SIDE[1] * size)
     return draw_scene(rng, size, [index % len(CLASSES)], sides, CLS_SPREAD, CLS_MIN_VISIBLE)
 
 
 def _generator(seed: int, kind: str, split: str, index: int) -> np.random.Generator:
-    """An independent stream of random numbers for each picture."""
+    """Make an independent stream of random numbers for a picture."""
     return np.random.default_rng((seed, ("scene", "cls").index(kind), SPLITS.index(split), index))
 
 
 def _write_tasks(root: Path, arguments: dict, counts: dict, progress: bool) -> None:
-    """Writes the files of ``arguments["tasks"]``; adds the objects in the scenes to ``counts``."""
+    """Write the files of ``arguments["tasks"]``, and add objects in scenes to ``counts``."""
     tasks = arguments["tasks"]
     if "det" in tasks or "seg" in tasks:
         for split in SPLITS:
@@ -201,7 +231,7 @@ def _write_tasks(root: Path, arguments: dict, counts: dict, progress: bool) -> N
 
 
 def _write_scenes(root: Path, split: str, arguments: dict, progress: bool) -> dict[str, Any]:
-    """Writes one split for ``det`` and ``seg``; returns the counts for the manifest."""
+    """Write one split for ``det`` and ``seg``, and return the counts for the manifest."""
     tasks, size = arguments["tasks"], arguments["image_size"]
     (root / split).mkdir()
     if "seg" in tasks:
@@ -213,7 +243,7 @@ def _write_scenes(root: Path, split: str, arguments: dict, progress: bool) -> di
         name = f"{index + 1:06d}"
         _write_image(root / split / f"{name}.jpg", scene.image)
         images.append({"id": index + 1, "file_name": f"{name}.jpg", "height": size, "width": size})
-        # COCO's evaluation takes id 0 for "no object", so the ids begin at 1.
+        # The ids begin at 1, because COCO's evaluation reads the id 0 as "no object".
         annotations += [
             {"id": len(annotations) + k + 1, "image_id": index + 1, **annotation}
             for k, annotation in enumerate(coco_annotations(scene))
@@ -248,47 +278,6 @@ def _write_class_folders(root: Path, split: str, arguments: dict, progress: bool
         _write_image(folder / f"{index + 1:06d}.jpg", scene.image)
 
 
-def coco_annotations(scene: Scene) -> list[dict[str, Any]]:
-    """COCO annotations of the visible part of each object, without ``id`` and ``image_id``."""
-    annotations = []
-    for index, shape in enumerate(scene.shapes):
-        mask = scene.mask(index)
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        x, y = int(columns[0]), int(rows[0])
-        annotations.append(
-            {
-                "category_id": shape.category + 1,
-                "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-                "area": int(mask.sum()),
-                "iscrowd": 0,
-                "segmentation": mask_to_rle(mask),
-            }
-        )
-    return annotations
-
-
-def semantic_map(scene: Scene) -> np.ndarray:
-    """``(H, W)`` uint8: 0 for the background, else the index into ``CLASSES`` plus 1."""
-    labels = np.array([shape.category + 1 for shape in scene.shapes] + [0], dtype=np.uint8)
-    return labels[scene.owner]  # BACKGROUND is -1, the last entry
-
-
-def mask_to_rle(mask: np.ndarray) -> dict[str, list[int]]:
-    """COCO's run-length encoding of a mask, not compressed, so that plain JSON holds it.
-
-    Args:
-        mask: ``(H, W)`` bool.
-
-    Returns:
-        ``size``, which is ``[H, W]``, and ``counts``: the lengths of the runs of equal pixels, down
-        the columns from left to right. The first run is outside the mask and may be empty.
-    """
-    pixels = mask.ravel(order="F")
-    starts = np.flatnonzero(np.diff(pixels, prepend=False))  # of all runs but the first
-    counts = np.diff(starts, prepend=0, append=pixels.size)
-    return {"size": list(mask.shape), "counts": counts.tolist()}
-
-
 def _coco_size(area: int) -> str:
     return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
 
@@ -299,7 +288,7 @@ def _bar(items: range, description: str, progress: bool) -> Iterator[int]:
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    """PNG, or JPEG at a quality that shows no artefacts, by the suffix.
+    """Write a PNG, or a JPEG without visible artefacts; the suffix of ``path`` decides.
 
     ``cv2.imwrite`` would not report a full disk.
     """
@@ -321,14 +310,14 @@ def _integer(name: str, value: Any, minimum: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}={value!r} is not an integer") from None
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if number < minimum:
-        raise ValueError(f"{name}={value!r} must be at least {minimum}")
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
     return number
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    """Raises FileExistsError unless ``target`` is free or may be replaced."""
+    """Raise FileExistsError unless ``target`` is free or may be replaced."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -343,13 +332,13 @@ def _check_target(target: Path, overwrite: bool) -> None:
             )
     elif any(target.iterdir()):
         raise FileExistsError(
-            f"out_dir={str(target)!r} holds files but no data set of this generator, "
+            f"out_dir={str(target)!r} holds other files than a data set of this generator, "
             "so it is never overwritten; name another folder"
         )
 
 
 def _move_missing(source: Path, target: Path) -> None:
-    """Moves the files and folders that ``target`` lacks, each of them in one go."""
+    """Move the files and folders that ``target`` lacks, each by one rename."""
     for path in source.iterdir():
         place = target / path.name
         if not place.exists():

@@ -1,6 +1,7 @@
-"""Draws the scenes: outlines of the classes, textures, and objects placed on top of each other.
+"""Drawing of the scenes: outlines of the classes, textures, and objects on top of each other.
 
-Coordinates are pixels, x to the right, y down; pixel ``i`` covers ``[i, i + 1)``. Colours are BGR.
+Coordinates are in pixels, x to the right and y down. Pixel ``i`` covers ``[i, i + 1)``. Colours are
+BGR.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,16 +10,18 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-SUPERSAMPLE = 8  # sub-pixels per pixel and axis when an outline is drawn
+SUPERSAMPLE = 8  # sub-pixels per pixel and axis in which an outline is drawn
 FIXED_POINT_BITS = 4  # OpenCV takes polygon vertices as fixed-point integers
 MAX_TRIES = 40  # positions tried for one object before it is left out
 MIN_COLOUR_DISTANCE = 45.0  # CIE76, between an object and all that is already in the picture
-HUE_SPREAD = 20.0  # degrees, standard deviation around the hue of a class; neighbours are 40 apart
-BACKGROUND = -1  # in ``Scene.owner``
+HUE_SPREAD = (
+    20.0  # standard deviation around the hue of a class, whose neighbours are 40 degrees off
+)
+BACKGROUND = -1  # value of the background in ``Scene.owner``
 
 
 def _arc(radius: float, start: float, stop: float, centre: float = 0.0) -> np.ndarray:
-    """Points on a circle around ``(centre, 0)``, angles in degrees, both ends included."""
+    """Sample an arc around ``(centre, 0)`` between two angles in degrees, both ends included."""
     angle = np.radians(np.linspace(start, stop, 49))
     return np.stack([centre + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
@@ -39,7 +42,7 @@ def _points(*xy: float) -> np.ndarray:
     return np.array(xy, dtype=np.float64).reshape(-1, 2)
 
 
-# Closed rings of (x, y); where rings nest, the inner one is a hole.
+# Closed rings of (x, y). If a class has two rings, the second one is a hole.
 _RINGS: dict[str, list[np.ndarray]] = {
     "arrow": [
         _points(1, 0, 0.1, 0.85, 0.1, 0.3, -1, 0.3, -1, -0.3, 0.1, -0.3, 0.1, -0.85),
@@ -70,7 +73,7 @@ def _area(ring: np.ndarray) -> float:
 
 
 def _normalise(rings: list[np.ndarray]) -> list[np.ndarray]:
-    """Centres the bounding box of the rings at 0 and scales them to an area of 1."""
+    """Centre the bounding box of the rings at 0, and scale the rings to an area of 1."""
     outer, *holes = rings
     middle = (outer.min(axis=0) + outer.max(axis=0)) / 2
     scale = np.sqrt(_area(outer) - sum(_area(hole) for hole in holes))
@@ -86,8 +89,8 @@ class Shape:
 
     Attributes:
         category: index into ``CLASSES``.
-        rings: closed outlines, each ``(N, 2)`` float64; a second ring is a hole. They may leave the
-            image and do not know of objects on top.
+        rings: closed outlines, each ``(N, 2)`` float64. A second ring is a hole. The outlines may
+            leave the image, and include parts that other objects hide.
     """
 
     category: int
@@ -110,7 +113,7 @@ class Scene:
     shapes: list[Shape]
 
     def mask(self, index: int) -> np.ndarray:
-        """Visible pixels of object ``index``: ``(H, W)`` bool."""
+        """Mark the visible pixels of object ``index``, ``(H, W)`` bool."""
         return self.owner == index
 
 
@@ -122,24 +125,27 @@ def draw_scene(
     spread: float,
     min_visible: float,
 ) -> Scene:
-    """Draws one square picture with the given objects on a textured background.
+    """Draw one square picture with the given objects on a textured background.
 
-    Backgrounds are dark and objects bright. So a small model learns in minutes to find objects, and
-    spends its time on the class. Colour is only a hint to the class: the class with the nearest hue
-    is right for three objects in five. Texture tells nothing.
+    Backgrounds are dark and objects are bright. So a small model learns in minutes to find objects,
+    and then learns the class. Colour is only a hint to the class: the class with the nearest hue is
+    right for three objects in five. Texture is not a hint at all.
 
     Sizes are uniform in the square root of the side, so that small objects are common and large
-    ones not rare. An object must have a place where it and all objects below it stay visible
-    enough. It is left out if there is none, so every object in a picture has its annotation.
+    objects are not rare. An object needs a place where it and all objects below it show enough. If
+    the search finds no such place, the object is left out, so that every object can be annotated.
 
     Args:
         rng: source of all randomness.
         size: width and height of the picture in pixels.
-        categories: class index of each object, in drawing order; later ones cover earlier ones.
+        categories: class index of each object, in drawing order. Later objects cover earlier ones.
         side_range: smallest and largest object, as the square root of its area in pixels.
         spread: share of the width and height, around the middle, where objects have their centres.
         min_visible: share of each object's area that must show. Other objects and the border of
             the picture may hide the rest.
+
+    Returns:
+        The picture and its objects.
     """
     colours = [rng.uniform(30, 85, 3)]
     colours.append(_shade(rng, colours[0], 15, 40))
@@ -180,7 +186,7 @@ def draw_scene(
 def _place(
     rng: np.random.Generator, category: int, side: float, centre: np.ndarray
 ) -> list[np.ndarray]:
-    """The outline of a class, turned at random, scaled to an area of ``side**2``, and moved."""
+    """Turn the outline of a class at random, scale it to an area of ``side**2``, and move it."""
     angle = rng.uniform(0, 2 * np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
     turn = side * np.array([[cos, sin], [-sin, cos]])
@@ -188,7 +194,7 @@ def _place(
 
 
 def _coverage(rings: list[np.ndarray], size: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Share of each pixel inside an outline.
+    """Compute the share of each pixel inside an outline.
 
     Returns:
         The window of the image that the outline touches, as a pair of slices, and ``(h, w)``
@@ -212,7 +218,7 @@ def _coverage(rings: list[np.ndarray], size: int) -> tuple[tuple[slice, slice], 
 def _texture(
     rng: np.random.Generator, height: int, width: int, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
-    """``(height, width, 3)`` float32: two colours mixed in a pattern of random kind and size."""
+    """Mix two colours in a random pattern: ``(height, width, 3)`` float32."""
     pattern: Callable = _PATTERNS[rng.integers(len(_PATTERNS))]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
@@ -223,7 +229,7 @@ def _texture(
 
 
 def _period(rng: np.random.Generator, u: np.ndarray) -> float:
-    """Length of a pattern in pixels, such that it repeats a few times."""
+    """Draw the period of a pattern in pixels, so that the pattern repeats a few times."""
     return rng.uniform(4, max(8, max(u.shape) / 5))
 
 
@@ -260,15 +266,15 @@ _PATTERNS = (_plain, _gradient, _stripes, _checker, _dots, _clouds)
 
 
 def _shade(rng: np.random.Generator, colour: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The colour, lighter or darker by ``low`` to ``high`` of 255, away from the nearer end."""
+    """Make a dark colour lighter, or a bright one darker, by ``low`` to ``high`` of 255."""
     sign = 1 if colour.mean() < 128 else -1
     return np.clip(colour + sign * rng.uniform(low, high), 0, 255)
 
 
 def _colour(rng: np.random.Generator, category: int, used: list[np.ndarray]) -> np.ndarray:
-    """A bright colour near the hue of a class that the eye tells from all used ones.
+    """Draw a bright colour near the hue of a class, which the eye can tell from all used colours.
 
-    If there is none among many, the most distant of them.
+    If none of 64 candidates is distant enough, take the most distant one.
     """
     hue = 360 * category / len(CLASSES) + HUE_SPREAD * rng.standard_normal(64)
     saturation, value = rng.uniform((0.35, 0.75), 1, (64, 2)).T

@@ -1,1 +1,1 @@
-"""Steps of data pipelines. They may need ``mmcv.transforms``, and no library of a task."""
+"""Steps of data pipelines. They may need ``mmcv.transforms``, and no other OpenMMLab library."""

@@ -1,4 +1,4 @@
-"""Auto-encoders. They need MMEngine and no library of a task."""
+"""Auto-encoders. They need MMEngine and no other OpenMMLab library."""
 
 from mmlocal.models.autoencoders.autoencoder import AutoEncoder
 

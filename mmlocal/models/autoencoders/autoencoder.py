@@ -1,4 +1,4 @@
-"""An auto-encoder of equal layers, to compare ways of halving and doubling a map.
+"""An auto-encoder of equal layers, to compare layers that halve or double a map.
 
 Source:
     Learned Queries for Efficient Local Attention, Arar et al. 2022, appendix G. No code was
@@ -22,7 +22,7 @@ NORM_EPS = 1e-6
 
 
 class _ChannelsLast(nn.Sequential):
-    """Layers on ``(B, H, W, C)``, between maps ``(B, C, H, W)``."""
+    """Layers on ``(B, H, W, C)``, applied to a map ``(B, C, H, W)``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -32,40 +32,40 @@ def _norm_relu(dims: int) -> list[nn.Module]:
     return [nn.InstanceNorm2d(dims, affine=True), nn.ReLU()]
 
 
-# A bias before an instance norm would have no effect.
+# The convolutions have no bias: an instance norm would remove it.
 def _conv_stride(dims: int, num_heads: int) -> nn.Module:
-    """ConvS2-IN."""
+    """Make the paper's ConvS2-IN."""
     conv = nn.Conv2d(dims, dims, 3, stride=2, padding=1, bias=False)
     return nn.Sequential(conv, *_norm_relu(dims))
 
 
 def _conv_max(dims: int, num_heads: int) -> nn.Module:
-    """Conv-IN-Max."""
+    """Make the paper's Conv-IN-Max."""
     conv = nn.Conv2d(dims, dims, 3, padding=1, bias=False)
     return nn.Sequential(conv, *_norm_relu(dims), nn.MaxPool2d(2))
 
 
 def _qna(dims: int, num_heads: int) -> nn.Module:
-    """LN-QnA; a single query needs no weights to be added up with others."""
+    """Make the paper's LN-QnA. Its single query needs no weight of its attention map."""
     qna = QnA(dims, num_heads, num_queries=1, stride=2, attn_scale="none")
     return _ChannelsLast(nn.LayerNorm(dims, eps=NORM_EPS), qna)
 
 
 def _bilinear_conv(dims: int, num_heads: int) -> nn.Module:
-    """Bilinear-Conv-IN."""
+    """Make the paper's Bilinear-Conv-IN."""
     up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
     conv = nn.Conv2d(dims, dims, 3, padding=1, bias=False)
     return nn.Sequential(up, conv, *_norm_relu(dims))
 
 
 def _conv_transposed(dims: int, num_heads: int) -> nn.Module:
-    """ConvTransposed-IN."""
+    """Make the paper's ConvTransposed-IN."""
     conv = nn.ConvTranspose2d(dims, dims, 3, stride=2, padding=1, output_padding=1, bias=False)
     return nn.Sequential(conv, *_norm_relu(dims))
 
 
 def _uqna(dims: int, num_heads: int) -> nn.Module:
-    """LN-UQnA."""
+    """Make the paper's LN-UQnA."""
     return _ChannelsLast(nn.LayerNorm(dims, eps=NORM_EPS), UpsampleQnA(dims, num_heads))
 
 
@@ -83,7 +83,7 @@ DECODERS: dict[str, Callable[[int, int], nn.Module]] = {
 
 @MODELS.register_module()
 class AutoEncoder(BaseModel):
-    """Halve an image ``num_layers`` times, double it as often, and compare by L1.
+    """Halve an image ``num_layers`` times, double it as often, and compare the two by L1.
 
     All windows are 3x3 and no layer has a skip connection. The paper names the layers and the loss.
     The rest is our choice: one width for all layers, 1x1 convolutions from the image to that width
@@ -99,22 +99,25 @@ class AutoEncoder(BaseModel):
             :class:`~mmlocal.layers.UpsampleQnA`.
         in_channels: channels of the image.
         embed_dims: channels of all layers.
-        num_heads: heads of QnA layers; must divide ``embed_dims``.
-        num_layers: layers of the encoder, and of the decoder.
-        data_preprocessor: as in MMEngine. It has to bring images to [0, 1].
-        init_cfg: as in MMEngine; default: PyTorch's for convolutions, the official one for QnA.
+        num_heads: heads of the QnA layers; must divide ``embed_dims``.
+        num_layers: number of layers of the encoder, and of the decoder.
+        data_preprocessor: MMEngine's preprocessor or its config. It must bring images to [0, 1].
+        init_cfg: MMEngine's config of the initialisation; ``None`` for PyTorch's default in
+            convolutions and the official initialisation in QnA.
 
     Raises:
-        ValueError: unknown ``encoder`` or ``decoder``, ``num_layers`` below 1, ``num_heads`` that
-            does not divide ``embed_dims``.
+        ValueError: ``encoder`` or ``decoder`` is unknown, a count is below 1, or ``num_heads`` does
+            not divide ``embed_dims``.
+        TypeError: a count is not an integer.
 
     Note:
-        An instance norm takes away the mean of a map. So the convolutional kinds learn the
-        brightness of an image only as far as borders and rectified values show it.
+        An instance norm removes the mean of a map. So the convolutional kinds learn the brightness
+        of an image only as far as borders and rectified values show it.
 
-        QnA attends almost evenly at first. On a smallest map of 2x2 tokens, a window of the first
-        ``'uqna'`` layer sees all of it, so all its outputs are nearly equal, and with a ``'qna'``
-        encoder training stayed at images of one colour. Keep that map well above 3x3.
+        QnA attends almost evenly at first. If the smallest map has 2x2 tokens, each window of the
+        first ``'uqna'`` layer sees the whole map, so all outputs of the layer are nearly equal.
+        With a ``'qna'`` encoder, training then stayed at images of one colour. Keep the smallest
+        map well above 3x3.
     """
 
     def __init__(
@@ -151,8 +154,9 @@ class AutoEncoder(BaseModel):
         Args:
             inputs: ``(B, in_channels, H, W)`` in [0, 1]; ``H`` and ``W`` are multiples of
                 ``2**num_layers``.
-            data_samples: ``"predict"`` adds its results to these; ``None`` for new ones.
-            mode: as in MMEngine.
+            data_samples: one sample per image, to which ``"predict"`` adds its results; ``None``
+                for new samples.
+            mode: ``"tensor"``, ``"loss"`` or ``"predict"``, as MMEngine's models have it.
 
         Returns:
             ``"tensor"``: ``(B, in_channels, H, W)``, not clipped. ``"loss"``: ``loss``, the mean
@@ -160,8 +164,8 @@ class AutoEncoder(BaseModel):
             both ``(in_channels, H, W)`` float32 in [0, 1].
 
         Raises:
-            ValueError: other channels or sizes, unknown ``mode``; from PyTorch, if an instance norm
-                sees a map of one pixel.
+            ValueError: ``inputs`` has other channels or sizes, ``mode`` is unknown, or an instance
+                norm sees a map of one pixel (PyTorch's error).
         """
         if mode not in ("tensor", "loss", "predict"):
             raise ValueError(f"mode must be tensor, loss or predict, got {mode!r}")
@@ -169,7 +173,7 @@ class AutoEncoder(BaseModel):
         x = self.head(self.decoder(self.encoder(self.stem(inputs))))
         if mode == "tensor":
             return x
-        x = x.float()  # mixed precision
+        x = x.float()  # it has half precision under AMP
         if mode == "loss":
             return dict(loss=F.l1_loss(x, inputs))
         samples = data_samples or [BaseDataElement() for _ in inputs]

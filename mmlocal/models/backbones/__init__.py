@@ -1,4 +1,4 @@
-"""Backbones: need MMEngine and no other library of OpenMMLab. Each file here registers its own."""
+"""Backbones. They need MMEngine and no other OpenMMLab library. Each file registers one."""
 
 from importlib import import_module
 from pkgutil import iter_modules

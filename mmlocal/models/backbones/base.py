@@ -1,4 +1,4 @@
-"""The frame of the backbones: stages of blocks, output norms, freezing, depths of parameters."""
+"""The frame of the backbones: stages of blocks, output norms, freezing, layer depths."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from torch import Tensor, nn
 
 from mmlocal.layers.checks import (
     Unscripted,
-    check_drop_path,
     check_flag,
+    check_rate,
     is_int,
     is_sequence,
 )
 from mmlocal.models.backbones.loading import load_pretrained, resize_tables_on_load
 
+# Names that a checkpoint of a classification model does not hold, as a regular expression.
+_OUTPUT_NORMS = r"norm\d+\."
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+# An `init_cfg`, the initialisation of Swin and DeiT.
+TRUNC_NORMAL = [
+    dict(type="TruncNormal", layer="Linear", std=0.02, bias=0.0),
+    dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
+]
 
 
 class Stage(nn.Module):
@@ -26,7 +34,8 @@ class Stage(nn.Module):
 
     Args:
         blocks: modules on ``(B, H, W, C)``.
-        downsample: merging, or ``None`` if the next stage takes the output of the blocks.
+        downsample: module that merges tokens; ``None`` if the next stage reads the output of the
+            blocks.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
@@ -35,7 +44,7 @@ class Stage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``(B, H, W, C)`` to the output of the blocks and the input of the next stage."""
+        """Map ``(B, H, W, C)`` to the output of the blocks, and to the input of the next stage."""
         x = self.blocks(x)
         return x, x if self.downsample is None else self.downsample(x)
 
@@ -43,9 +52,9 @@ class Stage(nn.Module):
 class LocalBackbone(Unscripted, BaseModule):
     """Frame of a backbone: stages of blocks on ``(B, H, W, C)``.
 
-    A subclass sets :attr:`patch_embed` and whatever its blocks need, calls :meth:`_build_stages`
-    at the end of its ``__init__``, and overrides :meth:`_make_block`, and :meth:`_make_downsample`
-    if it has several resolutions::
+    A subclass sets :attr:`patch_embed` and all that its blocks need, and calls
+    :meth:`_build_stages` at the end of its ``__init__``. It overrides :meth:`_make_block`, and also
+    :meth:`_make_downsample` if it has several resolutions::
 
         class MyBackbone(LocalBackbone):
             arch_zoo = {"tiny": dict(embed_dims=64, depths=(2, 2))}
@@ -68,30 +77,29 @@ class LocalBackbone(Unscripted, BaseModule):
                 return PatchMerging(self.num_features[stage], self.num_features[stage + 1])
 
     Parameters are named ``patch_embed.*``, ``stages.{i}.blocks.{j}.*``, ``stages.{i}.downsample.*``
-    and ``norm{i}.*``. Any other parameter or module of the subclass counts as an embedding: it is
-    frozen with the patch embedding and is in layer 0.
+    and ``norm{i}.*``. Any other parameter or module of the subclass counts as an embedding: it
+    freezes with the patch embedding and belongs to layer 0.
 
     ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)`` raises unless the checkpoint
-    holds every parameter of the backbone with the right shape; only the output norms
-    ``norm{i}``, which a classification model lacks, may be missing. MMEngine by itself would log
-    a warning and train from a partly random start.
+    holds every parameter of the backbone with the right shape. Only the output norms ``norm{i}``
+    may be missing, because a classification model lacks them. MMEngine by itself would log a
+    warning and train from a partly random start.
 
-    However a checkpoint is loaded, position tables of other windows or images are resized, and a
-    tensor of another shape that is no such table raises.
+    Every way of loading a checkpoint resizes position tables of other windows or images. It raises
+    if any other tensor has another shape.
 
     Args:
-        init_cfg: as in MMEngine.
+        init_cfg: MMEngine's config of the initialisation; ``None`` for no initialisation by
+            MMEngine.
     """
 
     is_init: bool  # of BaseModule: whether init_weights has run
-    # Architectures by name: the dicts that `arch` may also be.
+    # Architectures by name. `arch` takes a name, or such a dict.
     arch_zoo: ClassVar[dict[str, dict]] = {}
     # Whether the merging of a stage counts as a block in the ramp of drop_path_rate and in
     # get_layer_depth. If not, it belongs to the block before it.
     _downsample_is_block = False
-    # Names that a checkpoint need not hold, as a regular expression.
-    _optional_keys = r"norm\d+\."
-    # Whether tables of another size are resized without aliasing.
+    # Whether to resize tables as JAX does; see `match_state_dict`.
     _antialias = False
 
     patch_embed: nn.Module
@@ -107,16 +115,19 @@ class LocalBackbone(Unscripted, BaseModule):
         required: set[str],
         optional: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Look up ``arch`` in :attr:`arch_zoo`, or check the keys of one that is written out.
+        """Look up the name ``arch`` in :attr:`arch_zoo`, or check the keys of the dict ``arch``.
 
         Args:
             arch: name or dict.
-            required: keys that a dict must have.
-            optional: keys that it may have, with their defaults.
+            required: keys that the dict must have.
+            optional: keys that the dict may have, with their defaults.
+
+        Returns:
+            All required and optional keys, with their values.
 
         Raises:
-            ValueError: unknown name; keys that lack or are too many.
-            TypeError: neither name nor dict.
+            ValueError: the name or a key is unknown, or a required key is missing.
+            TypeError: ``arch`` is neither a name nor a dict.
         """
         optional = optional or {}
         if isinstance(arch, str):
@@ -141,23 +152,24 @@ class LocalBackbone(Unscripted, BaseModule):
         frozen_stages: int,
         norm_eval: bool = False,
     ) -> None:
-        """Make stages and output norms, as far as ``out_indices`` needs them, and freeze.
+        """Make the stages and output norms that ``out_indices`` needs, and freeze.
 
         Args:
             num_features: channels of each stage.
-            depths: blocks of each stage.
-            drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+            depths: number of blocks of each stage.
+            drop_path_rate: rate of stochastic depth of the last block. The rates of the other
+                blocks rise linearly from 0 to it.
             out_indices: stages to return, each through its own norm. Stages after the last one
-                returned are not built: no parameter is left without a gradient.
+                returned are not built, so that no parameter lacks a gradient.
             frozen_stages: -1 for none; ``n`` freezes the embeddings and the first ``n`` stages with
                 their output norms.
             norm_eval: whether batch norms stay in eval mode.
 
         Raises:
-            ValueError: a rate or stage out of range, a stage named twice.
-            TypeError: an argument of another type.
+            ValueError: the rate or a stage is out of range, or ``out_indices`` repeats a stage.
+            TypeError: an argument has another type.
         """
-        check_drop_path(drop_path_rate=drop_path_rate)
+        check_rate(below_one=True, drop_path_rate=drop_path_rate)
         check_flag(norm_eval=norm_eval)
         self.out_indices = as_out_indices(out_indices, len(depths))
         if not is_int(frozen_stages) or not -1 <= frozen_stages <= len(depths):
@@ -182,25 +194,28 @@ class LocalBackbone(Unscripted, BaseModule):
         self._freeze()
 
     def _layers_of_stages(self) -> list[int]:
-        """Blocks of each stage, its merging included if that counts as one."""
+        """Number of blocks of each stage, including its merging if that counts as a block."""
         last = len(self.depths) - 1
         return [n + (self._downsample_is_block and i < last) for i, n in enumerate(self.depths)]
 
     def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
-        """Block ``index`` of a stage: a module that keeps the shape of ``(B, H, W, C)``."""
+        """Make block ``index`` of a stage: a module that keeps the shape of ``(B, H, W, C)``."""
         raise NotImplementedError(f"{type(self).__name__} must define _make_block")
 
     def _make_downsample(self, stage: int, drop_path_rate: float) -> nn.Module | None:
-        """Module between a stage and the next one; ``None`` if the map does not change.
+        """Make the module between a stage and the next one.
 
         Args:
-            stage: the stage before it.
-            drop_path_rate: for a merging that counts as a block; else 0.
+            stage: the stage before the module.
+            drop_path_rate: rate of a merging that counts as a block; 0 for any other.
+
+        Returns:
+            The module, or ``None`` if the map does not change.
         """
         return None
 
     def _make_norm(self, dims: int) -> nn.Module:
-        """Norm of an output ``(B, H, W, dims)``."""
+        """Make the norm of an output ``(B, H, W, dims)``."""
         return nn.LayerNorm(dims)
 
     def _embed(self, x: Tensor) -> Tensor:
@@ -214,8 +229,7 @@ class LocalBackbone(Unscripted, BaseModule):
             x: ``(B, in_channels, H, W)``, any float dtype.
 
         Returns:
-            One ``(B, num_features[i], H_i, W_i)`` per stage ``i`` of ``out_indices``, in the order
-            of the stages.
+            For each stage ``i`` of ``out_indices``, in order: ``(B, num_features[i], H_i, W_i)``.
 
         Raises:
             ValueError: ``x`` is not 4-D, has other channels or is smaller than a patch.
@@ -230,7 +244,10 @@ class LocalBackbone(Unscripted, BaseModule):
         return tuple(outs)
 
     def train(self, mode: bool = True) -> LocalBackbone:
-        """As in ``nn.Module``, but frozen parts, and batch norms if ``norm_eval``, stay in eval."""
+        """Set the mode as ``nn.Module`` does, and keep frozen parts in eval mode.
+
+        With ``norm_eval``, batch norms stay in eval mode, too.
+        """
         super().train(mode)
         self._freeze()
         if self.norm_eval:
@@ -256,16 +273,16 @@ class LocalBackbone(Unscripted, BaseModule):
         return {name for name, _ in parts} - {"stages", *(f"norm{i}" for i in self.out_indices)}
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """Depth of a parameter, for layer-wise learning-rate decay.
+        """Find the layer of a parameter, for layer-wise learning-rate decay.
 
         Args:
             param_name: name of the parameter in the whole model.
-            prefix: name of this backbone in the whole model, with its dot.
+            prefix: name of this backbone in the whole model, with a dot at the end.
 
         Returns:
-            The parameter's layer and the number of layers. Embeddings are in layer 0, then comes
-            one layer per block. A merging is a layer of its own if it is a block, else it belongs
-            to the block before it. Everything else, output norms included, is in the last layer.
+            The parameter's layer and the number of layers. Embeddings are layer 0. Then each block
+            is a layer. A merging that counts as a block is a layer, too; any other merging belongs
+            to the block before it. Everything else, including output norms, is the last layer.
         """
         layers = self._layers_of_stages()
         last = sum(layers) + 1
@@ -283,11 +300,11 @@ class LocalBackbone(Unscripted, BaseModule):
         return layer, last + 1
 
     def init_weights(self) -> None:
-        """Initialise by ``init_cfg``.
+        """Initialise the parameters by ``init_cfg``.
 
         Raises:
             FileNotFoundError: the checkpoint does not exist.
-            ValueError: the checkpoint is damaged, unsafe, or of another architecture.
+            ValueError: the checkpoint is damaged or unsafe, or belongs to another architecture.
         """
         configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
         pretrained = [cfg for cfg in configs if cfg["type"] == "Pretrained"]
@@ -295,7 +312,7 @@ class LocalBackbone(Unscripted, BaseModule):
             super().init_weights()
             return
         cfg = {k: v for k, v in pretrained[-1].items() if k != "type"}
-        load_pretrained(self, **cfg, optional=self._optional_keys, antialias=self._antialias)
+        load_pretrained(self, **cfg, optional=_OUTPUT_NORMS, antialias=self._antialias)
         if hasattr(self, "_params_init_info"):
             update_init_info(self, init_info=f"PretrainedInit: load from {cfg['checkpoint']}")
         self.is_init = True
@@ -304,15 +321,19 @@ class LocalBackbone(Unscripted, BaseModule):
 def as_out_indices(
     out_indices: Sequence[int], num_stages: int, negative: bool = False
 ) -> tuple[int, ...]:
-    """Stages to return, in order and counted from 0.
+    """Sort the stages to return, and count them from 0.
 
     Args:
         out_indices: stages to return.
-        num_stages: how many there are.
-        negative: whether ``out_indices`` may count from the last one.
+        num_stages: number of stages of the backbone.
+        negative: whether negative indices may count from the last stage.
+
+    Returns:
+        The stages, in order.
 
     Raises:
-        ValueError: a stage is out of range or named twice, or there is none.
+        ValueError: a stage is out of range or repeated, or ``out_indices`` is empty or not a
+            sequence.
     """
     first = -num_stages if negative else 0
     if (
@@ -330,10 +351,13 @@ def as_out_indices(
 
 
 def check_per_stage(**arguments: Sequence[int]) -> None:
-    """Check that the entries of ``arch`` that count per stage agree on the number of stages.
+    """Check that entries of ``arch`` have the same number of stages.
+
+    Args:
+        **arguments: entries with one number per stage, by name.
 
     Raises:
-        ValueError: sequences of different lengths.
+        ValueError: the entries differ in length.
     """
     if len({len(values) for values in arguments.values()}) != 1:
         raise ValueError(

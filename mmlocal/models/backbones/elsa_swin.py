@@ -20,7 +20,7 @@ from mmlocal.layers import (
     TransformerBlock,
 )
 from mmlocal.layers.checks import as_side, check_flag, check_int, check_ints, check_rate
-from mmlocal.models.backbones.base import LocalBackbone, check_per_stage
+from mmlocal.models.backbones.base import TRUNC_NORMAL, LocalBackbone, check_per_stage
 from mmlocal.models.backbones.position import (
     add_position,
     position_embedding,
@@ -33,53 +33,56 @@ from mmlocal.registry import MODELS
 class ELSASwin(LocalBackbone):
     """ELSA-Swin backbone for classification and dense prediction.
 
-    All blocks of all stages but the last attend by :class:`~mmlocal.layers.ELSA`, with
-    ``q * k`` unscaled. The last stage is Swin's: window attention, every second block shifted.
-    Images may have any size of at least one patch. The image is zero-padded to whole patches, odd
-    maps are padded before merging, and the last stage is padded to whole windows. The output of
-    stage ``i`` has ``embed_dims * 2**i`` channels and height ``ceil(ceil(H / patch_size) / 2**i)``.
+    All stages but the last attend by :class:`~mmlocal.layers.ELSA`, without a scale on ``q * k``.
+    The last stage has Swin's window attention, and every second block shifts its windows. Images
+    may have any size of at least one patch. The backbone pads the image with zeros to whole
+    patches, pads odd maps before merging, and pads the map of the last stage to whole windows. The
+    output of stage ``i`` has ``embed_dims * 2**i`` channels and height
+    ``ceil(ceil(H / patch_size) / 2**i)``.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict with ``embed_dims`` (channels of the
             first stage, doubled at each merging), ``depths`` and ``num_heads`` (one number per
-            stage), and optionally ``group_width`` (channels per group of ELSA's convolution,
-            default 8).
+            stage). The dict may also have ``group_width`` (channels per group of ELSA's
+            convolution, 8 by default).
         in_channels: channels of the image.
-        patch_size: width of a patch in pixels. Here and in the next two, a pair of equal numbers
-            is taken too, as Swin's configs have it.
-        kernel_size: odd width of ELSA's window.
-        window_size: width of the last stage's window.
+        patch_size: width of a patch in pixels; also as a pair of equal numbers.
+        kernel_size: odd width of ELSA's window, in taps; also as a pair of equal numbers.
+        window_size: width of the last stage's window, in tokens; also as a pair of equal numbers.
         fit_window: ``False`` for dense prediction: the window keeps its size, the map is padded
-            to it and every second block shifts. ``True`` for classification: where the map is no
-            larger than the window (at 224 pixels: 7x7), the window takes the size of the map and
-            nothing shifts. The official code has one model for each; with equal weights their
+            to it and every second block shifts. ``True`` for classification: where the map is not
+            larger than the window (7x7 at 224 pixels), the window takes the size of the map and
+            nothing shifts. The official code has one model for each. With equal weights, their
             outputs differ.
-        mlp_ratio: hidden channels of an MLP over its channels.
-        qkv_bias: whether projections to q, k, v have a bias.
+        mlp_ratio: hidden channels of an MLP, divided by its channels.
+        qkv_bias: whether the projections to q, k, v have a bias.
         qk_scale: factor of q k^T in the last stage; ``None`` for ``head_dims ** -0.5``.
-        lam: exponent of the multiplicative ghost head; 0 for none, as in all published models.
+        lam: exponent of the multiplicative ghost head; 0 for none. All published models have 0.
         gamma: factor of the additive ghost head; 0 for none. All published models have 1.
         drop_rate: dropout after the patch embedding and in the MLPs.
         attn_drop_rate: dropout on attention maps.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+        drop_path_rate: rate of stochastic depth of the last block. The rates of the other blocks
+            rise linearly from 0 to it.
         patch_norm: whether a LayerNorm follows the patch embedding.
         use_abs_pos_embed: whether to add a learned position embedding, resized to the map.
-        pretrain_img_size: image size in pixels, one number or height and width, that fixes the
-            position embedding's own size.
+        pretrain_img_size: image size in pixels, one number or height and width. It decides the size
+            in which the backbone stores the position embedding.
         out_indices: stages to return, each through its own LayerNorm. Stages after the last one
-            returned are not built: no parameter is left without a gradient.
+            returned are not built, so that no parameter lacks a gradient.
         frozen_stages: -1 for none; ``n`` freezes the patch embedding, the position embedding and
-            the first ``n`` stages with their output norms, as mmdet's Swin does. (The official
-            code freezes one stage less, and never the norms.)
-        with_cp: recompute activations of the blocks in the backward pass to save memory.
-        init_cfg: as in MMEngine; default: truncated normal of 0.02 for linear layers, PyTorch's
-            own for convolutions. ``Pretrained`` raises if the checkpoint does not fit.
+            the first ``n`` stages with their output norms, as mmdet's Swin does. The official code
+            freezes one stage less, and never the norms.
+        with_cp: whether to recompute activations of the blocks in the backward pass to save memory.
+        init_cfg: MMEngine's config of the initialisation; ``None`` for a truncated normal of 0.02
+            in linear layers and PyTorch's default in convolutions. ``Pretrained`` raises if the
+            checkpoint does not fit.
 
     Raises:
-        ValueError: unknown or incomplete ``arch``, a stage without blocks, a count below 1, a rate,
-            ``out_indices`` or ``frozen_stages`` out of range, a stage named twice, heads that do
-            not divide channels, even ``kernel_size``, a window or patch that is no square.
-        TypeError: an argument of another type.
+        ValueError: ``arch`` is unknown or incomplete, a stage has no blocks, a count is below 1, a
+            rate, ``out_indices`` or ``frozen_stages`` is out of range, ``out_indices`` repeats a
+            stage, the heads do not divide the channels, ``kernel_size`` is even, or a window or
+            patch is not a square.
+        TypeError: an argument has another type.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
@@ -112,12 +115,7 @@ class ELSASwin(LocalBackbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        if init_cfg is None:
-            init_cfg = [
-                dict(type="TruncNormal", layer="Linear", std=0.02, bias=0.0),
-                dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
-            ]
-        super().__init__(init_cfg)
+        super().__init__(TRUNC_NORMAL if init_cfg is None else init_cfg)
         required = {"embed_dims", "depths", "num_heads"}
         arch = self._resolve_arch(arch, required, dict(group_width=8))
         dims, depths, self.num_heads = arch["embed_dims"], arch["depths"], arch["num_heads"]

@@ -1,4 +1,4 @@
-"""DeiT without class token, its attention maps doubled by ELSA's ghost head.
+"""DeiT without class token, where ELSA's ghost head doubles the attention maps.
 
 Source:
     ELSA: Enhanced Local Self-Attention for Vision Transformer, Zhou et al. 2021, appendix C,
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers import GhostAttention, PatchEmbed, TransformerBlock
 from mmlocal.layers.checks import as_side, check_int, check_rate
-from mmlocal.models.backbones.base import LocalBackbone, as_out_indices
+from mmlocal.models.backbones.base import TRUNC_NORMAL, LocalBackbone, as_out_indices
 from mmlocal.models.backbones.position import (
     add_position,
     position_embedding,
@@ -29,42 +29,44 @@ class GhostDeiT(LocalBackbone):
     """Plain vision transformer with :class:`~mmlocal.layers.GhostAttention`.
 
     Each layer is a stage of one block. There is no class token: a classifier pools the last map.
-    Images may have any size of at least one patch. The image is zero-padded to whole patches, and
-    the position embedding and ghost heads are resized to the map. Each output has ``embed_dims``
-    channels and height ``ceil(H / patch_size)``. The article publishes a gain of 3.7 % top-1 over
-    DeiT-Ti on ImageNet-1k, and no code.
+    Images may have any size of at least one patch. The backbone pads the image with zeros to whole
+    patches, and resizes the position embedding and the ghost heads to the map. Each output has
+    ``embed_dims`` channels and height ``ceil(H / patch_size)``. The paper reports a gain of 3.7 %
+    top-1 over DeiT-Ti on ImageNet-1k. No code was published.
 
     Args:
         arch: ``'tiny'`` (192 channels, 12 layers, 3 heads) or a dict with ``embed_dims``,
             ``num_layers`` and ``num_heads``.
         in_channels: channels of the image.
         patch_size: width of a patch in pixels; also as a pair of equal numbers.
-        pretrain_img_size: image size in pixels, one number or height and width, that fixes the size
-            in which the position embedding and the ghost heads are kept. Leave it as it is to
-            fine-tune on other sizes.
-        mlp_ratio: hidden channels of an MLP over its channels.
-        qkv_bias: whether projections to q, k, v have a bias.
+        pretrain_img_size: image size in pixels, one number or height and width. It decides the size
+            in which the backbone stores the position embedding and the ghost heads. Keep it when
+            you fine-tune on another size.
+        mlp_ratio: hidden channels of an MLP, divided by its channels.
+        qkv_bias: whether the projections to q, k, v have a bias.
         qk_scale: factor of q k^T; ``None`` for ``head_dims ** -0.5``.
-        ghost_ratio: attention maps made of each head's map.
+        ghost_ratio: number of attention maps made of each head's map.
         lam: exponent of the multiplicative ghost head; 0 for none.
         gamma: factor of the additive ghost head; 0 for none.
         drop_rate: dropout after the position embedding, in the MLPs and after attention.
         attn_drop_rate: dropout on attention maps.
-        drop_path_rate: stochastic depth of the last layer; rises linearly from 0.
-        out_indices: layers to return, counted from 0, or from the last one if negative; each
-            through its own LayerNorm. Layers after the last one returned are not built: no
-            parameter is left without a gradient.
+        drop_path_rate: rate of stochastic depth of the last layer. The rates of the other layers
+            rise linearly from 0 to it.
+        out_indices: layers to return, each through its own LayerNorm. They count from 0, or from
+            the last layer if negative. Layers after the last one returned are not built, so that
+            no parameter lacks a gradient.
         frozen_stages: -1 for none; ``n`` freezes the patch and position embeddings and the first
             ``n`` layers with their output norms.
-        with_cp: recompute activations of the layers in the backward pass to save memory.
-        init_cfg: as in MMEngine; default: truncated normal of 0.02 for linear layers, PyTorch's
-            own for the patch embedding. ``Pretrained`` raises if the checkpoint does not fit.
+        with_cp: whether to recompute activations of the layers in the backward pass to save memory.
+        init_cfg: MMEngine's config of the initialisation; ``None`` for a truncated normal of 0.02
+            in linear layers and PyTorch's default in the patch embedding. ``Pretrained`` raises if
+            the checkpoint does not fit.
 
     Raises:
-        ValueError: unknown or incomplete ``arch``, a count below 1, a rate, ``out_indices`` or
-            ``frozen_stages`` out of range, a layer named twice, heads that do not divide channels,
-            a patch that is no square.
-        TypeError: an argument of another type.
+        ValueError: ``arch`` is unknown or incomplete, a count is below 1, a rate, ``out_indices``
+            or ``frozen_stages`` is out of range, ``out_indices`` repeats a layer, the heads do not
+            divide the channels, or the patch is not a square.
+        TypeError: an argument has another type.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
@@ -91,12 +93,7 @@ class GhostDeiT(LocalBackbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        if init_cfg is None:
-            init_cfg = [
-                dict(type="TruncNormal", layer="Linear", std=0.02, bias=0.0),
-                dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
-            ]
-        super().__init__(init_cfg)
+        super().__init__(TRUNC_NORMAL if init_cfg is None else init_cfg)
         arch = self._resolve_arch(arch, {"embed_dims", "num_layers", "num_heads"})
         dims, num_layers = arch["embed_dims"], arch["num_layers"]
         check_int(num_layers=num_layers)
@@ -122,7 +119,7 @@ class GhostDeiT(LocalBackbone):
         self.patch_embed = PatchEmbed(in_channels, dims, patch_size, norm=False)
         self.absolute_pos_embed = position_embedding(dims, map_size)
         self.drop_after_pos = nn.Dropout(drop_rate)
-        # Each layer is a stage, for out_indices and frozen_stages to count layers.
+        # Each layer is a stage, so that out_indices and frozen_stages count layers.
         self._build_stages(
             [dims] * num_layers, [1] * num_layers, drop_path_rate, out_indices, frozen_stages
         )

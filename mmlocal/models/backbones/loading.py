@@ -1,4 +1,4 @@
-"""Pretrained weights that must fit, and tables that are resized however a model loads."""
+"""Loading of pretrained weights, which must fit, and resizing of tables in every load."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def load_pretrained(
     """Load a checkpoint into ``module``, or raise and leave the module as it is.
 
     Args:
-        module: the weights go here.
+        module: the module that takes the weights.
         checkpoint: path or URL of a file.
-        prefix: name of ``module`` in the model that was saved.
-        map_location: as in :func:`torch.load`.
-        optional: regular expression of the names that the checkpoint need not hold.
-        antialias: of :func:`mmlocal.checkpoints.match_state_dict`.
+        prefix: name of ``module`` in the saved model; ``None`` if it was the whole model.
+        map_location: device for the tensors, as :func:`torch.load` takes it.
+        optional: regular expression of names that the checkpoint may lack.
+        antialias: argument of :func:`mmlocal.checkpoints.match_state_dict`.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
-        ValueError: the checkpoint is damaged, unsafe, or of another architecture.
+        ValueError: the checkpoint is damaged or unsafe, or belongs to another architecture.
     """
     # MMEngine's CheckpointLoader would run the code that an unsafe file holds.
     with get_local_path(checkpoint) as path:
@@ -56,11 +56,12 @@ def load_pretrained(
 def resize_tables_on_load(module: nn.Module, antialias: bool) -> None:
     """Make every way of loading resize the tables that :func:`load_pretrained` resizes.
 
-    MMEngine's ``load_from`` would leave a table of another size random, and log it.
+    MMEngine's ``load_from`` would only log a table of another size, and leave it random.
 
     Args:
-        module: its tables are resized when it, or a model around it, loads a state dict.
-        antialias: of :func:`mmlocal.checkpoints.match_state_dict`.
+        module: owner of the tables. They are resized when it, or a model around it, loads a state
+            dict.
+        antialias: argument of :func:`mmlocal.checkpoints.match_state_dict`.
     """
     module.register_load_state_dict_pre_hook(partial(_resize_tables, antialias=antialias))
 
@@ -74,8 +75,8 @@ def _resize_tables(
     name = type(module).__name__
     if report.mismatched:
         raise ValueError(
-            f"{name} cannot take the checkpoint: {report}. Check the arguments of the model; take "
-            "out of the checkpoint the tensors that shall start anew"
+            f"{name} cannot take the checkpoint: {report}. Check the arguments of the model, or "
+            "remove these tensors from the checkpoint to train them from scratch"
         )
     if report.resized:
         state_dict.update({prefix + key: value for key, value in selected.items()})
@@ -83,5 +84,5 @@ def _resize_tables(
 
 
 def _part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries under ``prefix``, without it."""
+    """Select the entries whose names begin with ``prefix``, and remove it from the names."""
     return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}

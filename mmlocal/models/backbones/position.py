@@ -1,4 +1,4 @@
-"""Learned position embeddings of one size that are resized to any map."""
+"""Learned position embeddings, which are resized to the map."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from mmlocal.layers.checks import as_pair
 
 
 def pretrain_map_size(pretrain_img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Height and width, in patches, of an image of ``pretrain_img_size`` pixels.
+    """Compute the size of the map of an image.
+
+    Args:
+        pretrain_img_size: size of the image in pixels, one number or height and width.
+        patch_size: width of a patch in pixels.
+
+    Returns:
+        Height and width in whole patches.
 
     Raises:
         ValueError: the image is smaller than a patch.
-        TypeError: ``pretrain_img_size`` is neither an integer nor a pair of them.
+        TypeError: ``pretrain_img_size`` is neither an integer nor a pair of integers.
     """
     height, width = as_pair("pretrain_img_size", pretrain_img_size)
     if min(height, width) < patch_size:
@@ -25,14 +32,14 @@ def pretrain_map_size(pretrain_img_size: int | tuple[int, int], patch_size: int)
 
 
 def position_embedding(dims: int, map_size: tuple[int, int]) -> nn.Parameter:
-    """Parameter ``(1, dims, *map_size)``, drawn from a truncated normal of 0.02."""
+    """Make a parameter ``(1, dims, *map_size)``, drawn from a truncated normal of 0.02."""
     embed = nn.Parameter(torch.empty(1, dims, *map_size))
     nn.init.trunc_normal_(embed, std=0.02)
     return embed
 
 
 def add_position(x: Tensor, embed: Tensor) -> Tensor:
-    """Add a position embedding to a map, resized by bicubic interpolation.
+    """Resize a position embedding to a map by bicubic interpolation, and add it.
 
     Args:
         x: ``(B, H, W, C)``.

@@ -36,11 +36,20 @@ from mmlocal.registry import MODELS
 
 STEMS = ("patch", "resnet")
 SKIPS = ("conv", "avgpool")
+_TINY: dict[str, Any] = dict(
+    embed_dims=64,
+    attn_depths=(0, 0, 4, 2),
+    qna_depths=(2, 3, 2, 0),
+    attn_heads=(2, 4, 8, 16),
+    qna_heads=(8, 16, 32, 64),
+    kernel_size=3,
+)
+_SMALL = _TINY | dict(attn_depths=(0, 0, 12, 2), qna_depths=(2, 3, 6, 0))
 _norm = partial(LayerNorm, eps=1e-6)
 
 
 def _pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Tensor:
-    """Pad ``(B, C, H, W)`` as ``SAME`` does in JAX: the odd pixel at the bottom and right."""
+    """Pad ``(B, C, H, W)`` as JAX's ``SAME`` does: an odd pixel goes to the bottom or right."""
     pad = []
     for size in (x.shape[3], x.shape[2]):
         total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
@@ -49,7 +58,7 @@ def _pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> T
 
 
 class ResNetStem(nn.Module):
-    """Convolution 7x7, batch norm, GELU, max-pooling 3x3, each spatial step of stride 2.
+    """Convolution 7x7 of stride 2, batch norm, GELU, max-pooling 3x3 of stride 2.
 
     Args:
         in_channels: channels of the image.
@@ -68,8 +77,8 @@ class ResNetStem(nn.Module):
         """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / 4), ceil(W / 4), embed_dims)``.
 
         Raises:
-            ValueError: not 4-D, other channels, or smaller than 4x4 pixels.
-            TypeError: not floating point.
+            ValueError: ``x`` is not 4-D, has other channels or is smaller than 4x4 pixels.
+            TypeError: ``x`` is not floating point.
         """
         check_image(x, self.in_channels, 4)
         x = self.act(self.norm(self.conv(_pad_same(x, 7, 2))))
@@ -83,8 +92,8 @@ class DownsampleSkip(nn.Module):
     Args:
         in_dims: channels in.
         out_dims: channels out.
-        pool_size: odd width of an average pooling that takes the stride, or ``None`` to skip every
-            second token.
+        pool_size: odd width of an average pooling of stride 2 before the convolution; ``None`` for
+            a convolution of stride 2 without pooling.
     """
 
     def __init__(self, in_dims: int, out_dims: int, pool_size: int | None = None) -> None:
@@ -97,7 +106,7 @@ class DownsampleSkip(nn.Module):
         """Map ``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``."""
         x = x.permute(0, 3, 1, 2)
         if self.pool_size:
-            # Zeros of the padding count.
+            # The mean includes the zeros of the padding, as in the official code.
             x = F.avg_pool2d(_pad_same(x, self.pool_size, 2), self.pool_size, stride=2)
         return self.conv(x).permute(0, 2, 3, 1)
 
@@ -106,88 +115,66 @@ class DownsampleSkip(nn.Module):
 class QnAViT(LocalBackbone):
     """QnA-ViT backbone for classification and dense prediction.
 
-    Each stage has window-attention blocks, then :class:`~mmlocal.layers.QnA` blocks; a QnA block of
-    stride 2 leads to the next stage. Images may have any size of at least one patch. The image is
-    zero-padded to whole patches, odd maps are rounded up, and maps are cut into equal windows as
-    large as ``window_sizes`` allow. (The official code only takes maps that are multiples of the
-    windows, i.e. images of multiples of 224 pixels.) At 224 pixels, stages 3 and 4 have one window
-    and so attend globally. The output of stage ``i`` has ``embed_dims * 2**i`` channels and height
-    ``ceil(ceil(H / 4) / 2**i)``.
+    Each stage has window-attention blocks, then :class:`~mmlocal.layers.QnA` blocks. A QnA block of
+    stride 2 leads to the next stage. Images may have any size of at least one patch. The backbone
+    pads the image with zeros to whole patches, rounds odd maps up, and cuts maps into equal windows
+    as large as ``window_sizes`` allow. The official code needs maps that are multiples of the
+    windows, and so images of multiples of 224 pixels. At 224 pixels, the third and fourth stage
+    have one window, so they attend globally. The output of stage ``i``, counted from 0, has
+    ``embed_dims * 2**i`` channels and height ``ceil(ceil(H / 4) / 2**i)``.
 
     Args:
         arch: ``'tiny'``, ``'tiny_7x7'``, ``'small'``, ``'base'``, or a dict with ``embed_dims``
-            (channels of the first stage, doubled at each downsampling), and per stage
-            ``attn_depths`` and ``qna_depths`` (blocks of window attention, and of QnA without the
-            downsampling one), ``attn_heads`` and ``qna_heads``; optionally ``kernel_size`` (odd
-            width of QnA's windows, default 3; also as a pair of equal numbers).
+            (channels of the first stage, doubled at each downsampling) and four sequences with one
+            number per stage: ``attn_depths`` (blocks of window attention), ``qna_depths`` (blocks
+            of QnA without the downsampling block), ``attn_heads`` and ``qna_heads``. The dict may
+            also have ``kernel_size`` (odd width of QnA's windows, 3 by default; also as a pair of
+            equal numbers).
         in_channels: channels of the image.
-        window_sizes: largest width of the attention windows of each stage, also as a pair of equal
-            numbers; relative position tables of a checkpoint with other windows are resized.
-        num_queries: learned queries per window.
-        normalize_query: whether queries have unit length; one bool, or one per stage.
-        mlp_ratio: hidden channels of an MLP over its channels.
+        window_sizes: largest width of the attention windows, in tokens, one entry per stage. An
+            entry may be a pair of equal numbers. The position tables of a checkpoint with other
+            windows are resized.
+        num_queries: number of learned queries.
+        normalize_query: whether to scale queries to unit length; one bool, or one per stage.
+        mlp_ratio: hidden channels of an MLP, divided by its channels.
         stem: ``'patch'`` for a 4x4 convolution of stride 4, ``'resnet'`` for :class:`ResNetStem`.
-        downsample_skip: ``'conv'`` for a strided 1x1 convolution beside the downsampling attention,
-            ``'avgpool'`` to average over its window first.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0.
-        layer_scale_init_value: of :class:`~mmlocal.layers.TransformerBlock`.
+        downsample_skip: skip connection of the downsampling attention. ``'conv'`` for a 1x1
+            convolution of stride 2, ``'avgpool'`` for an average over the window and then a 1x1
+            convolution.
+        drop_path_rate: rate of stochastic depth of the last block. The rates of the other blocks
+            rise linearly from 0 to it.
+        layer_scale_init_value: initial value of one learned factor per channel and branch of each
+            block; ``None`` for no such factors.
         out_indices: stages to return, before their downsampling, each through its own LayerNorm.
-            Stages after the last one returned are not built: no parameter is left without a
+            Stages after the last one returned are not built, so that no parameter lacks a
             gradient.
         frozen_stages: -1 for none; ``n`` freezes the stem and the first ``n`` stages with their
             output norms.
         norm_eval: whether the batch norm of the ``'resnet'`` stem stays in eval mode.
-        with_cp: recompute activations of the blocks in the backward pass to save memory.
-        init_cfg: as in MMEngine; default: the official initialisation, LeCun normal. ``Pretrained``
-            raises if the checkpoint does not fit.
+        with_cp: whether to recompute activations of the blocks in the backward pass to save memory.
+        init_cfg: MMEngine's config of the initialisation; ``None`` for the official one, LeCun
+            normal. ``Pretrained`` raises if the checkpoint does not fit.
 
     Raises:
-        ValueError: unknown or incomplete ``arch``, ``stem`` or ``downsample_skip``, no blocks at
-            all, a count below 1, an option per stage of another length, ``drop_path_rate``,
-            ``out_indices`` or ``frozen_stages`` out of range, a stage named twice, heads that do
-            not divide channels, even ``kernel_size``, a window that is no square.
-        TypeError: an argument of another type.
+        ValueError: ``arch`` is unknown or incomplete, ``stem`` or ``downsample_skip`` is unknown,
+            there are no blocks, a count is below 1, a sequence does not have one entry per
+            stage, ``drop_path_rate``, ``out_indices`` or ``frozen_stages`` is out of range,
+            ``out_indices`` repeats a stage, the heads do not divide the channels, ``kernel_size``
+            is even, or a window is not a square.
+        TypeError: an argument has another type.
 
     Note:
-        The paper counts the downsampling block with the QnA blocks of its stage.
+        The paper counts a downsampling block as a QnA block of its stage.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
-        "tiny": dict(
-            embed_dims=64,
-            attn_depths=(0, 0, 4, 2),
-            qna_depths=(2, 3, 2, 0),
-            attn_heads=(2, 4, 8, 16),
-            qna_heads=(8, 16, 32, 64),
-            kernel_size=3,
-        ),
-        "tiny_7x7": dict(
-            embed_dims=64,
-            attn_depths=(0, 0, 4, 2),
-            qna_depths=(2, 3, 2, 0),
-            attn_heads=(2, 4, 8, 16),
-            qna_heads=(8, 16, 32, 64),
-            kernel_size=7,
-        ),
-        "small": dict(
-            embed_dims=64,
-            attn_depths=(0, 0, 12, 2),
-            qna_depths=(2, 3, 6, 0),
-            attn_heads=(2, 4, 8, 16),
-            qna_heads=(8, 16, 32, 64),
-            kernel_size=3,
-        ),
-        "base": dict(
-            embed_dims=96,
-            attn_depths=(0, 0, 12, 2),
-            qna_depths=(2, 3, 6, 0),
-            attn_heads=(3, 6, 12, 24),
-            qna_heads=(6, 12, 24, 48),
-            kernel_size=3,
-        ),
+        "tiny": _TINY,
+        "tiny_7x7": _TINY | dict(kernel_size=7),
+        "small": _SMALL,
+        "base": _SMALL | dict(embed_dims=96, attn_heads=(3, 6, 12, 24), qna_heads=(6, 12, 24, 48)),
     }
     _downsample_is_block = True
-    # The official fine-tuning resizes tables by a cubic with anti-aliasing.
+    # The official fine-tuning resizes tables with anti-aliasing.
     _antialias = True
 
     def __init__(
@@ -256,9 +243,9 @@ class QnAViT(LocalBackbone):
         )
         if len(self.stages) == 1 and not depths[0]:
             raise ValueError(
-                "arch must have a block in attn_depths or qna_depths of the first stage, as "
-                f"out_indices={self.out_indices} needs no other, got {self.attn_depths} and "
-                f"{self.qna_depths}"
+                "arch must have a block in attn_depths or qna_depths of the first stage, because "
+                f"out_indices={self.out_indices} needs this stage alone, got "
+                f"{self.attn_depths} and {self.qna_depths}"
             )
         self._reset_parameters()
 
@@ -288,7 +275,7 @@ class QnAViT(LocalBackbone):
         )
 
     def _make_qna(self, stage: int, factor: int = 1) -> QnA:
-        """QnA that divides the map by ``factor``, and multiplies channels and heads by it."""
+        """Make a QnA that divides the map by ``factor`` and multiplies channels and heads."""
         dims = self.num_features[stage]
         return QnA(
             dims,
@@ -312,7 +299,7 @@ class QnAViT(LocalBackbone):
         return _norm(dims)
 
     def _reset_parameters(self) -> None:
-        """Initialise linear maps, convolutions and window tables as the official code does."""
+        """Initialise linear layers, convolutions and window tables as the official code does."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 lecun_normal_(module.weight)

@@ -1,4 +1,4 @@
-"""Parts of classifiers: need mmpretrain. Configs name them by their full path."""
+"""Parts of classifiers. They need mmpretrain, and configs name them by their full path."""
 
 from mmlocal.models.classifiers.batch_augments import MixAndErase
 

@@ -13,9 +13,9 @@ from torchvision.transforms import RandomErasing
 class MixAndErase(RandomBatchAugment):
     """Mix a batch, then erase a rectangle of each image with some probability.
 
-    mmpretrain's own ``RandomErasing`` is a step of the pipeline. It comes before mixing, and its
-    noise is cut to 0 to 255. timm, the trainer of ELSA and others, erases after mixing, and each
-    value in a rectangle is drawn from N(0, 1) in the scale of normalized images. So does this::
+    mmpretrain's own ``RandomErasing`` is a step of the pipeline. It comes before mixing, and clips
+    its noise to 0 to 255. timm, which trained ELSA, erases after mixing, and draws each value in a
+    rectangle from N(0, 1) in the scale of normalized images. This class does the same::
 
         model = dict(
             train_cfg=dict(
@@ -28,9 +28,10 @@ class MixAndErase(RandomBatchAugment):
         )
 
     Args:
-        augments: as in mmpretrain's ``RandomBatchAugment``: one of these mixes a batch.
-        probs: as there.
-        erasing: arguments of torchvision's ``RandomErasing``, but ``value``.
+        augments: mixing augmentations of mmpretrain's ``RandomBatchAugment``. One of them, drawn at
+            random, mixes a batch.
+        probs: probabilities of the augmentations, as ``RandomBatchAugment`` takes them.
+        erasing: arguments of torchvision's ``RandomErasing``, except ``value``.
         erase_first: whether to erase before mixing.
     """
 

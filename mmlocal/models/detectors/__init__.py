@@ -1,4 +1,4 @@
-"""Detectors: need mmdet."""
+"""Detectors. They need mmdet."""
 
 from mmlocal.models.detectors.detr_qna import ConditionalDETRQnA, DETRQnA
 

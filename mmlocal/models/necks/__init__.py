@@ -1,4 +1,4 @@
-"""Necks: need MMEngine and no task library."""
+"""Necks. They need MMEngine and no other OpenMMLab library."""
 
 from mmlocal.models.necks.qna_pooling import QnAPooling
 

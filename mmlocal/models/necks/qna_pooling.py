@@ -15,20 +15,22 @@ from mmlocal.registry import MODELS
 
 @MODELS.register_module()
 class QnAPooling(BaseModule):
-    """Pool a map by one window of QnA that covers it; QnA-ViT's heads ``qnav1`` and ``qnav2``.
+    """Pool a map by one window of QnA that covers it.
+
+    This is the pooling of QnA-ViT's official heads ``qnav1`` and ``qnav2``.
 
     Args:
         in_channels: channels of the map.
         num_heads: must divide ``in_channels``.
-        map_size: height and width of the map, in tokens: 7 for images of 224 pixels. Tables of a
+        map_size: height and width of the map, in tokens; 7 for images of 224 pixels. Tables of a
             checkpoint with another size are resized.
-        num_queries: learned queries.
-        add_mean: whether to add the mean over the map (``qnav2``).
-        init_cfg: as in MMEngine; default: the official initialisation.
+        num_queries: number of learned queries.
+        add_mean: whether to add the mean over the map, as ``qnav2`` does.
+        init_cfg: MMEngine's config of the initialisation; ``None`` for the official one.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``in_channels``, a count below 1.
-        TypeError: an argument of another type.
+        ValueError: ``num_heads`` does not divide ``in_channels``, or a count is below 1.
+        TypeError: an argument has another type.
 
     Source:
         Official code of Learned Queries for Efficient Local Attention, Arar et al. 2022.
@@ -59,10 +61,10 @@ class QnAPooling(BaseModule):
                 it.
 
         Returns:
-            One ``(B, in_channels)``.
+            A tuple of one tensor ``(B, in_channels)``.
 
         Raises:
-            ValueError: a map of another size.
+            ValueError: the map has another size.
         """
         x = inputs if isinstance(inputs, Tensor) else inputs[-1]
         if x.dim() != 4:
