@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlocal.ops.elsa import elsa_attention, elsa_attention_projected
+from mmlocal.ops import elsa_attention, elsa_attention_projected
 
 
 class ProjectedAttention(nn.Module):

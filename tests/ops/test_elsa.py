@@ -21,10 +21,10 @@ from cases import run as run_op
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from mmlocal.ops import OPS, elsa_attention
+from mmlocal.ops import OPS, elsa_attention, elsa_attention_projected
 from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.elsa import BACKENDS as ALL_BACKENDS
-from mmlocal.ops.elsa import eager, elsa_attention_projected
+from mmlocal.ops.elsa import eager
 
 run = functools.partial(run_op, elsa_attention)
 BACKENDS = running(ALL_BACKENDS)
