@@ -29,14 +29,34 @@ RULES = {
         "mmlocal.registry",
         "mmlocal.models.backbones",
     },
-    "mmlocal/models/detectors/**/*.py": {"torch", "mmengine", "mmdet", "mmlocal"},
-    "mmlocal/models/segmentors/**/*.py": {"torch", "mmengine", "mmseg", "mmlocal"},
+    "mmlocal/models/necks/**/*.py": {
+        "torch",
+        "mmengine",
+        "mmlocal.layers",
+        "mmlocal.registry",
+        "mmlocal.models.backbones.loading",
+        "mmlocal.models.necks",
+    },
+    "mmlocal/models/autoencoders/**/*.py": {
+        "torch",
+        "mmengine",
+        "mmlocal.layers",
+        "mmlocal.registry",
+        "mmlocal.models.autoencoders",
+    },
+    "mmlocal/models/detectors/**/*.py": {
+        "torch",
+        "mmdet",
+        "mmlocal.layers",
+        "mmlocal.registry",
+        "mmlocal.models.backbones.loading",
+        "mmlocal.models.detectors",
+    },
     "mmlocal/models/classifiers/**/*.py": {
         "torch",
         "torchvision",
-        "mmengine",
         "mmpretrain",
-        "mmlocal",
+        "mmlocal.models.classifiers",
     },
     "mmlocal/models/*.py": {"mmlocal.models"},
     "mmlocal/engine/**/*.py": {
@@ -143,6 +163,28 @@ def ruled_modules() -> dict[str, set[str]]:
 @pytest.mark.parametrize("module", ruled_modules())
 def test_imports(module):
     assert violations(ROOT / module, ruled_modules()[module]) == set()
+
+
+@pytest.mark.parametrize("pattern", RULES)
+def test_each_rule_has_modules(pattern):
+    assert list(ROOT.glob(pattern))
+
+
+@pytest.mark.parametrize("folder", ["ops", "layers", "models", "checkpoints", "engine"])
+def test_every_module_has_a_rule(folder):
+    found = {path.relative_to(ROOT).as_posix() for path in (PACKAGE / folder).rglob("*.py")}
+    assert found
+    assert found <= set(ruled_modules())
+
+
+OPS = [m for m in ruled_modules() if m.startswith("mmlocal/ops/") and "triton" not in m]
+
+
+@pytest.mark.parametrize("module", OPS)
+def test_only_triton_backends_import_each_other(module):
+    """They import Triton, which may be missing or too old."""
+    names = [name for name in imports(ROOT / module) if name.startswith("mmlocal.")]
+    assert not [name for name in names if "triton" in name]
 
 
 @pytest.mark.parametrize("module", [m for m in ruled_modules() if m.startswith("mmlocal/engine/")])

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlocal.ops.elsa import elsa_attention, elsa_attention_projected
+from mmlocal.ops import elsa_attention, elsa_attention_projected
 
 
 class ProjectedAttention(nn.Module):

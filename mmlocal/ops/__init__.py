@@ -23,7 +23,7 @@ for _, name, is_folder in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
     if is_folder:
         importlib.import_module(name)
 
-_FUNCTIONS = {op.function.__name__: op.function for op in OPS.values()}
+_FUNCTIONS = {f.__name__: f for op in OPS.values() for f in (op.function, *op.variants)}
 globals().update(_FUNCTIONS)
 
 __all__ = ["OPS", "Op", "register_op", *_FUNCTIONS]

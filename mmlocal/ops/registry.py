@@ -22,12 +22,14 @@ class Op:
         backends: its implementations, fastest first.
         analysis: dotted path of a module with the FLOPs formulas and the benchmark cases, such as
             ``mmlocal.ops.elsa.analysis``. It is imported when it is needed.
+        variants: further public functions of the op, for other inputs.
     """
 
     name: str
     function: Callable[..., Tensor]
     backends: tuple[Backend, ...]
     analysis: str
+    variants: tuple[Callable[..., Tensor], ...] = ()
 
     def load_analysis(self) -> ModuleType:
         """Import the module that ``analysis`` names."""

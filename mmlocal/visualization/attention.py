@@ -123,7 +123,7 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     Returns:
         Layers by name, each with the methods of :class:`~mmlocal.layers.HasLocalAttention`.
     """
-    return {n: layer for n, layer in model.named_modules() if isinstance(layer, HasLocalAttention)}
+    return dict(filter(lambda item: isinstance(item[1], HasLocalAttention), model.named_modules()))
 
 
 @contextmanager

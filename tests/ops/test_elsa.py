@@ -21,10 +21,9 @@ from cases import run as run_op
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from mmlocal.ops import OPS, eager_common, elsa_attention
+from mmlocal.ops import OPS, eager_common, elsa_attention, elsa_attention_projected
 from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.elsa import BACKENDS as ALL_BACKENDS
-from mmlocal.ops.elsa import elsa_attention_projected
 
 run = functools.partial(run_op, elsa_attention)
 BACKENDS = running(ALL_BACKENDS)

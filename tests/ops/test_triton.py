@@ -18,8 +18,8 @@ from random_problems import differences, make_problem
 
 from mmlocal.layers import ELSA
 from mmlocal.ops import OPS, elsa_attention, qna_attention
+from mmlocal.ops import elsa_attention_projected as projected
 from mmlocal.ops.backends import choose_backend
-from mmlocal.ops.elsa import elsa_attention_projected as projected
 from mmlocal.ops.layout import new_map
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -254,4 +254,12 @@ def _ghost_head(
     )
 
 
-register_op(Op("elsa", elsa_attention, BACKENDS, "mmlocal.ops.elsa.analysis"))
+register_op(
+    Op(
+        "elsa",
+        elsa_attention,
+        BACKENDS,
+        "mmlocal.ops.elsa.analysis",
+        variants=(elsa_attention_projected,),
+    )
+)
