@@ -10,15 +10,12 @@ def _configs() -> dict[str, dict[str, Path]]:
     root = package / ".mim" / "configs"
     if not root.is_dir():
         root = package.parent / "configs"
-    return {
-        folder.name: {
-            path.stem: path.resolve()
-            for path in sorted(folder.rglob("*.py"))
-            if "_base_" not in path.relative_to(root).parts
-        }
-        for folder in sorted(root.iterdir())
-        if folder.is_dir()
-    }
+    configs: dict[str, dict[str, Path]] = {}
+    for path in sorted(root.glob("*/**/*.py")):
+        library, *folders = path.relative_to(root).parts
+        if "_base_" not in folders:
+            configs.setdefault(library, {})[path.stem] = path.resolve()
+    return configs
 
 
 def config_libraries() -> list[str]:

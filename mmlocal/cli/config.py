@@ -96,8 +96,10 @@ def _scope_of_classes(cfg: Config) -> str:
     return package if package in LIBRARIES else Library.name
 
 
-def _is_known(scope: str) -> bool:
+def _is_known(scope: object) -> bool:
     """Whether a library, a registry or a package has this name."""
+    if not isinstance(scope, str):
+        return False
     if scope in LIBRARIES or any(scope in registry.children for registry in root_registries()):
         return True
     return scope.isidentifier() and importlib.util.find_spec(scope) is not None

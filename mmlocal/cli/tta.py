@@ -25,11 +25,11 @@ def augment_test(cfg: Config) -> None:
     while "dataset" in dataset:
         dataset = dataset.dataset
     pipeline = dataset.get("pipeline") or []
-    if "tta_model" not in cfg or "tta_pipeline" not in cfg:
+    if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
         model, augmented = library_of(cfg).default_tta(pipeline)
         print_log("no tta_model or tta_pipeline in the config: flips only", level=logging.WARNING)
-        cfg.setdefault("tta_model", model)
-        cfg.setdefault("tta_pipeline", augmented)
+        cfg.tta_model = cfg.get("tta_model") or model
+        cfg.tta_pipeline = cfg.get("tta_pipeline") or augmented
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     labelled = any(type_name(step.get("type")) in _LABEL_LOADERS for step in pipeline)
     dataset.pipeline = cfg.tta_pipeline if labelled else _without_labels(cfg.tta_pipeline)

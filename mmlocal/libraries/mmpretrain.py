@@ -156,4 +156,5 @@ def _check_topk(cfg: Config, phase: str, findings: Findings) -> None:
             if max(topk) > head.num_classes:
                 key = f"{where}.topk"
                 findings.error(f"{key} is {tuple(topk)}, {head.setting} is {head.num_classes}")
-                findings.set(key, f"[{','.join(str(k) for k in topk if k <= head.num_classes)}]")
+                possible = [k for k in topk if k <= head.num_classes] or [1]
+                findings.set(key, f"[{','.join(map(str, possible))}]")

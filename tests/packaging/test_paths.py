@@ -24,6 +24,16 @@ def test_lists_by_library():
     assert sorted(name for names in by_library.values() for name in names) == mmlocal.list_configs()
 
 
+def test_package_without_configs(tmp_path, monkeypatch):
+    """A copy of the package alone, and a folder that holds no config."""
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "mmlocal" / "paths.py"))
+    assert (mmlocal.list_configs(), paths.config_libraries()) == ([], [])
+    with pytest.raises(ValueError, match="got 'elsa': see"):
+        mmlocal.config_path("elsa")
+    (tmp_path / "configs" / "__pycache__").mkdir(parents=True)
+    assert paths.config_libraries() == []
+
+
 @pytest.mark.parametrize("suffix", ["", ".py"])
 def test_path_of_a_config(suffix):
     path = Path(mmlocal.config_path("elsa_swin_t_maskrcnn_1x" + suffix))

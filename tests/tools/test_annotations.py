@@ -526,6 +526,7 @@ def test_list_of_several_labels(content, message, refused, own):
 def test_accuracy_of_more_classes_than_there_are(refused):
     message = refused("mmpretrain", "val_evaluator.topk=[1,5]")
     assert "val_evaluator.topk is (1, 5), model.head.num_classes is 2" in message
+    assert "val_evaluator.topk=[1]" in refused("mmpretrain", "val_evaluator.topk=5")
 
 
 # ------------------------------------------------------------------- settings of any type

@@ -330,9 +330,10 @@ def test_default_tta(configs):
     assert cfg.test_dataloader.dataset.pipeline[-1].transforms[1][0].type == "PackInputs"
 
     no_tta = configs["mmseg"].read_text().replace("tta_model", "unused")
-    configs["mmseg"].write_text(no_tta)
-    with pytest.raises(UsageError, match=r"^tta: .*tta_model"):
-        cfg_for_testing(configs["mmseg"], "--tta")
+    for none in ("", "\ntta_model = None\n"):
+        configs["mmseg"].write_text(no_tta + none)
+        with pytest.raises(UsageError, match=r"^tta: .*tta_model"):
+            cfg_for_testing(configs["mmseg"], "--tta")
 
 
 def test_pretrained_weights_as_older_configs_have_them(configs):

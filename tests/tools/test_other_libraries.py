@@ -1,6 +1,7 @@
 """A default_scope that is none of the three: every command works as far as MMEngine goes."""
 
 import pickle
+import re
 from pathlib import Path
 
 import cv2
@@ -147,9 +148,11 @@ def test_plain_mmengine(scope, tmp_path):
     assert "pin_memory" not in cfg.train_dataloader
 
 
-def test_scope_that_is_nowhere(tmp_path):
-    config = write_plain(tmp_path, "mmpoze")
-    with pytest.raises(UsageError, match=r"default_scope='mmpoze', and no package or registry of"):
+@pytest.mark.parametrize("scope", ["mmpoze", "", 5, ["mmdet"]])
+def test_scope_that_is_nowhere(scope, tmp_path):
+    config = write_plain(tmp_path, scope)
+    message = re.escape(f"default_scope={scope!r}, and no package or registry of")
+    with pytest.raises(UsageError, match=message):
         load_config(str(config))
 
 
