@@ -16,7 +16,11 @@ from mmlocal.layers.checks import (
     is_int,
     is_sequence,
 )
-from mmlocal.models.backbones.loading import load_pretrained, resize_tables_on_load
+from mmlocal.models.backbones.loading import (
+    load_pretrained,
+    refuse_other_names_on_load,
+    resize_tables_on_load,
+)
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -77,7 +81,8 @@ class LocalBackbone(Unscripted, BaseModule):
     a warning and train from a partly random start.
 
     However a checkpoint is loaded, position tables of other windows or images are resized, and a
-    tensor of another shape that is no such table raises.
+    tensor of another shape that is no such table raises. So does a checkpoint that has other names
+    for all blocks.
 
     Args:
         init_cfg: as in MMEngine.
@@ -98,6 +103,7 @@ class LocalBackbone(Unscripted, BaseModule):
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
         resize_tables_on_load(self, self._antialias)
+        refuse_other_names_on_load(self)
 
     @classmethod
     def _resolve_arch(
