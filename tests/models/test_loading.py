@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,25 @@ def test_other_shapes_are_refused(old, new, key, tmp_path):
     for load in (strictly, by_mmengine):
         with pytest.raises(ValueError, match=message):
             load(Model(new), str(tmp_path / "model.pth"))
+
+
+@pytest.mark.parametrize(
+    ("model", "old"),
+    [(qna(), r"stages.\1."), (GhostDeiT(DEIT_ARCH), r"layers.\1.")],
+    ids=["qna", "ghost"],
+)
+def test_other_names_of_the_blocks_are_refused(model, old, tmp_path):
+    """Of older versions or other code: MMEngine alone would log them, and leave blocks random."""
+    state_dict = Model(model).state_dict()
+    renamed = {re.sub(r"\bstages\.(\d+)\.blocks\.", old, k): v for k, v in state_dict.items()}
+    renamed = {k: v for k, v in renamed.items() if "downsample" not in k}
+    torch.save(renamed, tmp_path / "old.pth")
+    message = rf"{type(model).__name__} cannot take .* no tensor of backbone.stages .* but \d+ oth"
+    with pytest.raises(ValueError, match=message):
+        by_mmengine(Model(model), str(tmp_path / "old.pth"))
+    rest = {k: v for k, v in renamed.items() if not k.startswith("backbone.")}
+    torch.save(rest, tmp_path / "rest.pth")
+    by_mmengine(Model(model), str(tmp_path / "rest.pth"))
 
 
 def test_another_head_is_not_refused(tmp_path):

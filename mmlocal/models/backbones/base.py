@@ -16,7 +16,11 @@ from mmlocal.layers.checks import (
     is_int,
     is_sequence,
 )
-from mmlocal.models.backbones.loading import load_pretrained, resize_tables_on_load
+from mmlocal.models.backbones.loading import (
+    load_pretrained,
+    refuse_other_names_on_load,
+    resize_tables_on_load,
+)
 
 # Names that a checkpoint of a classification model does not hold, as a regular expression.
 _OUTPUT_NORMS = r"norm\d+\."
@@ -86,7 +90,8 @@ class LocalBackbone(Unscripted, BaseModule):
     warning and train from a partly random start.
 
     Every way of loading a checkpoint resizes position tables of other windows or images. It raises
-    if any other tensor has another shape.
+    if any other tensor has another shape. It also
+    raises if the checkpoint has other names for all blocks.
 
     Args:
         init_cfg: MMEngine's config of the initialisation; ``None`` for no initialisation by
@@ -107,6 +112,7 @@ class LocalBackbone(Unscripted, BaseModule):
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
         resize_tables_on_load(self, self._antialias)
+        refuse_other_names_on_load(self)
 
     @classmethod
     def _resolve_arch(

@@ -83,6 +83,33 @@ def _resize_tables(
         print_log(f"{name}: resized to the model: {'; '.join(report.resized)}", logger="current")
 
 
+def refuse_other_names_on_load(module: nn.Module) -> None:
+    """Make every way of loading refuse a checkpoint that has other names for all blocks.
+
+    MMEngine's ``load_from`` would leave the blocks random, and log it.
+
+    Args:
+        module: a backbone, whose blocks are under ``stages``.
+    """
+    module.register_load_state_dict_pre_hook(_refuse_other_names)
+
+
+def _refuse_other_names(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: Any
+) -> None:
+    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    theirs = _part(state_dict, prefix)
+    unexpected = [name for name in theirs if name not in names]
+    if unexpected and not any(name.startswith("stages.") for name in names.intersection(theirs)):
+        raise ValueError(
+            f"{type(module).__name__} cannot take the checkpoint: it holds no tensor of "
+            f"{prefix}stages under the names of this model, but {len(unexpected)} others "
+            f"({', '.join(unexpected[:3])}, ...). It may be of another model or of an older "
+            "version; official checkpoints: mmlocal convert; to load the rest only, take these "
+            "tensors out of the checkpoint"
+        )
+
+
 def _part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Select the entries whose names begin with ``prefix``, and remove it from the names."""
     return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
