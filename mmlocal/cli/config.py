@@ -71,11 +71,23 @@ def _where(error: Exception, path: str) -> str:
         # A config runs after its bases, so the outermost module is the one at fault.
         line = [line for frame, line in frames if frame.f_code.co_filename == modules[0]][-1]
         return f"{modules[0]}, line {line}: "
-    if isinstance(error, SyntaxError):
-        try:
-            ast.parse(Path(path).read_text(encoding="utf-8"))
-        except SyntaxError as own:
-            return f"{path}, line {own.lineno}: "
+    return _where_syntax_fails(path) if isinstance(error, SyntaxError) else ""
+
+
+def _where_syntax_fails(path: str) -> str:
+    """File and line of the first syntax error in a config or one of its bases, if known."""
+    try:
+        body = ast.parse(Path(path).read_text(encoding="utf-8")).body
+    except (OSError, ValueError):  # a base in another package, or not a text
+        return ""
+    except SyntaxError as error:
+        return f"{path}, line {error.lineno}: "
+    for node in body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "_base_":
+            texts = (part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant))
+            names = (text for text in texts if isinstance(text, str) and text.endswith(".py"))
+            bases = (osp.join(osp.dirname(path), name) for name in names)
+            return next(filter(None, map(_where_syntax_fails, bases)), "")
     return ""
 
 

@@ -12,6 +12,7 @@ from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
 from mmlocal.cli.building import build_errors
 from mmlocal.cli.config import load_config
+from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.libraries import LIBRARIES, library_of
@@ -102,6 +103,7 @@ def flops(
     """
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
+    check_settings(cfg, [])
     with build_errors(cfg):
         model = build_model(cfg, device)
     try:

@@ -12,6 +12,7 @@ from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
 from mmlocal.cli.building import build_errors
 from mmlocal.cli.config import load_config
+from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
@@ -55,6 +56,7 @@ def print_config(
     cfg = load_config(config, cfg_options)
     if graph:
         library_of(cfg).require()
+        check_settings(cfg, [])
         init_default_scope(cfg.default_scope)
         with build_errors(cfg):
             model = MODELS.build(deepcopy(cfg.model))  # building adds to the config

@@ -24,6 +24,7 @@ from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments
 from mmlocal.cli.building import build_errors
 from mmlocal.cli.config import load_config
+from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.layers.checks import check_int
@@ -108,6 +109,7 @@ def list_layers(config: str, cfg_options: dict | None = None) -> dict[str, str]:
     """
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
+    check_settings(cfg, [])
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         layers = _find_layers(_build(cfg), config)
     return {
@@ -149,6 +151,7 @@ def visualize_attention(
     check_int(heads=heads)
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
+    check_settings(cfg, [])
     _check_paths(image, out_dir)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = _build(cfg)

@@ -469,6 +469,7 @@ def test_config_that_cannot_be_used(tmp_path):
     [
         ("default_scope = 'mmdet'\nmodel = dict(\n", r"c\.py, line 2: SyntaxError: '\(' was never"),
         ("_base_ = ['bad.py']", r"bad\.py, line 2: NameError: name 'x' is not defined"),
+        ("_base_ = 'child.py'", r"broken\.py, line 2: SyntaxError: invalid syntax"),
         ("_base_ = ['a.py', 'b.py']", "KeyError: Duplicate key .*'lr'"),
         ("_base_ = 'a.py'\nrate = 2 * _base_.rate", r"line 2: .*Error: .*rate"),
         ("_base_ = 'a.py'\nmodel = dict(lr={{_base_.rate}})", "Error: .*rate"),
@@ -481,6 +482,8 @@ def test_config_with_a_mistake(config, message, tmp_path):
     (tmp_path / "a.py").write_text("lr = 1")
     (tmp_path / "b.py").write_text("lr = 2")
     (tmp_path / "bad.py").write_text("\nlr = x")
+    (tmp_path / "child.py").write_text("_base_ = ['a.py', 'broken.py']")
+    (tmp_path / "broken.py").write_text("rate = 1\nrate = = 2")
     (tmp_path / "c.py").write_text(config)
     with pytest.raises(UsageError, match=rf"c\.py' cannot be read: .*{message}") as error:
         load_config(str(tmp_path / "c.py"))

@@ -2,14 +2,18 @@
 
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import cv2
 import pytest
 
 from mmlocal.cli.config import load_config
+from mmlocal.cli.flops import flops
+from mmlocal.cli.print_config import print_config
 from mmlocal.cli.testing import config_for_testing
 from mmlocal.cli.training import config_for_training
+from mmlocal.cli.visualize_attention import list_layers
 from mmlocal.errors import UsageError
 from mmlocal.libraries import Library, library_of
 
@@ -154,6 +158,14 @@ def test_scope_that_is_nowhere(scope, tmp_path):
     message = re.escape(f"default_scope={scope!r}, and no package or registry of")
     with pytest.raises(UsageError, match=message):
         load_config(str(config))
+
+
+def test_config_without_a_model(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text('default_scope = "mmengine"')
+    for command in (flops, list_layers, partial(print_config, graph=True)):
+        with pytest.raises(UsageError, match=r"^the config .*c\.py has no model"):
+            command(str(path))
 
 
 @pytest.mark.parametrize(
