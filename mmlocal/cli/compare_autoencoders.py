@@ -19,6 +19,7 @@ from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.files import write_whole
+from mmlocal.libraries.base import metrics_of, type_name
 from mmlocal.visualization import contact_sheet, plot_curves
 
 CONFIGS = (
@@ -149,6 +150,9 @@ def _run(config: str, options: dict, folder: Path) -> tuple[dict, Runner]:
     cfg = run_config(config, options, str(folder))
     complete_loaders(cfg, training=True)
     check_settings(cfg, PHASES)
+    kinds = {type_name(metric.get("type")) for metric in metrics_of(cfg, "test").values()}
+    if "ReconstructionMetric" not in kinds:
+        raise UsageError(f"config {config!r} has no ReconstructionMetric in its test_evaluator")
     check_data(cfg, PHASES)
     runner = build_runner(cfg, whole=False)
     start = time.perf_counter()

@@ -247,3 +247,13 @@ def test_comparison(folder):
         pred = cv2.imread(str(folder / f"out/{index:02d}/pred_00.png"))
         assert np.array_equal(sheet[72 * row + 4 : 72 * row + 68, 4:68], pred)
     assert cv2.imread(str(folder / "out/curves.png")) is not None
+
+
+def test_comparison_of_other_models(tmp_path):
+    """Before any training."""
+    pytest.importorskip("mmpretrain")
+    from mmlocal.cli.compare_autoencoders import compare_autoencoders
+    from mmlocal.errors import UsageError
+
+    with pytest.raises(UsageError, match="'elsa_swin_nano_shapes' has no ReconstructionMetric"):
+        compare_autoencoders(tmp_path, ["elsa_swin_nano_shapes"])
