@@ -83,7 +83,7 @@ def _where_syntax_fails(path: str) -> str:
     except SyntaxError as error:
         return f"{path}, line {error.lineno}: "
     for node in body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "_base_":
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_":
             texts = (part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant))
             names = (text for text in texts if isinstance(text, str) and text.endswith(".py"))
             bases = (osp.join(osp.dirname(path), name) for name in names)

@@ -6,6 +6,7 @@ import os.path as osp
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mmlocal.errors import UsageError
 from mmlocal.libraries.base import (
     Demo,
     Library,
@@ -70,6 +71,10 @@ class MMDet(Library):
 
     def write_predictions(self, cfg: Config, out: str) -> None:
         """A pickle; masks are packed."""
+        evaluator = cfg.test_evaluator
+        kind = evaluator.get("type") if isinstance(evaluator, dict) else None
+        if type_name(kind) == "MultiDatasetsEvaluator":  # it drops all metrics but one per data set
+            raise UsageError("MultiDatasetsEvaluator writes no predictions", "out")
         add_metric(cfg, {"type": "DumpDetResults", "out_file_path": out})
 
     def show_predictions(

@@ -77,3 +77,16 @@ def test_nothing_else_asks_which_library_it_is():
         if isinstance(node, ast.Constant) and node.value in ("mmdet", "mmseg", "mmpretrain")
     }
     assert found == set()
+
+
+def test_evaluator_that_would_drop_the_predictions():
+    metric = dict(type="CocoMetric")
+    several = dict(type="MultiDatasetsEvaluator", metrics=[metric], dataset_prefixes=["a"])
+    with pytest.raises(UsageError, match=r"^out: MultiDatasetsEvaluator writes no predictions"):
+        MMDet().write_predictions(Config(dict(test_evaluator=several)), "x.pkl")
+    for evaluator in (metric, [metric], dict(type="Evaluator", metrics=metric)):
+        cfg = Config(dict(test_evaluator=evaluator))
+        MMDet().write_predictions(cfg, "x.pkl")
+        metrics = cfg.test_evaluator
+        metrics = metrics["metrics"] if isinstance(metrics, dict) else metrics
+        assert [metric["type"] for metric in metrics] == ["CocoMetric", "DumpDetResults"]
