@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--tta",
         action="store_true",
         help="augment the test images by tta_model and tta_pipeline of the config; without them, "
-        "mmdet and mmpretrain average over an image and its mirror image",
+        "mmdet and mmpretrain use an image and its mirror image",
     )
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument(
