@@ -24,7 +24,7 @@ TESTED, EXPECTED, NO = "tested", "expected", "no"
 
 @dataclass(frozen=True)
 class Support:
-    """Which versions of one dependency work.
+    """The versions of one dependency that work.
 
     Args:
         tested: versions that the tests run with. ``"3.10"`` stands for every version 3.10.x.

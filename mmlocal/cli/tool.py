@@ -1,4 +1,4 @@
-"""How a command reports a user's mistake.
+"""Report a user's mistake in one line, and end the process.
 
 This module does not import torch, so commands that do not need torch start quickly.
 """

@@ -291,7 +291,7 @@ class Library:
         return {}
 
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
-        """How to lay out the files of a public data set.
+        """The layout of the files of a public data set.
 
         Args:
             dataset: config of the data set.

@@ -94,7 +94,7 @@ def test_generates_the_data_of_its_task_only(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("tasks", [["det"], ["cls"]])
 def test_another_process_makes_the_data_first(tasks, tmp_path, monkeypatch):
-    """It ends between the look for the data and its generation, with data for this task or not."""
+    """The other process finishes just before this one generates its data."""
     monkeypatch.chdir(tmp_path)
 
     def generate_too_late(*args, **kwargs):
