@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from copy import deepcopy
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,14 +15,13 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmlocal.checkpoints import load_file, match_state_dict
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, number_of
-from mmlocal.cli.building import build_errors
 from mmlocal.cli.config import innermost_test_dataset, load_config
+from mmlocal.cli.models import build_model, load_weights, move_model
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.layers.checks import check_int
@@ -113,7 +111,7 @@ def list_layers(config: str, cfg_options: dict | None = None) -> dict[str, str]:
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        layers = _find_layers(_build(cfg), config)
+        layers = _find_layers(build_model(cfg), config)
     return {
         name: f"{type(layer).__name__} {layer.kernel_size}x{layer.kernel_size}"
         for name, layer in layers.items()
@@ -155,10 +153,10 @@ def visualize_attention(
     library_of(cfg).require()
     _check_paths(image, out_dir)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = _build(cfg)
+        model = build_model(cfg)
         selected = _select(_find_layers(model, config), layers)
-        _load(model, checkpoint)
-        _move(model, device or get_device())
+        load_weights(model, checkpoint)
+        move_model(model, device or get_device())
         shown, input_size, attention = _run_model(model, cfg, image, selected)
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, layer in selected.items():
@@ -179,15 +177,6 @@ def _check_paths(image: str, out_dir: Path) -> None:
         raise UsageError(f"image {image!r} is not a picture that OpenCV can read")
     if out_dir.exists() and not out_dir.is_dir():
         raise UsageError(f"{str(out_dir)!r} is a file", argument="out_dir")
-
-
-def _build(cfg: Config) -> BaseModel:
-    model = deepcopy(cfg.model)
-    if cfg.get("data_preprocessor"):  # as MMEngine's runner does
-        model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    library_of(cfg).see_whole_image(model)
-    with build_errors(cfg):
-        return MODELS.build(model).eval()
 
 
 def _find_layers(model: nn.Module, config: str) -> dict[str, nn.Module]:
@@ -211,32 +200,6 @@ def _select(layers: dict[str, nn.Module], patterns: Sequence[str] | None) -> dic
             )
         selected |= found
     return {name: layer for name, layer in layers.items() if name in selected}
-
-
-def _load(model: BaseModel, checkpoint: str | None) -> None:
-    if checkpoint is None:
-        print("note: no checkpoint is given; the weights are random")
-        model.init_weights()
-        return
-    try:
-        content = load_file(checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        raise UsageError(str(error)) from error
-    source = content.get("state_dict", content)
-    _, report = match_state_dict(source, model.state_dict())
-    if report.missing or report.mismatched:
-        raise UsageError(
-            f"checkpoint {checkpoint!r} does not fit the model of the config: {report}"
-        )
-    model.load_state_dict(source, strict=False)  # the backbone resizes tables as it loads them
-
-
-def _move(model: nn.Module, device: str) -> None:
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:  # an unknown device, or one that is not here
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{device!r} cannot be used: {reason}", argument="device") from error
 
 
 def _run_model(
