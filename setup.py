@@ -1,7 +1,7 @@
-"""Puts configs, tools and the model index into ``mmlocal/.mim``, where ``mim`` looks for them, and
-compiles the C++ kernels where there is a compiler.
+"""Build steps of the package. All other settings are in ``pyproject.toml``.
 
-Everything else about the package is in ``pyproject.toml``.
+The build puts configs, tools and the model index into ``mmlocal/.mim``, where ``mim`` looks for
+them. It also compiles the C++ kernels if there is a compiler.
 """
 
 import os
@@ -25,15 +25,15 @@ except ImportError:  # setuptools before 70.1
 
 ROOT = Path(__file__).resolve().parent
 MIM = ("configs", "tools", "model-index.yml")
-# In no copy: bytecode, and the scripts that need the folder benchmarks/ of a clone.
+# Not copied: bytecode, and scripts that need the folder benchmarks/ of a clone.
 LEFT_OUT = ("__pycache__", "benchmark_*.py")
 OPS = Path("mmlocal", "ops")
-# By path: importing mmlocal.ops imports torch, which a build environment does not have.
+# Run by its path, because mmlocal.ops imports torch, which a build environment does not have.
 BUILD = runpy.run_path(str(ROOT / OPS / "build.py"))
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder, but for ``LEFT_OUT``."""
+    """Copy a file or a folder, without ``LEFT_OUT``."""
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(*LEFT_OUT))
     else:
@@ -41,7 +41,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Link ``target`` to ``source`` by relative path; copy where links are not allowed."""
+    """Link ``target`` to ``source`` by a relative path, or copy if links are not allowed."""
     try:
         target.symlink_to(os.path.relpath(source, target.parent), source.is_dir())
     except OSError:
@@ -49,8 +49,16 @@ def link(source: Path, target: Path) -> None:
 
 
 def compile_kernels(folder: Path) -> bool:
-    """Compile the kernels into a folder; whether they are there. Without them, the package works
-    in plain PyTorch and says so when its ops run."""
+    """Compile the kernels into a folder, or say why not.
+
+    Without the kernels, the package works in plain PyTorch, and says so when its ops run.
+
+    Args:
+        folder: folder that holds the package.
+
+    Returns:
+        Whether the kernels are there.
+    """
     library = folder / OPS / BUILD["LIBRARY"].name
     try:
         if os.environ.get("MMLOCAL_BUILD_EXT") == "0":
@@ -58,12 +66,12 @@ def compile_kernels(folder: Path) -> bool:
         BUILD["build"](library)
     except BUILD["BuildError"] as error:
         print(f"mmlocal is installed without its C++ kernels: {error}", flush=True)
-        library.unlink(missing_ok=True)  # of an earlier build
+        library.unlink(missing_ok=True)  # from an earlier build
     return library.is_file()
 
 
 class BuildPy(build_py):
-    """Adds the kernels, and ``.mim``: copies in a wheel, links in the tree of an editable one."""
+    """Adds the kernels and ``.mim``: copies in a wheel, links in an editable installation."""
 
     def run(self) -> None:
         super().run()
@@ -77,7 +85,7 @@ class BuildPy(build_py):
 
 
 class BdistWheel(bdist_wheel):
-    """A wheel with kernels is for this platform and any Python; one without is pure Python."""
+    """Marks a wheel with kernels for this platform and any Python, and one without as pure."""
 
     def run(self) -> None:
         self.run_command("build")
@@ -89,7 +97,7 @@ class BdistWheel(bdist_wheel):
 
 
 class KernelDistribution(Distribution):
-    """Whether it is for one platform is known when its kernels are compiled."""
+    """A distribution that is bound to a platform only if its kernels were compiled."""
 
     has_kernels = False
 

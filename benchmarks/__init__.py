@@ -1,1 +1,4 @@
-"""Time and memory of ops and backbones. In clones only: the command lines are in ``tools/``."""
+"""Measure time and memory of ops and backbones, with the scripts ``tools/benchmark_*.py``.
+
+Only clones have this package; an installed mmlocal does not.
+"""

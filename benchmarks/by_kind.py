@@ -1,4 +1,4 @@
-"""Where the time of a call goes, by kind of operation."""
+"""Split the time of a call by kind of operation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-# Names of PyTorch's operators, by kind; the first match counts.
+# Kind -> pattern for names of PyTorch's operators. The first match counts.
 _KINDS = {
     "local attention": r"mmlocal",
     "window attention": r"aten::(baddbmm|bmm|_softmax|_scaled_dot_product)",
@@ -24,13 +24,14 @@ KINDS = (*_KINDS, "other")
 
 
 def kind_of(name: str, shapes: Sequence[Sequence[int]] = ()) -> str:
-    """The kind of an operator, one of ``KINDS``. Most of ``"other"`` works element by element.
+    """The kind of an operator, one of ``KINDS``.
 
-    A convolution of 1x1 pixels is ``"linear"``.
+    A convolution with a kernel of 1x1 pixels is ``"linear"``. Most operators of the kind
+    ``"other"`` work element by element.
 
     Args:
         name: name of the operator in the profiler.
-        shapes: shapes of its inputs.
+        shapes: shapes of the inputs of the operator.
     """
     kind = next((kind for kind, pattern in _KINDS.items() if re.match(pattern, name)), "other")
     if kind == "convolution":
@@ -41,10 +42,17 @@ def kind_of(name: str, shapes: Sequence[Sequence[int]] = ()) -> str:
 
 
 def time_by_kind(call: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Milliseconds of one call by kind of operation.
+    """Measure one call, and split its milliseconds by kind of operation.
 
-    An operator counts without the operators that it calls in turn. On a GPU, the kernels
-    that an operator started count.
+    The time of an operator does not include the operators that it calls. On a GPU, it is the time
+    of the kernels that the operator started.
+
+    Args:
+        call: function to measure.
+        device: device that the function runs on.
+
+    Returns:
+        Kind, one of ``KINDS`` -> milliseconds.
     """
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""A backend has to meet the tolerance that it declares before it is timed."""
+"""Check that a backend meets its declared tolerance, before it is timed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from benchmarks.contestants import make_tensors, op_function, op_tensors
 from mmlocal.ops.backends import Backend
 from mmlocal.ops.cases import Case
 
-# Pixels in from the border that the check of a whole map compares.
+# Width and height in pixels of the corner that the check of a whole map compares.
 _CORNER = 8
 
 
 class WrongResultError(Exception):
-    """A backend misses the tolerance that it declares."""
+    """A backend misses its declared tolerance."""
 
 
 def _results(function: Callable[..., Tensor], tensors: dict[str, Tensor], make) -> tuple:
-    """Output and gradients by name, and the cotangent of the gradients."""
+    """Output and gradients by name, and the cotangent that gave the gradients."""
     out = function(**tensors)
     cotangent = make(*out.shape).detach()
     grads = torch.autograd.grad(out, list(tensors.values()), cotangent)
@@ -44,24 +44,31 @@ def _compare(
     where: str,
 ) -> None:
     for name, expected in exact.items():
-        scale = expected.abs().max().item() or 1.0  # zeros are compared absolutely
+        scale = expected.abs().max().item() or 1.0  # if all values are 0, the error is absolute
         error = (ours[name].double() - expected).abs().max().item() / scale
-        if not error <= backend.atol[dtype]:  # also if not a number
+        if not error <= backend.atol[dtype]:  # True for NaN too
             raise WrongResultError(
                 f"{where}, backend {backend.name}, {dtype}: {name} is off by {error:.1e} of its "
-                f"largest value, {backend.atol[dtype]:.1e} is allowed; nothing is timed"
+                f"largest value, but {backend.atol[dtype]:.1e} is allowed; nothing is timed"
             )
 
 
 def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torch.device) -> None:
-    """Compare a backend with ``reference`` in float64, output and all gradients.
+    """Compare output and all gradients of a backend with ``reference`` in float64.
 
-    The first comparison is on a map of the same channels and at most ``2 * kernel_size + 8`` pixels
-    a side. In the second one the backend runs on the whole map, and ``reference`` on the last
-    corner and its surroundings only. ``reference`` itself passes the first one alone.
+    The first comparison uses a small map with the same channels and at most ``2 * kernel_size + 8``
+    pixels a side. In the second comparison, the backend runs on the whole map, and ``reference``
+    runs only on the last corner and its surroundings. The backend ``reference`` itself skips the
+    second comparison.
+
+    Args:
+        backend: backend to check.
+        case: shape of the op.
+        dtype: data type of all tensors.
+        device: device that the backend runs on.
 
     Raises:
-        WrongResultError: an error above the tolerance that the backend declares.
+        WrongResultError: an error is larger than the declared tolerance of the backend.
     """
     span = 2 * case.kernel_size + _CORNER
     where = f"{case.op}, {case.name}"
@@ -80,7 +87,7 @@ def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torc
 
     tensors = op_tensors(case, make)
     ours, cotangent = _results(op_function(case, backend.name), tensors, make)
-    # Windows of the corner start where those of the map do.
+    # With a stride, the corner must start where a window of the map starts.
     first = [max(0, size - span) // case.stride * case.stride for size in (case.height, case.width)]
     corner = replace(case, batch=1, height=case.height - first[0], width=case.width - first[1])
 
@@ -99,7 +106,7 @@ def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torc
         return {
             name: x[-1:, :, -sizes[name] :, -sizes[name] :]
             for name, x in results.items()
-            if x.dim() == 4  # the gradients of tables add up all pixels
+            if x.dim() == 4  # gradients of tables sum over all pixels, so the corner has others
         }
 
     _compare(last(ours), last(exact), backend, dtype, f"{where}, last corner")

@@ -1,4 +1,4 @@
-"""The contestants of one case, measured in turns."""
+"""Measure the contestants of one case in turns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Entry:
     name: str
     kind: str
     calls: dict[str, Callable[[], object]]
-    # Per mode, bytes of all inputs and outputs, and of those that a call returns.
+    # Mode -> bytes of all inputs and outputs, and bytes of the returned tensors.
     traffic: dict[str, int]
     returned: dict[str, int]
 
@@ -55,14 +55,14 @@ def _build(contestant: Contestant, kind: str, case: Case, device, dtype) -> _Ent
         contestant.name,
         kind,
         dict(forward=forward, training=training),
-        # training: also the gradient that comes in, and one for each input
+        # Training also reads the gradient of the output, and writes one for each input.
         dict(forward=inputs + output, training=2 * (inputs + output)),
         dict(forward=output, training=inputs + output),
     )
 
 
 def _forgiven(kind: str) -> tuple[type[Exception], ...]:
-    """Errors that leave a contestant out: any error of a peer, only lack of memory of a backend."""
+    """Errors that leave a contestant out: for a peer any error, for a backend lack of memory."""
     return (Exception,) if kind == "peer" else (CannotRunError, torch.OutOfMemoryError)
 
 
@@ -73,20 +73,24 @@ def measure_case(
     device: torch.device,
     rounds: int,
 ) -> list[dict]:
-    """Time and memory of all contestants on one shape.
+    """Measure time and memory of all contestants on one shape.
 
     Args:
-        case: the shape.
-        contestants: each with its kind, ``"backend"`` or ``"peer"``.
-        dtype: of all tensors.
-        device: where they run.
-        rounds: of :func:`time_interleaved`.
+        case: shape of the op.
+        contestants: contestants, each after its kind, ``"backend"`` or ``"peer"``.
+        dtype: data type of all tensors.
+        device: device that all contestants run on.
+        rounds: number of samples of each time, as for :func:`time_interleaved`.
 
     Returns:
-        One dict per contestant and mode: ``contestant``, ``kind``, ``mode`` and either ``skipped``,
-        a reason, or the figures of :func:`summarise`, ``extra_bytes`` (peak beside inputs and
-        outputs), ``traffic_bytes`` (inputs and outputs, each once) and ``fraction_of_copy``, the
-        rate of that traffic over the rate of a large copy.
+        One dict per contestant and mode, with ``contestant``, ``kind`` and ``mode``. If the
+        contestant cannot run, ``skipped`` holds the reason. Otherwise the dict holds the figures of
+        :func:`summarise`, and:
+
+        - ``extra_bytes``: peak memory in addition to inputs and outputs;
+        - ``traffic_bytes``: size of inputs and outputs, each counted once;
+        - ``copy_bytes_per_second``: rate of a large copy;
+        - ``fraction_of_copy``: rate of the traffic, divided by the rate of the copy.
     """
     rows, entries = [], []
     for kind, contestant in contestants:

@@ -1,8 +1,9 @@
-"""Contestants of the benchmark of ops: one way each to mix neighbouring pixels.
+"""Contestants of the benchmark of ops. Each contestant is one way to mix neighbouring pixels.
 
-A contestant starts where its projections end: our ops at the tensors that a layer hands them,
-convolutions at the values, other attention at queries, keys and values. Its tensors are laid out
-as a layer hands them over: maps channels last, ``(B, H, W, heads, head_dims)`` for attention.
+Projections are not part of a contestant. So our ops start from the tensors that their layers pass,
+convolutions start from the values, and other attention starts from queries, keys and values. The
+tensors have the memory layout that a layer would pass: channels last for maps, and
+``(B, H, W, heads, head_dims)`` for attention.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from torch import Tensor
 from mmlocal.ops import OPS
 from mmlocal.ops.cases import Case, Make
 
-# Input tensors, and the function of them that is timed.
+# Input tensors by name, and the function to time on them.
 Built = tuple[dict[str, Tensor], Callable[..., Tensor]]
 
 
 class CannotRunError(RuntimeError):
-    """A contestant does not fit this case or machine; says why."""
+    """A contestant does not fit this case or machine. The message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Contestant:
     """One way to mix neighbouring pixels.
 
     Args:
-        name: of the backend or peer.
+        name: name of the backend or peer.
         description: one line for the report.
-        build: makes, from a case, the input tensors and the function that is timed on them.
-            Raises :class:`CannotRunError`.
-        ops: names of the ops that it stands beside; ``None`` for all.
+        build: function that makes the input tensors for a case, and returns them with the function
+            to time. It may raise :class:`CannotRunError`.
+        ops: names of the ops to compare it with; ``None`` for all.
     """
 
     name: str
@@ -43,12 +44,22 @@ class Contestant:
     ops: tuple[str, ...] | None = None
 
     def stands_beside(self, op: str) -> bool:
-        """Whether it is timed on the shapes of ``op``."""
+        """Whether the contestant is timed on the shapes of an op.
+
+        Args:
+            op: name out of ``OPS``.
+        """
         return self.ops is None or op in self.ops
 
 
 def make_tensors(device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Make:
-    """The ``make`` that contestants are built with: normal numbers, the same for every seed."""
+    """Return a function that makes a tensor of normal numbers from a shape, with gradient.
+
+    Args:
+        device: device of the tensors.
+        dtype: data type of the tensors.
+        seed: the same seed gives the same numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def make(*shape: int) -> Tensor:
@@ -61,18 +72,32 @@ def make_tensors(device: torch.device | str, dtype: torch.dtype, seed: int = 0) 
 
 
 def op_function(case: Case, backend: str) -> Callable[..., Tensor]:
-    """The op with the settings of a case, as a function of its tensors."""
+    """Bind the op of a case to the settings of the case, as a function of its tensors.
+
+    Args:
+        case: shape of the op.
+        backend: name of the backend.
+    """
     op = OPS[case.op]
     return partial(op.function, **op.load_analysis().settings(case), backend=backend)
 
 
 def op_tensors(case: Case, make: Make) -> dict[str, Tensor]:
-    """Arguments of :func:`op_function`."""
+    """Make the tensors for the function that :func:`op_function` returns.
+
+    Args:
+        case: shape of the op.
+        make: result of :func:`make_tensors`.
+    """
     return OPS[case.op].load_analysis().make_inputs(case, make)
 
 
 def list_backends(op: str) -> list[Contestant]:
-    """All backends of an op as contestants, whether they run here or not, fastest first."""
+    """List all backends of an op as contestants, fastest first, even if they cannot run here.
+
+    Args:
+        op: name out of ``OPS``.
+    """
     return [
         Contestant(backend.name, backend.description, partial(_backend, backend.name), (op,))
         for backend in OPS[op].backends
@@ -86,7 +111,8 @@ def _backend(name: str, case: Case, make: Make) -> Built:
 
 
 def _check_windows_fit(case: Case, like: Tensor) -> None:
-    """``reference`` writes out windows: with gradients, at least six times the values in them."""
+    """Refuse ``reference`` if its windows do not fit into main memory."""
+    # With gradients, it holds at least six copies of all values in all windows.
     values = OPS[case.op].load_analysis().window_values(case)
     needed = 6 * values * max(4, like.element_size())
     free = available_memory()
@@ -95,9 +121,9 @@ def _check_windows_fit(case: Case, like: Tensor) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory that a process can still get, or ``None`` where the system has no say.
+    """Bytes of main memory that a process can still get; ``None`` if the system does not say.
 
-    Linux kills a process that takes more, instead of failing an allocation.
+    Linux kills a process that takes more, so a benchmark has to ask first.
     """
     try:
         with open("/proc/meminfo") as file:

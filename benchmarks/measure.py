@@ -1,4 +1,4 @@
-"""Time and memory of functions."""
+"""Measure time and memory of functions."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmlocal.errors import UsageError
 
-# A sample is long enough for the clock: short calls are repeated.
+# Short calls are repeated until a sample takes this long, so that the clock is precise enough.
 _SAMPLE_SECONDS = 5e-3
 _MAX_REPEATS = 100
-# A function that has run for so long sits out the rounds that are left.
+# A function that has run this long skips the remaining rounds, but gets _MIN_SAMPLES.
 _MAX_SECONDS = 10.0
 _MIN_SAMPLES = 3
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, or the GPU if there is one.
+    """Choose a device.
+
+    Args:
+        name: ``"cpu"`` or ``"cuda"``; ``None`` for the GPU if there is one.
 
     Raises:
-        UsageError: a GPU is named and there is none.
+        UsageError: ``name`` is ``"cuda"``, but there is no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch sees no GPU (python -m mmlocal.info), use --device cpu", "device")
+        raise UsageError("torch sees no GPU (see mmlocal info), use --device cpu", "device")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -58,14 +61,14 @@ def time_interleaved(
     """Time several functions in turns, so that all of them see the same state of the machine.
 
     Args:
-        calls: functions by name, each called before at least once.
-        device: where they run; on a GPU, its own events tell the time.
-        rounds: samples of each function; who goes first changes from round to round. A function
-            that has taken 10 seconds gets no more of them, but always three.
+        calls: functions by name. Each of them must have run once before.
+        device: device that the functions run on. On a GPU, its events measure the time.
+        rounds: number of samples of each function. Each round starts with another function. A
+            function that has run for 10 seconds gets no more samples, but at least three.
 
     Returns:
-        Seconds per call, one number per sample. A sample of a short function is the mean of as
-        many calls as take 5 ms, at most 100.
+        Name -> seconds per call of each sample. A sample of a short function is the mean of as many
+        calls as take 5 ms, at most 100.
     """
     repeats = {
         name: min(_MAX_REPEATS, math.ceil(_SAMPLE_SECONDS / _elapsed(call, 1, device)))
@@ -83,7 +86,15 @@ def time_interleaved(
 
 
 def summarise(samples: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and least of some seconds, in milliseconds, and their number."""
+    """Summarise times.
+
+    Args:
+        samples: times in seconds, at least one.
+
+    Returns:
+        ``median_ms``, ``quartile1_ms``, ``quartile3_ms`` and ``min_ms`` in milliseconds, and
+        ``samples``, the number of times.
+    """
     quartiles = (
         statistics.quantiles(samples, n=4, method="inclusive")
         if len(samples) > 1
@@ -95,11 +106,15 @@ def summarise(samples: Sequence[float]) -> dict[str, float]:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Largest sum of memory that ``call`` held at once beside what was there, in bytes.
+    """Measure the most memory in bytes that a call held at once, without the memory held before.
 
-    The result counts, as it is held to the end. On a CPU, the figure comes from the trace of
-    PyTorch's profiler, which has every allocation and release. It leaves out memory that a library
-    gets elsewhere.
+    The result of the call counts. On a CPU, the figure comes from the trace of PyTorch's profiler,
+    which lists every allocation and release by PyTorch. It leaves out memory that other libraries
+    allocate.
+
+    Args:
+        call: function to measure.
+        device: device that the function runs on.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Time and memory of our backbones beside those of mmpretrain, measured in turns."""
+"""Measure time and memory of our backbones and of mmpretrain's, in turns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Build = Callable[[], nn.Module]
 def _swin(arch: str) -> nn.Module:
     from mmpretrain.models import SwinTransformer
 
-    # As for dense prediction: all four maps, and any image.
+    # As in dense prediction: all four maps, and images of any size.
     return SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3), pad_small_map=True)
 
 
@@ -47,10 +47,10 @@ PEERS: dict[str, Build] = {
 
 
 def list_models() -> dict[str, Build]:
-    """All backbones to measure by name: ours, and some of mmpretrain.
+    """Map the names of all backbones to measure to functions that build them.
 
-    Ours are in ``mmlocal.registry.MODELS``. A name is the file of a class and a published size,
-    such as ``elsa_swin_tiny``.
+    Our backbones come from ``mmlocal.registry.MODELS``. Each name joins the file of a class and a
+    published size, such as ``elsa_swin_tiny``. Some backbones of mmpretrain follow.
     """
     ours = {
         f"{kind.__module__.rpartition('.')[2]}_{arch}": partial(kind, arch=arch)
@@ -69,21 +69,21 @@ def _build_model(name: str) -> nn.Module:
         return models[name]()
     except ImportError as error:
         reason = LIBRARIES["mmpretrain"].why_not() or error
-        raise UsageError(f"{name} is one of mmpretrain. {reason}", "models") from error
+        raise UsageError(f"{name} comes from mmpretrain. {reason}", "models") from error
 
 
 def _macs(model: nn.Module, size: tuple[int, int]) -> int:
-    """Of one image, counted on shapes alone."""
-    # The counter fails on a trainable tensor that is handed to a module, as learned queries are.
+    """Count the multiply-accumulates for one image, on shapes alone."""
+    # The counter fails on a trainable tensor that a module gets as input, such as learned queries.
     shapes = deepcopy(model).requires_grad_(False).to("meta")
-    shapes.eval()  # in mmpretrain, it returns nothing
+    shapes.eval()  # a separate line, because eval() of mmpretrain's backbones returns None
     return sum(count_macs(shapes, torch.zeros(1, 3, *size, device="meta")).values())
 
 
 def _model_call(
     model: nn.Module, image: Tensor, mode: str, amp: bool, compiled: bool
 ) -> Callable[[], object]:
-    """The function of a model to time; sets the mode of the model."""
+    """The function to time for a model. This also sets the mode of the model."""
     model.train(mode == "training")
     runner = torch.compile(model) if compiled else model
     autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=amp)
@@ -94,7 +94,7 @@ def _model_call(
 
     if mode == "inference":
         return inference
-    # So low that the weights stay what they are, and times do not depend on the rounds.
+    # The rate is so low that the weights do not change from round to round.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
     cotangents = [torch.randn_like(x) for x in inference(model)]
 
@@ -122,30 +122,34 @@ def benchmark_models(
     rounds: int = 10,
     device: str | None = None,
 ) -> dict:
-    """Images per second and peak memory of backbones, at inference and in a step of training.
+    """Measure speed and peak memory of backbones, at inference and in a training step.
 
-    A step is forward, backward from random gradients of all four maps, and SGD with momentum.
-    Weights and images are random. Writes ``out/models_<device>_<height>x<width>_....json``.
+    A step is a forward pass, a backward pass from random gradients of all four maps, and SGD with
+    momentum. Weights and images are random. Writes
+    ``out/models_<device>_<height>x<width>_b<batch_size>.json``; the name ends in ``_amp`` or
+    ``_compile`` with these settings.
 
     Args:
         out: folder for the results.
         models: names out of :func:`list_models`; ``None`` for all.
-        batch_size: images at once.
+        batch_size: number of images in a batch.
         size: height and width of the images in pixels.
         amp: whether to run in bfloat16 by autocast.
-        compiled: whether to time each model through ``torch.compile`` too.
-        rounds: of :func:`time_interleaved`.
-        device: as in :func:`choose_device`.
+        compiled: whether to also time each model with ``torch.compile``.
+        rounds: number of samples of each time, as for :func:`time_interleaved`.
+        device: ``"cpu"`` or ``"cuda"``; ``None`` for the GPU if there is one.
 
     Returns:
-        The contents of the JSON file: ``hardware``, ``versions``, ``settings`` and ``results``, a
-        dict per model and mode (``inference``, ``training``) with ``parameters``, ``macs`` (of one
-        image), ``compiled``, and either ``skipped``, a reason, or the figures of
-        :func:`summarise`, ``images_per_second``, ``peak_bytes`` (beside weights and momentum) and,
-        unless compiled, ``ms_by_kind``, of :func:`time_by_kind`.
+        The contents of the JSON file: ``hardware``, ``versions``, ``settings`` and ``results``.
+        ``results`` holds one dict per model and mode (``inference``, ``training``), with
+        ``parameters``, ``macs`` (of one image) and ``compiled``. If the model cannot run,
+        ``skipped`` holds the reason. Otherwise the dict holds the figures of :func:`summarise`,
+        ``images_per_second``, ``peak_bytes`` (without weights and momentum) and, unless compiled,
+        ``ms_by_kind``, the result of :func:`time_by_kind`.
 
     Raises:
-        UsageError: an unknown model, one of mmpretrain without it, a number below 1.
+        UsageError: a model is unknown or its library is missing, a number is below 1, or there is
+            no GPU for ``"cuda"``.
     """
     for argument, number in dict(batch_size=batch_size, size=min(size), rounds=rounds).items():
         if number < 1:
@@ -165,7 +169,7 @@ def benchmark_models(
     }
     rows = []
     for mode in ("inference", "training"):
-        # Else the models of the mode before count against the limit of compiled variants.
+        # PyTorch limits the number of compiled variants, and the last mode must not count.
         torch.compiler.reset()
         running, figures = {}, {}
         for name, through in itertools.product(networks, (False, True)[: 1 + compiled]):
@@ -174,10 +178,10 @@ def benchmark_models(
                 call = _model_call(networks[name], image, mode, amp, through)
                 call()
                 row["peak_bytes"] = peak_memory(call, target)
-                if not through:  # what torch.compile makes has no names of operators
+                if not through:  # compiled code has no names of operators
                     row["ms_by_kind"] = time_by_kind(call, target)
             except Exception as error:
-                # Any may lack memory; that torch.compile fails is accepted of peers only.
+                # Memory may run out for any model. torch.compile may fail only for peers.
                 is_peer = not type(networks[name]).__module__.startswith("mmlocal.")
                 if not isinstance(error, torch.OutOfMemoryError) and not (through and is_peer):
                     raise
@@ -212,7 +216,11 @@ def benchmark_models(
 
 
 def format_models(result: dict) -> str:
-    """The tables of :func:`benchmark_models`: speed and memory, and where the time goes."""
+    """Format two tables: speed and memory, and shares of time by kind of operation.
+
+    Args:
+        result: result of :func:`benchmark_models`.
+    """
     by_mode = {
         mode: {_label(row): row for row in result["results"] if row["mode"] == mode}
         for mode in ("inference", "training")

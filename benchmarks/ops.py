@@ -1,7 +1,7 @@
-"""Time and memory of our ops beside what a user would pick instead.
+"""Measure time and memory of our ops and of alternatives that a user could pick.
 
 All contestants of a case run in one process and take turns, so that all of them see the same state
-of the machine. A backend that misses its own tolerance is not timed.
+of the machine. If a backend misses its declared tolerance, nothing is timed.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ DTYPES = {
 
 
 def case_sets() -> list[str]:
-    """Names of the sets of shapes that the ops have."""
+    """List the names of the sets of shapes that the ops have."""
     return list(dict.fromkeys(name for op in OPS.values() for name in op.load_analysis().CASES))
 
 
 def choose_backends(
     op: str, names: Sequence[str] | None, dtype: torch.dtype, device: torch.device
 ) -> list[Backend]:
-    """The backends of an op to time.
+    """Choose the backends of an op to time.
 
     Args:
         op: name out of ``OPS``.
-        names: backends; ``None`` for all that run here and need not be named.
-        dtype: of the values.
-        device: where they run.
+        names: names of backends; ``None`` for all that run here, except those that run only if they
+            are named.
+        dtype: data type of the values.
+        device: device that the backends run on.
 
     Raises:
-        UsageError: unknown name, or a named one does not run here.
+        UsageError: a name is unknown, or a named backend cannot run here.
     """
     like = torch.empty(0, dtype=dtype, device=device)
     backends = OPS[op].backends
@@ -74,28 +75,30 @@ def benchmark_ops(
     rounds: int = 20,
     device: str | None = None,
 ) -> dict:
-    """Check our backends, then time them beside their peers; prints a table for each shape.
+    """Check our backends, then time them and their peers, and print a table for each shape.
 
-    Writes ``out/ops_<shapes>_<device>.json``, anew after each shape, and for the shapes that grow
-    along an axis, a picture for each op and dtype.
+    Writes ``out/ops_<shapes>_<device>.json`` after each shape. If the shapes grow along an axis,
+    also draws a picture for each op and dtype.
 
     Args:
         out: folder for the results.
         ops: names out of ``OPS``; ``None`` for all.
-        shapes: name out of :func:`case_sets`.
-        dtypes: names out of ``DTYPES``.
-        backends: as in :func:`choose_backends`.
+        shapes: name of a set of shapes, out of :func:`case_sets`.
+        dtypes: names of data types, out of ``DTYPES``.
+        backends: names of backends; ``None`` for all that run here.
         peers: names out of ``PEERS``; ``None`` for all.
-        rounds: of :func:`time_interleaved`.
-        device: as in :func:`choose_device`.
+        rounds: number of samples of each time, as for :func:`time_interleaved`.
+        device: ``"cpu"`` or ``"cuda"``; ``None`` for the GPU if there is one.
 
     Returns:
-        The contents of the JSON file: ``hardware``, ``versions``, ``settings`` and ``results``, a
-        list of the dicts of :func:`measure_case`, each with ``case`` and ``dtype``.
+        The contents of the JSON file: ``hardware``, ``versions``, ``settings`` and ``results``.
+        ``results`` is a list of the dicts of :func:`measure_case`, with ``case`` and ``dtype``
+        added.
 
     Raises:
-        UsageError: an unknown name, something named that does not run here, ``rounds`` below 1.
-        WrongResultError: a backend is wrong; nothing has been timed then.
+        UsageError: a name is unknown, a named backend or device cannot run here, or ``rounds`` is
+            below 1.
+        WrongResultError: a backend misses its declared tolerance. Nothing has been timed then.
     """
     if rounds < 1:
         raise UsageError(f"must be at least 1, got {rounds}", "rounds")

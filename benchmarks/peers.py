@@ -1,4 +1,4 @@
-"""Alternatives to our ops, as a user would pick them."""
+"""Alternatives to our ops that a user could pick."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ def exp_convolutions(
     ``sum_l conv(exp(S) * V, exp(R) * W) / conv(exp(S), exp(R))``. Overflows for large scores.
 
     Args:
-        value: as in :func:`mmlocal.ops.qna_attention`, as are ``scores``, ``rel_pos``,
-            ``tap_weight`` and ``stride``.
+        value: values, as for :func:`mmlocal.ops.qna_attention`.
+        scores: scores S, as for :func:`mmlocal.ops.qna_attention`.
+        rel_pos: relative position bias R, as for :func:`mmlocal.ops.qna_attention`.
+        tap_weight: weights W, as for :func:`mmlocal.ops.qna_attention`.
+        stride: step between windows in pixels.
+
+    Returns:
+        Output, as from :func:`mmlocal.ops.qna_attention`.
 
     Source:
         Learned Queries for Efficient Local Attention, Arar et al. 2022, section 3.
@@ -68,7 +74,7 @@ def _make_qkv(case: Case, make: Make) -> dict[str, Tensor]:
 
 
 def _cut(x: Tensor, block: int, halo: int) -> Tensor:
-    """``(B, H, W, heads, d)`` in blocks with a halo: ``(B * blocks, heads, tokens, d)``."""
+    """Cut ``(B, H, W, heads, d)`` into blocks with a halo, ``(B * blocks, heads, tokens, d)``."""
     below, right = (-size % block for size in x.shape[1:3])
     x = F.pad(x, (0, 0, 0, 0, halo, halo + right, halo, halo + below))
     x = x.unfold(1, block + 2 * halo, block).unfold(2, block + 2 * halo, block)
@@ -78,16 +84,21 @@ def _cut(x: Tensor, block: int, halo: int) -> Tensor:
 def block_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, block: int, halo: int
 ) -> Tensor:
-    """Attention of non-overlapping blocks of pixels to the same block and ``halo`` pixels around.
+    """Attention in blocks of pixels: each block attends to itself and ``halo`` pixels around it.
 
-    ``halo=0`` is the window attention of Swin; that of HaloNet has blocks of 8 pixels.
+    With ``halo=0``, this is the window attention of Swin. HaloNet uses blocks of 8 pixels.
 
     Args:
-        query: ``(B, H, W, heads, head_dims)``, as are ``key`` and ``value``.
-        mask: of :func:`tokens_in_map`, or ``None`` to let the zeros outside the map take part, as
-            they do in Swin.
-        block: width of a block.
-        halo: pixels by which keys and values stick out of it on each side.
+        query: queries, ``(B, H, W, heads, head_dims)``.
+        key: keys, ``(B, H, W, heads, head_dims)``.
+        value: values, ``(B, H, W, heads, head_dims)``.
+        mask: result of :func:`tokens_in_map`. With ``None``, the zeros outside the map take part,
+            as in Swin.
+        block: side of a block in pixels.
+        halo: width of the halo in pixels.
+
+    Returns:
+        Output, ``(B, H, W, heads, head_dims)``.
 
     Source:
         Scaling Local Self-Attention for Parameter Efficient Visual Backbones, Vaswani et al. 2021;
@@ -104,7 +115,16 @@ def block_attention(
 
 
 def tokens_in_map(like: Tensor, block: int, halo: int) -> Tensor:
-    """Which keys of each block lie in the map: ``(B * blocks, 1, 1, tokens)``, bool."""
+    """Mark the keys of each block that lie in the map.
+
+    Args:
+        like: keys, ``(B, H, W, heads, head_dims)``.
+        block: side of a block in pixels.
+        halo: width of the halo in pixels.
+
+    Returns:
+        Mask, ``(B * blocks, 1, 1, tokens)``, bool.
+    """
     ones = torch.ones_like(like[..., :1, :1], requires_grad=False)
     return _cut(ones, block, halo).transpose(2, 3) > 0
 
@@ -124,10 +144,16 @@ def _swin(case: Case, make: Make) -> Built:
 def neighbourhood_mask(
     height: int, width: int, kernel_size: int, device: torch.device | str
 ) -> BlockMask:
-    """FlexAttention's mask for windows around each pixel, cut at the border; pixels row by row.
+    """Make FlexAttention's mask for windows around each pixel, cut off at the border.
 
-    The blocks come from index arithmetic: ``create_block_mask`` looks at every pair of pixels,
-    4 billion for a map of 200x320.
+    Tokens are pixels, row by row. This function computes the blocks from indices, because
+    ``create_block_mask`` looks at every pair of pixels, 4 billion for a map of 200x320.
+
+    Args:
+        height: height of the map in pixels.
+        width: width of the map in pixels.
+        kernel_size: side of a window in pixels, odd.
+        device: device of the mask.
     """
     radius, tokens = kernel_size // 2, height * width
 
@@ -155,7 +181,18 @@ def neighbourhood_mask(
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, attention: Callable[..., Tensor]
 ) -> Tensor:
-    """``attention`` (FlexAttention, compiled or not) on ``(B, H, W, heads, head_dims)``."""
+    """Apply FlexAttention to maps.
+
+    Args:
+        query: queries, ``(B, H, W, heads, head_dims)``.
+        key: keys, ``(B, H, W, heads, head_dims)``.
+        value: values, ``(B, H, W, heads, head_dims)``.
+        mask: result of :func:`neighbourhood_mask`.
+        attention: ``flex_attention``, compiled or not.
+
+    Returns:
+        Output, ``(B, H, W, heads, head_dims)``.
+    """
     flat = [x.flatten(1, 2).transpose(1, 2) for x in (query, key, value)]
     return attention(*flat, block_mask=mask).transpose(1, 2).view(query.shape)
 
@@ -164,7 +201,7 @@ def _flex(case: Case, make: Make) -> Built:
     tensors = _make_qkv(case, make)
     device = tensors["key"].device
     mask = neighbourhood_mask(case.height, case.width, case.kernel_size, device)
-    torch.compiler.reset()  # or it stops to compile after some shapes
+    torch.compiler.reset()  # it stops compiling after too many shapes
     attention = torch.compile(flex_attention, dynamic=False)
     return tensors, partial(masked_attention, mask=mask, attention=attention)
 
@@ -177,7 +214,6 @@ def _natten(case: Case, make: Make) -> Built:
     return _make_qkv(case, make), partial(na2d, kernel_size=case.kernel_size)
 
 
-# All but one of them stand beside every op.
 PEERS = (
     Contestant("dwconv", "depth-wise convolution", partial(_convolution, True)),
     Contestant("conv", "dense convolution", partial(_convolution, False)),

@@ -1,4 +1,4 @@
-"""Pictures of time and memory against the size that grows in a set of shapes."""
+"""Plot time and memory against the size that grows in a set of shapes."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from pathlib import Path
 
 from benchmarks.report import MODES
 
-# What grows in a set of shapes.
+# Set of shapes -> key of the size that grows, and its label.
 _AXES = {"figure2": ("kernel_size", "kernel size"), "resolution": ("height", "side of the map")}
 
 
 def plot_ops(result: dict, out: Path, stem: str) -> list[Path]:
-    """Draw time and memory against what grows in the shapes.
+    """Draw time and memory against the size that grows in the shapes.
 
     Args:
-        result: of :func:`benchmark_ops`.
+        result: result of :func:`benchmark_ops`.
         out: folder for the pictures.
-        stem: how their names begin.
+        stem: beginning of the names of the pictures.
 
     Returns:
-        ``out/<stem>_<op>_<dtype>.png`` for each op and dtype; none where nothing grows.
+        Paths ``out/<stem>_<op>_<dtype>.png``, one for each op and dtype; empty if nothing grows.
     """
-    # Without a display, and without touching the caller's pyplot.
+    # pyplot would need a display and would change the caller's state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -50,8 +50,8 @@ def plot_ops(result: dict, out: Path, stem: str) -> list[Path]:
                     (lines[name],) = axis.plot(xs, ys, marker="o", color=colors[name])
             ticks = sorted({row["case"][key] for row in result["results"]})
             axes[0].set(title=f"{mode}: time", ylabel="ms", yscale="log")
-            axes[1].set(title=f"{mode}: memory beside inputs and outputs", ylabel="MiB")
-            axes[1].set_yscale("symlog", linthresh=1)  # some need none
+            axes[1].set(title=f"{mode}: memory without inputs and outputs", ylabel="MiB")
+            axes[1].set_yscale("symlog", linthresh=1)  # some contestants need no memory
             for axis in axes:
                 axis.set_xscale("log", base=2) if key == "height" else None
                 axis.set_xticks(ticks, [str(tick) for tick in ticks])

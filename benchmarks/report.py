@@ -1,4 +1,4 @@
-"""Tables, JSON files, and the environment that the figures belong to."""
+"""Write tables and JSON files, and describe the machine that the figures belong to."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ import torch
 from mmlocal.files import write_whole
 from mmlocal.version import __version__
 
-# Of the benchmark of ops.
+# Modes of the benchmark of ops.
 MODES = ("forward", "training")
 
 
 def environment(device: torch.device) -> dict:
-    """Hardware and versions that a figure belongs to."""
+    """Describe hardware and versions, because figures belong to both.
+
+    Args:
+        device: device of the benchmark.
+
+    Returns:
+        A dict with the dicts ``hardware`` and ``versions``.
+    """
 
     def version(distribution: str) -> str | None:
         try:
@@ -52,7 +59,11 @@ def environment(device: torch.device) -> dict:
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text, the first being the header, as an aligned Markdown table."""
+    """Format rows of text as an aligned Markdown table.
+
+    Args:
+        rows: rows of the same length; the first one is the header.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -64,7 +75,12 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(result: dict, path: Path) -> None:
-    """Write the contents of a benchmark, each of its ``results`` in a line of its own."""
+    """Write the result of a benchmark, with one line for each row of ``results``.
+
+    Args:
+        result: result of a benchmark.
+        path: file to write; missing folders are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     about = json.dumps({key: x for key, x in result.items() if key != "results"}, indent=1)
     rows = ",\n  ".join(json.dumps(row) for row in result["results"])
@@ -72,12 +88,17 @@ def write_json(result: dict, path: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error, at most 200 characters; its type if it has no text."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def format_case(rows: Sequence[dict]) -> str:
-    """The table of one shape, and below it the contestants that were left out, with the reason."""
+    """Format the table of one shape, and list the contestants that did not run, with the reason.
+
+    Args:
+        rows: rows of ``results`` of one shape and dtype.
+    """
     case = rows[0]["case"]
     table = [
         ["contestant", *(f"{mode} {unit}" for mode in MODES for unit in ("ms", "MiB", "copy"))]

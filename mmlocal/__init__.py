@@ -1,7 +1,7 @@
-"""Local attention for OpenMMLab: ops, layers and backbones to name in a config.
+"""Local attention for OpenMMLab: ops, layers, and backbones for configs.
 
-Importing this package imports neither torch nor any OpenMMLab library, so that it cannot fail:
-``mmengine`` swallows an ``ImportError`` here and reports a missing registry entry instead.
+Importing this package imports neither torch nor any OpenMMLab library, so it cannot fail. If it
+failed, MMEngine would hide the ``ImportError`` and report a missing registry entry instead.
 """
 
 from mmlocal.paths import config_path, list_configs

@@ -1,4 +1,4 @@
-"""``python -m mmlocal``: the command ``mmlocal``."""
+"""``python -m mmlocal`` is the command ``mmlocal``."""
 
 from mmlocal.cli import main
 

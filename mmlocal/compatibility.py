@@ -1,7 +1,7 @@
-"""Versions that mmlocal runs with, as data, and whether a library can run here.
+"""Versions that mmlocal runs with, and checks whether a library can run here.
 
-``mmlocal info``, ``docs/compatibility.md`` and the errors of the commands all read this. It imports
-only the standard library until a library is examined, so it works where nothing else does.
+``mmlocal info``, ``docs/compatibility.md`` and the errors of the commands use this module. It
+imports only the standard library until it checks a library, so it works in a broken installation.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ TESTED, EXPECTED, NO = "tested", "expected", "no"
 
 @dataclass(frozen=True)
 class Support:
-    """Which versions of one dependency work.
+    """The versions of one dependency that work.
 
     Args:
-        tested: versions that the tests run with. A shorter version stands for all that begin so.
+        tested: versions that the tests run with. ``"3.10"`` stands for every version 3.10.x.
         least: the oldest version that is expected to work.
-        below: the oldest version that is too new, if one is known.
-        note: what a version number does not tell, for the column "no".
+        below: the oldest version that is known to be too new, if there is one.
+        note: another condition under which it does not work, for the column "no".
     """
 
     tested: tuple[str, ...]
@@ -39,7 +39,11 @@ class Support:
     note: str = ""
 
     def verdict(self, version: str) -> str:
-        """``"tested"``, ``"expected"`` or ``"no"``."""
+        """Say whether a version works: ``"tested"``, ``"expected"`` or ``"no"``.
+
+        Args:
+            version: version of the dependency. ``"expected"`` if it begins with no number.
+        """
         numbers = _numbers(version)
         if not numbers:
             return EXPECTED
@@ -57,7 +61,7 @@ class Support:
         return ", ".join(self.tested), f"{self.least} or newer{newest}", "; ".join(no)
 
 
-# By import name. ``tested`` are the pins in requirements/.
+# Import name -> versions. ``tested`` must be the pins in requirements/.
 SUPPORT = {
     "Python": Support(("3.10", "3.11", "3.12"), "3.10"),
     "torch": Support(
@@ -75,10 +79,10 @@ SUPPORT = {
     "mmseg": Support(("1.4.2",), "1.0", "2.0"),
     "mmpretrain": Support(("1.3.6",), "1.0", "2.0"),
 }
-# With this torch and newer, the sources of onedl-mmcv do not compile: they ask for C++17.
+# onedl-mmcv does not compile with this torch or a newer one, because its build sets C++17.
 MMCV_COMPILES_BELOW = "2.14"
 
-# By ``platform.system()`` and ``platform.machine()``; the kernels are the C++ ones for CPUs.
+# ``platform.system()`` and ``platform.machine()`` (``None`` for any) -> verdict and name.
 SYSTEMS = {
     ("Linux", "x86_64"): (TESTED, "Linux x86_64"),
     ("Linux", "aarch64"): (EXPECTED, "Linux aarch64"),
@@ -86,7 +90,7 @@ SYSTEMS = {
     ("Windows", None): (EXPECTED, "Windows (without the C++ kernels)"),
 }
 
-# Distributions by import name: OneDL's maintained forks, and OpenMMLab's own.
+# Import name -> distribution: OneDL's maintained forks, and OpenMMLab's originals.
 _FORKS = {
     "mmengine": "onedl-mmengine",
     "mmcv": "onedl-mmcv",
@@ -95,7 +99,7 @@ _FORKS = {
     "mmpretrain": "onedl-mmpretrain",
 }
 _ORIGINALS = {name: name for name in _FORKS} | {"mmseg": "mmsegmentation"}
-# Where the name to install is not the name to import.
+# Import name -> distribution, if they differ.
 _OTHERS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
 
 
@@ -103,8 +107,8 @@ class Missing(NamedTuple):
     """One thing that a library lacks here.
 
     Args:
-        what: half a sentence, for people.
-        mend: the command that mends it.
+        what: reason for people to read, such as ``"mmcv is not installed"``.
+        mend: command that mends it.
     """
 
     what: str
@@ -112,16 +116,19 @@ class Missing(NamedTuple):
 
 
 def missing(packages: Sequence[str], modules: Sequence[str] = ()) -> list[Missing]:
-    """List the reasons why something cannot run here; empty if it can.
+    """List the reasons why a library cannot run here.
 
-    Imports everything if all is installed. The order is that in which to mend.
+    This imports all packages and modules if the packages are installed.
 
     Args:
-        packages: what must be installed, in a version that can work, and import.
-        modules: what must import after the packages that are not in this list.
+        packages: packages that must be installed in a version that can work, and must import.
+        modules: modules that must import. Packages that are not in this list are imported before.
+
+    Returns:
+        The reasons, in the order in which to mend them; empty if the library can run.
     """
     names = list(packages)
-    # One that is there but broken also breaks the libraries that do without it.
+    # A broken torchvision also breaks the libraries that do not need it.
     if "torchvision" not in names and _is_installed("torchvision"):
         names.insert(names.index("torch") + 1, "torchvision")
     unfit = [m for m in map(_unfit, ["Python", *names]) if m]
@@ -135,34 +142,55 @@ def missing(packages: Sequence[str], modules: Sequence[str] = ()) -> list[Missin
 
 
 def explain(library: str, found: Sequence[Missing]) -> str:
-    """Why a library cannot run here, and the commands that mend it."""
+    """Say why a library cannot run here, and show the commands that mend it.
+
+    Args:
+        library: name of the library.
+        found: result of :func:`missing`, not empty.
+    """
     reasons = "; ".join(one.what for one in found)
     commands = dict.fromkeys(f"    {one.mend}" for one in found)
     return "\n".join([f"{library} cannot run here: {reasons}. Mend it with", *commands])
 
 
 def mending_of(error: ImportError) -> str | None:
-    """The command that installs what an import did not find, or ``None`` if it is one of ours."""
+    """The command that installs a missing module.
+
+    Args:
+        error: error of the import.
+
+    Returns:
+        The command. ``None`` if the module is part of mmlocal, or if no module is missing.
+    """
     absent = _absent(error)
     return None if absent in (None, "mmlocal") else _install(absent)
 
 
 def version_verdict(name: str, version: str) -> str:
-    """``"tested"``, ``"expected"`` or ``"no"`` for one version of a key of :data:`SUPPORT`."""
+    """Say whether a version works here: ``"tested"``, ``"expected"`` or ``"no"``.
+
+    Args:
+        name: key of :data:`SUPPORT`.
+        version: version of this dependency.
+    """
     if name == "torchvision" and (torch := _version("torch")) and not _match(torch, version):
         return NO
     return SUPPORT[name].verdict(version)
 
 
 def system_verdict() -> str:
-    """The same for this operating system and processor."""
+    """Say whether this operating system and processor work: ``"tested"`` or ``"expected"``."""
     system, machine = platform.system(), platform.machine()
     fallback = (EXPECTED, "")
     return SYSTEMS.get((system, machine), SYSTEMS.get((system, None), fallback))[0]
 
 
 def table() -> list[dict[str, str]]:
-    """The compatibility table: rows with the keys ``""``, ``tested``, ``expected``, ``no``."""
+    """Make the compatibility table.
+
+    Returns:
+        Rows with the keys ``""``, ``"tested"``, ``"expected"`` and ``"no"``.
+    """
     systems = {
         verdict: ", ".join(text for v, text in SYSTEMS.values() if v == verdict)
         for verdict in (TESTED, EXPECTED)
@@ -173,11 +201,17 @@ def table() -> list[dict[str, str]]:
 
 
 def import_quietly(name: str) -> None:
-    """Import a module without the line that OneDL's forks print.
+    """Import a module without one line that OneDL's forks print.
 
-    Their data sets come with some for a platform of OneDL, whose package is not public. Without it
-    they say "Could not import OneDL. Skipping OneDL datasets." by ``print``, which no log level and
-    no setting turns off. Everything else that is printed passes.
+    The forks include data sets for a platform of OneDL, and its package is not public. Without this
+    package they print "Could not import OneDL. Skipping OneDL datasets.", and no setting turns that
+    off. All other printed lines pass.
+
+    Args:
+        name: name of the module.
+
+    Raises:
+        Exception: the module does not import. A broken installation can raise anything.
     """
     printed = io.StringIO()
     try:
@@ -191,8 +225,8 @@ def import_quietly(name: str) -> None:
 
 @functools.cache
 def distributions() -> dict[str, list[str]]:
-    """The installed distributions by the top-level modules that they hold."""
-    # What pip leaves behind when it is interrupted has no name.
+    """Map each installed top-level module to the names of its distributions."""
+    # An interrupted pip leaves distributions without a name.
     found = metadata.packages_distributions().items()
     return {module: sorted({name for name in names if name}) for module, names in found}
 
@@ -200,12 +234,12 @@ def distributions() -> dict[str, list[str]]:
 def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):  # something stands in its place
+    except (ImportError, ValueError):  # sys.modules holds something else under this name
         return False
 
 
 def _unfit(name: str) -> Missing | None:
-    """Whether something is not installed, or in a version that cannot work."""
+    """Why a package is not fit: it is missing, or its version cannot work. Else ``None``."""
     if name != "Python" and not _is_installed(name):
         return Missing(f"{name} is not installed", _install(name))
     support = SUPPORT.get(name)
@@ -217,7 +251,7 @@ def _unfit(name: str) -> Missing | None:
 
 
 def _broken(name: str) -> list[Missing]:
-    """Why a module that is installed does not import; empty if it does."""
+    """Why an installed module does not import; empty if it does."""
     try:
         import_quietly(name)
     except Exception as error:  # a broken installation raises anything
@@ -240,7 +274,7 @@ def _missing_mmcv_ops() -> list[Missing]:
 
 
 def _install(name: str) -> str:
-    """The command that installs a module in its tested version, or the one that fits."""
+    """The command that installs a module, in its tested version or one that fits torch."""
     if name == "Python":
         return "an environment of Python 3.10, 3.11 or 3.12"
     if name == "torch":
@@ -250,18 +284,18 @@ def _install(name: str) -> str:
         torch = _version("torch")
         if torch is None:
             return _install("torch")
-        # A distribution of PyTorch's own indices has a label, such as +cpu; that of PyPI has none.
+        # Distributions from PyTorch's own indices have a label, such as +cpu. PyPI's have none.
         release, _, label = torch.partition("+")
         _, minor, patch = (*_numbers(release), 0, 0)[:3]
         fits = f"pip install --no-deps torchvision==0.{minor + 15}.{patch}"
-        return f"{fits}+{label} --index-url (that of your torch)" if label else fits
+        return f"{fits}+{label} --index-url (the index of your torch)" if label else fits
     if name == "mmcv":
         return _compile_mmcv()
     distribution = _distribution(name)
     if name not in SUPPORT or distribution in _ORIGINALS.values():
         return f"pip install {distribution}"
     tested = SUPPORT[name].tested[0]
-    if name == "cv2":  # its distributions have a fourth number
+    if name == "cv2":  # versions of its distributions have a fourth number
         return f"pip install '{distribution}=={tested}.*'"
     return f"pip install {distribution}=={tested}"
 
@@ -275,7 +309,7 @@ def _compile_mmcv() -> str:
 
 
 def _repair(module: str, error: Exception) -> str:
-    """The command that mends a module that is there and does not import."""
+    """The command that mends an installed module that does not import."""
     name = module.partition(".")[0]
     absent = _absent(error)
     if absent and absent != name:
@@ -295,7 +329,7 @@ def _absent(error: Exception) -> str | None:
 
 
 def _distribution(name: str) -> str:
-    """The distribution that a module comes from here, or should come from."""
+    """The distribution that a module comes from; if it is missing, the one to install."""
     installed = distributions()
     if name not in _FORKS:
         return _OTHERS.get(name, name)
@@ -308,7 +342,7 @@ def _distribution(name: str) -> str:
 
 
 def _version(name: str) -> str | None:
-    """The version of an installed module, without an import if that is possible."""
+    """The version of an installed module, from its metadata; ``None`` if it is missing."""
     if name in sys.modules and sys.modules[name] is None:
         return None
     for distribution in [*distributions().get(name, ()), name]:
@@ -318,7 +352,7 @@ def _version(name: str) -> str | None:
 
 
 def _match(torch: str, torchvision: str) -> bool:
-    """Whether a torchvision was made for this torch: 0.26.0 for 2.11.0, 0.21.0 for 2.6.0."""
+    """Whether a torchvision was made for a torch: 0.26.0 for 2.11.0, 0.21.0 for 2.6.0."""
     theirs, ours = _numbers(torchvision), _numbers(torch)
     if len(theirs) < 2 or len(ours) < 2 or ours[0] != 2:
         return True  # unknown
@@ -326,7 +360,7 @@ def _match(torch: str, torchvision: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a version, without suffixes and local label: ``2.11.0a0+cpu`` is 2, 11, 0."""
+    """The numbers of a version, without suffix and label: 2, 11, 0 for ``2.11.0a0+cpu``."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()
 

@@ -1,6 +1,6 @@
-"""``mmlocal info``: versions, what can run here, and what mends the rest.
+"""``mmlocal info``: print versions, what can run here, and how to mend the rest.
 
-It is made for bug reports, so it never fails: it tells of each part that is missing or broken.
+It is made for bug reports, so it never fails. It reports each part that is missing or broken.
 ``python -m mmlocal.info`` is the same.
 """
 
@@ -23,7 +23,11 @@ from mmlocal.version import __version__
 
 
 def program_version(*command: str) -> str:
-    """The first line with a version in the output of a command, or a note that it does not run."""
+    """The first line with a version in the output of a command, or a note that it does not run.
+
+    Args:
+        *command: name of the program and its arguments.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -32,13 +36,17 @@ def program_version(*command: str) -> str:
 
 
 def library_line(name: str) -> str:
-    """Version, distribution and state of one library, as it imports."""
+    """Import a library, and return its version, its distribution and the verdict on this version.
+
+    Args:
+        name: key of :data:`mmlocal.compatibility.SUPPORT`.
+    """
     try:
         if importlib.util.find_spec(name) is None:
             return "not installed"
         compatibility.import_quietly(name)
         version = str(sys.modules[name].__version__)
-    except Exception as error:  # a broken installation raises anything, and all belongs here
+    except Exception as error:  # a broken installation can raise anything
         return f"does not import: {type(error).__name__}: {error}"
     others = [d for d in compatibility.distributions().get(name, ()) if d != name]
     origin = f" ({', '.join(others)})" if others else ""
@@ -46,7 +54,7 @@ def library_line(name: str) -> str:
 
 
 def _verdict(name: str, version: str) -> str:
-    """The verdict on a version in words, with the tested version if this is another one."""
+    """The verdict on a version, and the tested version if it differs."""
     words = {
         compatibility.TESTED: "tested",
         compatibility.EXPECTED: "expected to work, tested is {}",
@@ -57,7 +65,7 @@ def _verdict(name: str, version: str) -> str:
 
 
 def ops_line() -> str:
-    """Whether mmcv's compiled ops load, and whether they run on a GPU."""
+    """Whether mmcv's compiled ops load, and whether they can run on a GPU."""
     try:
         import mmcv._ext as ext
     except Exception as error:
@@ -67,7 +75,7 @@ def ops_line() -> str:
 
 
 def extension_line() -> str:
-    """Whether our C++ kernels load, and how many threads they have."""
+    """Whether our C++ kernels load, and how many threads they use."""
     try:
         import torch
 
@@ -96,7 +104,7 @@ def gpu_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Findings about this installation by name."""
+    """Map the name of each part of this installation to its version and state."""
     python = platform.python_version()
     system = {
         compatibility.TESTED: "tested",
@@ -118,7 +126,11 @@ def versions() -> dict[str, str]:
 
 
 def backends() -> list[dict[str, str]]:
-    """One row per op and backend: what it supports, and ``yes`` or why it does not run here.
+    """Make one row for each op and backend, with its capabilities.
+
+    Returns:
+        Rows with the same keys. ``"runs here"`` is ``"yes"`` or the reason why the backend cannot
+        run here.
 
     Raises:
         ImportError: torch is missing or broken.
@@ -146,18 +158,26 @@ def backends() -> list[dict[str, str]]:
 
 
 def libraries() -> list[str]:
-    """For each library, whether its configs can run here, and what mends it."""
+    """Say for each library whether its configs can run here, and if not, how to mend it."""
     return [library.why_not() or f"{name} can train here" for name, library in LIBRARIES.items()]
 
 
 def markdown_table(rows: list[dict[str, str]]) -> str:
-    """Rows with the same keys as a Markdown table."""
+    """Format rows as a Markdown table.
+
+    Args:
+        rows: at least one dict; all have the same keys, the header.
+    """
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def aligned_table(rows: list[dict[str, str]]) -> str:
-    """Rows with the same keys as a table for a terminal."""
+    """Format rows as a table for a terminal.
+
+    Args:
+        rows: at least one dict; all have the same keys, the header.
+    """
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (map(str.ljust, line, widths) for line in lines)
@@ -167,20 +187,21 @@ def aligned_table(rows: list[dict[str, str]]) -> str:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=program("info"),
-        description="Print versions, what can run here, and what mends the rest.",
+        description="Print versions, what can run here, and how to mend the rest.",
     )
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--table", action="store_true", help="only the backends, as Markdown")
+    only.add_argument("--table", action="store_true", help="print only the backends, as Markdown")
     only.add_argument(
         "--compatibility",
         action="store_true",
-        help="only which versions are tested, expected to work or known not to, as Markdown",
+        help="print only the versions that are tested, expected to work or known to fail, as "
+        "Markdown",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the report. ``argv`` is a command line; default: the one of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     args = parse_args(argv)
     if args.compatibility:
         print(markdown_table(compatibility.table()))

@@ -1,11 +1,11 @@
-"""Where the configs are: in the installed ``.mim`` folder or, uninstalled, beside the package."""
+"""Find the configs: in ``.mim`` of an installed package, or in ``configs`` of a clone."""
 
 from difflib import get_close_matches
 from pathlib import Path
 
 
 def _configs() -> dict[str, dict[str, Path]]:
-    """Config files by library, each a folder, and stem."""
+    """Map the name of each library to its configs, a dict of names and paths."""
     package = Path(__file__).resolve().parent
     root = package / ".mim" / "configs"
     if not root.is_dir():
@@ -19,18 +19,18 @@ def _configs() -> dict[str, dict[str, Path]]:
 
 
 def config_libraries() -> list[str]:
-    """Names of the libraries for which configs come with mmlocal, sorted."""
+    """List the libraries for which mmlocal has configs, sorted."""
     return list(_configs())
 
 
 def list_configs(library: str | None = None) -> list[str]:
-    """Names of the configs that come with mmlocal, sorted; each one is unique.
+    """List the names of the configs that come with mmlocal, sorted. Each name is unique.
 
     Args:
-        library: name of a library, such as ``"mmdet"``; all if ``None``.
+        library: name of a library, such as ``"mmdet"``; ``None`` for all.
 
     Raises:
-        ValueError: no config is for this ``library``.
+        ValueError: there are no configs for ``library``.
     """
     configs = _configs()
     if library not in (None, *configs):
@@ -42,10 +42,10 @@ def config_path(name: str) -> str:
     """Absolute path of a config, to load with ``mmengine.Config.fromfile``.
 
     Args:
-        name: name of the config file, with or without ``.py``; no folder.
+        name: name of the config file, with or without ``.py``, without its folder.
 
     Raises:
-        ValueError: no config has this name. The message names the closest ones.
+        ValueError: no config has this name. The message names similar configs.
     """
     paths = {stem: path for configs in _configs().values() for stem, path in configs.items()}
     path = paths.get(name.removesuffix(".py"))

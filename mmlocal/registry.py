@@ -1,6 +1,7 @@
-"""Child registries of MMEngine, scope ``mmlocal``: name a class as ``type='mmlocal.ELSASwin'``.
+"""Child registries of MMEngine with the scope ``mmlocal``.
 
-``locations`` are imported on first use, so this module imports nothing but MMEngine.
+A config names a class as ``type='mmlocal.ELSASwin'``. MMEngine imports ``locations`` on first use,
+so this module imports only MMEngine.
 """
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS

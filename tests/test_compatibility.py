@@ -81,7 +81,7 @@ def test_torch_with_which_mmcv_does_not_compile(site, monkeypatch):
     [
         ("2.11.0", "torchvision==0.26.0"),
         ("2.6.0", "torchvision==0.21.0"),
-        ("2.9.1+cpu", "torchvision==0.24.1+cpu --index-url (that of your torch)"),
+        ("2.9.1+cpu", "torchvision==0.24.1+cpu --index-url (the index of your torch)"),
     ],
 )
 def test_missing_torchvision(torch, fitting, site, monkeypatch):

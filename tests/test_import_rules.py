@@ -105,7 +105,7 @@ RULES = {
     "mmlocal/__init__.py": {"mmlocal.paths", "mmlocal.version"},
     "mmlocal/__main__.py": {"mmlocal.cli"},
     "mmlocal/cli/__init__.py": {"mmlocal.compatibility", "mmlocal.version"},
-    "mmlocal/cli/configs.py": {"mmlocal.cli", "mmlocal.paths"},
+    "mmlocal/cli/configs.py": {"mmlocal.cli", "mmlocal.errors", "mmlocal.paths"},
     "mmlocal/cli/info.py": {"mmlocal.info"},
     "mmlocal/compatibility.py": set(),
     "mmlocal/files.py": set(),

@@ -1,4 +1,4 @@
-"""Images per second and memory of our backbones beside Swin and ResNet of mmpretrain."""
+"""Measure speed and memory of our backbones, and of Swin and ResNet of mmpretrain."""
 
 import argparse
 import sys
@@ -6,9 +6,11 @@ from pathlib import Path
 
 from mmlocal.cli.tool import run_tool
 
-# In the clone alone. After the line above, as the clone must not hide an installed mmlocal.
+# The folder benchmarks/ is only in a clone. mmlocal is imported above, so that the clone does not
+# hide an installed mmlocal.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.arguments import add_run_arguments
 from benchmarks.models import benchmark_models, format_models, list_models
 
 
@@ -21,24 +23,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=models,
         default=models,
         metavar="NAME",
-        help=f"default: all of {', '.join(models)}",
+        help=f"models to measure; default: all of {', '.join(models)}",
     )
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4, help="images in a batch (default: 4)")
     parser.add_argument(
         "--size",
         type=int,
         nargs="+",
         default=[224],
         metavar=("HEIGHT", "WIDTH"),
-        help="pixels of the images, one number for a square; default: 224",
+        help="size of the images in pixels, one number for a square; default: 224",
     )
-    parser.add_argument("--amp", action="store_true", help="bfloat16 by autocast")
-    parser.add_argument("--compile", action="store_true", help="by torch.compile too")
-    parser.add_argument("--rounds", type=int, default=10, help="samples of each time")
-    parser.add_argument("--out", type=Path, default=Path("work_dirs/benchmark"), metavar="FOLDER")
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="default: the GPU if there is one"
-    )
+    parser.add_argument("--amp", action="store_true", help="run in bfloat16 by autocast")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too")
+    add_run_arguments(parser, rounds=10)
     args = parser.parse_args(argv)
     if len(args.size) > 2:
         parser.error(f"--size takes a height and a width, got {len(args.size)} numbers")

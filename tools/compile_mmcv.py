@@ -1,7 +1,7 @@
 """Compile mmcv's ops against the torch of this environment: the last step of ``make setup``.
 
-pip alone takes 27 minutes of CPU time for this. Here it takes 6: the header that all sources
-include is compiled once, and no debug information is written. The output of pip is in
+pip alone takes 27 minutes of CPU time for this. This script takes 6 minutes: it compiles the header
+that all sources include only once, and it leaves out debug information. The output of pip goes to
 ``.venv/mmcv.log``.
 """
 
@@ -27,23 +27,24 @@ from torch.utils.cpp_extension import CUDA_HOME, include_paths
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / ".venv" / "mmcv.log"
 
-# Each of mmcv's sources includes this first. Reading it takes most of the time of compiling one.
+# Each of mmcv's sources includes this header first, and spends most of its compile time on it.
 HEADER = "#include <torch/types.h>\n"
 
 
 class CompileError(Exception):
-    """A failure that one line explains."""
+    """A failure with a message of one line."""
 
 
 def say(text: str) -> None:
+    """Print a line of progress."""
     print(f"setup: {text}", flush=True)
 
 
 def find_compiler() -> str:
-    """The command of a C++17 compiler that finds Python's headers.
+    """Find the command of a C++17 compiler that can include Python's headers.
 
     Raises:
-        CompileError: there is none.
+        CompileError: there is no such compiler.
     """
     found = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if found is None:
@@ -69,7 +70,7 @@ def find_compiler() -> str:
 
 
 def wants_cuda() -> bool:
-    """Whether mmcv can be compiled for the GPU: torch refuses an nvcc of another CUDA."""
+    """Whether mmcv can be compiled for the GPU, with an nvcc of torch's version of CUDA."""
     if not torch.cuda.is_available():
         return False
     nvcc = None
@@ -82,14 +83,18 @@ def wants_cuda() -> bool:
     if nvcc and cuda and nvcc.split(".")[0] == cuda.split(".")[0]:
         return True
     say(
-        f"mmcv's ops will run on the CPU only: there is a GPU, but for torch's CUDA {cuda} there "
-        f"is no nvcc (found: {nvcc})"
+        f"mmcv's ops will run on the CPU only: there is a GPU, and torch uses CUDA {cuda}, but for "
+        f"this CUDA there is no nvcc (found: {nvcc})"
     )
     return False
 
 
 def why_ops_unfit(cuda: bool) -> str | None:
-    """Why mmcv's ops have to be compiled, or ``None``."""
+    """Why mmcv's ops have to be compiled; ``None`` if the installed ones fit.
+
+    Args:
+        cuda: whether the ops have to run on a GPU.
+    """
     code = "import torch, mmcv._ext; print(mmcv._ext.get_compiling_cuda_version())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
@@ -101,21 +106,32 @@ def why_ops_unfit(cuda: bool) -> str | None:
 
 
 def set_switches(compiler: str, cuda: bool) -> None:
-    """Set the variables of the environment that mmcv's build reads."""
+    """Set the environment variables that mmcv's build reads.
+
+    Args:
+        compiler: command of the C++ compiler.
+        cuda: whether to compile for the GPU.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     os.environ.setdefault("MAX_JOBS", str(max(1, min(os.cpu_count() or 1, memory >> 31))))
     os.environ["CXX"] = compiler
-    # Many Pythons ask for debug information. CFLAGS would replace all that Python asks for.
+    # Many Pythons set -g. CPPFLAGS adds to Python's flags, but CFLAGS would replace them.
     os.environ["CPPFLAGS"] = f"{os.environ.get('CPPFLAGS', '')} -g0".strip()
     os.environ["FORCE_CUDA"] = str(int(cuda))
     if not cuda:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or mmcv would use an nvcc that is there
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # mmcv must not find an nvcc
 
 
 def precompile(header: Path) -> bool:
-    """Compile a header; whether the compiler then takes it in place of the text.
+    """Precompile a header with the compiler flags of mmcv's build.
 
-    The flags are the ones of mmcv's build, from setuptools and from torch's BuildExtension.
+    These flags come from setuptools and from torch's BuildExtension.
+
+    Args:
+        header: path of the header.
+
+    Returns:
+        Whether the compiler accepts the precompiled header.
     """
     compiler = new_compiler()
     customize_compiler(compiler)
@@ -132,8 +148,16 @@ def precompile(header: Path) -> bool:
 
 
 def install(flags: str, *options: str) -> bool:
-    """Whether pip could compile and install mmcv, with more compiler flags and options of pip."""
-    # In the place of the mmcv without ops, which has the same version: so pip has to be told.
+    """Compile and install mmcv with pip.
+
+    Args:
+        flags: flags for the compiler.
+        *options: options for pip.
+
+    Returns:
+        Whether pip succeeded.
+    """
+    # The mmcv without ops has the same version, so pip replaces it only with --force-reinstall.
     command = [sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation"]
     command += ["--force-reinstall", "--no-deps", *options, "-r", "requirements/mmcv.txt"]
     begin = time.monotonic()
@@ -164,10 +188,10 @@ def install(flags: str, *options: str) -> bool:
 
 
 def compile_ops() -> None:
-    """Compile and install mmcv, unless its ops fit.
+    """Compile and install mmcv, unless the installed ops fit.
 
     Raises:
-        CompileError: there is no compiler, or it fails, or the ops do not load.
+        CompileError: there is no compiler, the compiler fails, or the ops do not load.
     """
     cuda = wants_cuda()
     if why_ops_unfit(cuda) is None:
@@ -178,20 +202,20 @@ def compile_ops() -> None:
         header = Path(folder, "header.h")
         header.write_text(HEADER)
         flags = ""
-        if not cuda:  # not tried with nvcc
-            say("mmcv: the header that its sources share, about 1 minute")
+        if not cuda:  # precompiled headers are not tested with nvcc
+            say("mmcv: compiling the header that its sources share, about 1 minute")
             if precompile(header):
                 flags = f"-include {shlex.quote(str(header))}"
             else:
-                say("the compiler makes no precompiled header, so it takes longer")
+                say("the compiler cannot precompile the header, so the next step takes longer")
         done = install(flags)
         if not done and flags:
-            say("once more without a precompiled header")
+            say("mmcv: trying again without the precompiled header")
             done = install("")
         why = why_ops_unfit(cuda) if done else "mmcv cannot be compiled"
         if done and why is not None:
             # pip's cache may hold a wheel for another torch, or without CUDA.
-            say(f"{why}: once more without pip's cache")
+            say(f"{why}: trying again without pip's cache")
             done = install(flags, "--no-cache-dir")
             why = why_ops_unfit(cuda)
     if why is not None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# One process per GPU on this machine; without GPUs, GPUS processes on the CPU.
-# Several machines: NNODES, NODE_RANK and MASTER_ADDR in the environment. PORT for a second job.
+# Starts GPUS processes on this machine, one per GPU. Without GPUs, the processes run on the CPU.
+# For several machines, set NNODES, NODE_RANK and MASTER_ADDR in the environment. For a second job
+# on one machine, set PORT.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then

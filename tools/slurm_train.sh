@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# GPUS in all, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS (more options of srun) by environment.
+# Settings in the environment: GPUS (number of GPUs in all), GPUS_PER_NODE, CPUS_PER_TASK, and
+# SRUN_ARGS (more options for srun).
 set -euo pipefail
 
 if [ $# -lt 4 ]; then

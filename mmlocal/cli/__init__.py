@@ -1,8 +1,8 @@
 """The command ``mmlocal``: one subcommand for each command line, also as ``python -m mmlocal``.
 
 A subcommand is a module of this package with ``parse_args(argv)`` and ``main(argv)``, and a line in
-:data:`COMMANDS`. A script in ``tools/`` runs the same module. Nothing heavy is imported before it
-is known which one runs.
+:data:`COMMANDS`. A script in ``tools/`` runs the same module. This module imports nothing heavy, so
+that ``mmlocal --help`` is quick.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mmlocal.version import __version__
 
 # In the order of ``mmlocal --help``. The module has the name of the subcommand, with underscores.
 COMMANDS = {
-    "info": "Print versions, what can run here, and what mends the rest",
-    "build": "Compile the C++ kernels for CPUs, where the installation could not",
+    "info": "Print versions, what can run here, and how to mend the rest",
+    "build": "Compile the C++ kernels for CPUs, if the installation could not",
     "demo": "Train, test and draw a small model on generated data, in minutes on a CPU",
     "configs": "List the configs that come with mmlocal, or print the path of one",
     "print-config": "Print a config with its bases and overrides merged",
@@ -29,15 +29,22 @@ COMMANDS = {
     "browse": "Show or write the images of a config's data set with their annotations",
     "flops": "Count parameters and GFLOPs of a model from a config",
     "convert": "Convert a checkpoint of an official code base",
-    "publish": "Make a checkpoint to hand out",
+    "publish": "Strip a checkpoint for publication, and put its hash in its name",
     "visualize-attention": "Draw the local attention of a model on an image",
     "make-shapes": "Generate the shapes data set",
-    "compare-autoencoders": "Train auto-encoders with different layers alike, and compare them",
+    "compare-autoencoders": "Train auto-encoders with different layers, and compare them",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the subcommand that ``argv`` (default: the command line) begins with."""
+    """Run a subcommand.
+
+    Args:
+        argv: name of the subcommand and its arguments; default: the arguments of this process.
+
+    Raises:
+        SystemExit: the command line has a mistake, or the subcommand ends with an error.
+    """
     lines = [f"  {name:21} {summary}" for name, summary in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog=program(),
@@ -57,13 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         load(args.command).main(args.arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `| head`, has what it wants
+    except BrokenPipeError:  # the reader, such as `| head`, reads no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
 
 def load(command: str) -> ModuleType:
-    """The module of a subcommand; its functions are ``parse_args(argv)`` and ``main(argv)``.
+    """The module of a subcommand, with the functions ``parse_args(argv)`` and ``main(argv)``.
+
+    Args:
+        command: a key of :data:`COMMANDS`.
 
     Raises:
         SystemExit: PyTorch or another library is missing. One line says how to install it.
@@ -76,13 +86,17 @@ def load(command: str) -> ModuleType:
         from mmlocal.compatibility import mending_of
 
         mend = mending_of(error)
-        hint = f"Mend it with: {mend}" if mend else "`mmlocal info` tells what is wrong"
+        hint = f"Mend it with: {mend}" if mend else "`mmlocal info` says what is wrong"
         print(f"error: {program(command)} cannot run here: {error}. {hint}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
 def program(command: str = "") -> str:
-    """The words that the user typed to start ``command``, for its usage line."""
+    """The words that the user typed to start a subcommand, for its usage line.
+
+    Args:
+        command: a key of :data:`COMMANDS`; empty for the command ``mmlocal`` itself.
+    """
     script = Path(sys.argv[0])
     if script.name == "__main__.py":
         return f"python -m mmlocal {command}".rstrip()

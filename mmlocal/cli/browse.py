@@ -1,7 +1,7 @@
 """Show or write the images of a config's data set with their annotations.
 
-The modes concat and pipeline (steps side by side) of mmpretrain's own tool are left out. It is in
-.mim/tools/visualization of that package, and needs an older Matplotlib than the tested one.
+mmpretrain's own tool has two more modes, concat and pipeline. It is in .mim/tools/visualization of
+that package and needs an older Matplotlib than the tested one.
 """
 
 import argparse
@@ -30,22 +30,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_config_arguments(parser)
     parser.add_argument("--output-dir", "-o", help="folder to write the pictures to")
     parser.add_argument("--not-show", action="store_true", help="open no window")
-    parser.add_argument("--phase", "-p", choices=["train", "val", "test"], default="train")
-    parser.add_argument("--show-number", "-n", type=int, help="how many images (default: all)")
-    parser.add_argument("--show-interval", "-i", type=float, default=2, help="seconds per picture")
+    parser.add_argument(
+        "--phase",
+        "-p",
+        choices=["train", "val", "test"],
+        default="train",
+        help="show the data set of this phase (default: train)",
+    )
+    parser.add_argument(
+        "--show-number", "-n", type=int, help="number of images to show (default: all)"
+    )
+    parser.add_argument(
+        "--show-interval", "-i", type=float, default=2, help="seconds to show each picture"
+    )
     parser.add_argument(
         "--mode",
         "-m",
         choices=["original", "transformed"],
         default="transformed",
-        help="images as on disk, or after the pipeline (default)",
+        help="show images as on disk (original), or as the pipeline returns them (default)",
     )
     parser.add_argument(
         "--channel-order",
         "-c",
         choices=["BGR", "RGB"],
         default="BGR",
-        help="order in which the pipeline hands on the channels (default: BGR)",
+        help="order of the channels in the output of the pipeline (default: BGR)",
     )
     parser.add_argument(
         "--rescale-factor", "-r", type=float, help="mmpretrain: enlarge the pictures by this factor"
@@ -54,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     run_tool(lambda: browse(**vars(parse_args(argv))))
 
 
@@ -71,27 +81,27 @@ def browse(
     channel_order: Literal["BGR", "RGB"] = "BGR",
     rescale_factor: float | None = None,
 ) -> None:
-    """Show or write images of one data set of a config; each library draws its own annotations.
+    """Show or write images of one data set of a config, with their annotations.
 
-    Files are named ``<index>_<name of the image>``, as images of different folders may share names.
+    The files are named ``<index>_<name of the image>``, because images in different folders may
+    have the same name.
 
     Args:
         config: path of a config file, or the name of a config of mmlocal.
         cfg_options: settings to merge into the config, with dotted keys.
         output_dir: folder to write the pictures to; ``None`` writes none.
         not_show: open no window.
-        phase: whose dataloader has the data set: ``"train"``, ``"val"`` or ``"test"``.
-        show_number: how many images, from the first; ``None`` for all.
+        phase: phase that uses the data set: ``"train"``, ``"val"`` or ``"test"``.
+        show_number: number of images to show, from the first; ``None`` for all.
         show_interval: seconds that a window shows each picture.
-        mode: ``"original"`` for images as on disk, ``"transformed"`` for the output of the
+        mode: ``"original"`` shows images as on disk, ``"transformed"`` shows the output of the
             pipeline.
-        channel_order: order in which the pipeline hands on the channels.
-        rescale_factor: factor to enlarge the pictures by, where the library can (mmpretrain).
+        channel_order: order of the channels in the output of the pipeline.
+        rescale_factor: factor to enlarge the pictures by; only mmpretrain has it.
 
     Raises:
-        UsageError: missing config, library or data; neither a window nor ``output_dir``; a
-            ``show_number`` below one; a ``rescale_factor`` for a library that has
-            none.
+        UsageError: the config, its library or the data is missing; there is neither a window nor
+            ``output_dir``; ``show_number`` is below 1; or the library has no ``rescale_factor``.
     """
     if not_show and not output_dir:
         raise UsageError("must be given if no window opens", argument="output_dir")
@@ -116,7 +126,7 @@ def browse(
     for index in track_iter_progress(range(number)):
         item = dataset[index]
         image = item["inputs"].permute(1, 2, 0).numpy()
-        if channel_order == "BGR":  # the order of the arrays; visualizers want RGB
+        if channel_order == "BGR":  # visualizers expect RGB
             image = image[..., ::-1]
         sample = item["data_samples"]
         name = f"{index:06d}_{osp.basename(sample.get('img_path') or 'image.png')}"
@@ -133,10 +143,7 @@ def browse(
 
 
 def _without_augmentation(dataset: dict) -> dict:
-    """A copy of the data set whose pipelines have only the steps that load and pack.
-
-    The same happens to the data sets that it wraps.
-    """
+    """A copy of a data set config whose pipelines only load and pack, in wrapped data sets too."""
     dataset = deepcopy(dataset)
     if "pipeline" in dataset:
         dataset["pipeline"] = [

@@ -1,4 +1,4 @@
-"""Errors while MMEngine builds what a config describes, as one line that names the config key."""
+"""Turn an error from MMEngine's builders into one line that names the config key at fault."""
 
 import re
 import traceback
@@ -15,9 +15,10 @@ from mmengine.runner import BaseLoop, Runner
 from mmlocal.errors import UsageError
 from mmlocal.libraries.base import type_name
 
-# Nothing public tells which part of a config MMEngine is building, so the traceback has to. It is
-# read by the names of functions, methods and arguments that MMEngine documents.
-# Methods of the runner that build a part -> the key of that part.
+# MMEngine does not report which part of a config it is building, so this module reads the
+# traceback. It looks only for functions, methods and arguments that MMEngine documents.
+
+# Method of the runner that builds a part -> the key of this part.
 _PARTS = {
     "build_model": "model",
     "wrap_model": "model_wrapper_cfg",
@@ -34,14 +35,14 @@ _PARTS = {
     "set_randomness": "randomness",
     "scale_lr": "auto_scale_lr",
 }
-# What a loop builds, and the end of its key.
+# Method of a loop that builds a part -> the end of the key of this part.
 _PARTS_OF_LOOPS = {"build_dataloader": "dataloader", "build_evaluator": "evaluator"}
 _BUILDERS = {build_from_cfg.__code__, build_scheduler_from_cfg.__code__}
-_LONGEST = 300  # characters of an error that are repeated
+_LONGEST = 300  # characters of an error that the message repeats
 
 
 def root_registries() -> list[Registry]:
-    """The registries of MMEngine, from which those of all libraries descend."""
+    """The registries of MMEngine. They are the parents of the registries of all libraries."""
     return [value for value in vars(registry_module).values() if isinstance(value, Registry)]
 
 
@@ -49,7 +50,7 @@ def root_registries() -> list[Registry]:
 def build_errors(cfg: Config) -> Iterator[None]:
     """Turn errors of building into a :class:`UsageError` that names the config key at fault.
 
-    Errors of a loop that already runs pass unchanged, as they are no mistakes of the config.
+    Errors of a loop that already runs pass unchanged, because they are not mistakes of the config.
 
     Args:
         cfg: whole config.
@@ -68,15 +69,15 @@ def build_errors(cfg: Config) -> Iterator[None]:
 
 
 def describe_build_error(error: Exception, cfg: Config) -> str:
-    """One line: the key that was being built when ``error`` was raised, its value and the reason.
+    """Say in one line which key was being built, what its value is, and why that failed.
 
     Args:
-        error: as caught, with its traceback.
+        error: the error that a builder raised, with its traceback.
         cfg: whole config.
     """
     reason = _reason(error)
     path = _path_of(error, cfg)
-    # Some builders go on without the class that they did not find.
+    # Some builders go on with None if they do not find a class.
     if re.search(r"\bNone\b", reason) and path and (unknown := _unknown_type(cfg, path)):
         path, reason = unknown, f"no class of the name {_at(cfg, unknown)['type']!r} is known"
     else:
@@ -110,7 +111,7 @@ def _path_of(error: Exception, cfg: Config) -> list[str]:
 
 
 def _at(node: Any, path: list[str]) -> Any:
-    """Value at a path, ``None`` if there is none."""
+    """Value at a path, or ``None`` if nothing is there."""
     for key in path:
         if isinstance(node, (list, tuple)):
             node = node[int(key)] if int(key) < len(node) else None
@@ -120,7 +121,7 @@ def _at(node: Any, path: list[str]) -> Any:
 
 
 def _walk(node: Any, path: list[str]) -> Iterator[tuple[list[str], Any]]:
-    """All values below ``node`` with their paths, itself first."""
+    """``node`` and all values below it, each with its path."""
     yield path, node
     if isinstance(node, (dict, Config)):
         children = node.items()
@@ -131,9 +132,10 @@ def _walk(node: Any, path: list[str]) -> Iterator[tuple[list[str], Any]]:
 
 
 def _find(cfg: Config, below: list[str], part: dict) -> list[str] | None:
-    """Path of the dict below a path that ``part`` was made from.
+    """Path of the dict in the config, below a path, that ``part`` was made from.
 
-    Libraries add to a part before they build it, so the most alike of the same type is taken.
+    Libraries add to a part before they build it. So the search takes the dict of the same type
+    that has the most values in common with ``part``.
     """
     best, most = None, -1
     for path, node in _walk(_at(cfg, below), below):
@@ -153,7 +155,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _refine(cfg: Config, path: list[str], reason: str) -> list[str]:
-    """The part that the reason names, an argument, a type or a value; ``path`` if there is none."""
+    """Path of the argument, type or value that the reason names, else ``path``."""
     nodes = [(where, node) for where, node in _walk(_at(cfg, path), path) if where != path]
     nodes.sort(key=lambda item: len(item[0]))
     if match := re.search(r"unexpected keyword argument '(\w+)'", reason):
@@ -161,7 +163,7 @@ def _refine(cfg: Config, path: list[str], reason: str) -> list[str]:
         if found and (path or len(found) == 1):
             return found[0]
     if match := re.match(r"(\S+) is not in the .* registry", reason):
-        # A part may lie elsewhere, as `train_cfg` of a model, which its heads build.
+        # A head of a model may build a part that stands elsewhere, such as `train_cfg`.
         for where, node in [*nodes, *_walk(cfg, [])]:
             if isinstance(node, dict) and node.get("type") == match[1]:
                 return where
@@ -177,7 +179,7 @@ def _refine(cfg: Config, path: list[str], reason: str) -> list[str]:
 
 
 def _unknown_type(cfg: Config, path: list[str]) -> list[str] | None:
-    """Path of the first part below ``path`` whose type no registry knows."""
+    """Path of the first part below ``path`` with a type that no registry knows."""
     roots = root_registries()
     for where, node in _walk(_at(cfg, path), path):
         kind = node.get("type") if isinstance(node, dict) else None

@@ -1,4 +1,4 @@
-"""Train auto-encoders with different layers alike, and compare their reconstructions."""
+"""Train auto-encoders that differ in their layers only, and compare their reconstructions."""
 
 import argparse
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from mmlocal.cli import program
+from mmlocal.cli.arguments import add_override_arguments
 from mmlocal.cli.data import check_data
 from mmlocal.cli.runner import build_runner, complete_loaders, run_config, run_loop
 from mmlocal.cli.settings import check_settings
@@ -38,29 +38,30 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "configs",
         nargs="*",
         default=CONFIGS,
-        help="configs or their names; default: the three on generated shapes",
+        help="config files or names of configs; default: the three configs on generated shapes",
     )
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/autoencoders"))
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=Path("work_dirs/autoencoders"),
+        help="folder for the results (default: %(default)s)",
+    )
     parser.add_argument(
         "--lrs",
         type=float,
         nargs="+",
         default=(),
-        help="learning rates to try for each config; the one with the least L1 counts",
+        help="learning rates to try for each config; the one with the lowest L1 error counts",
     )
-    parser.add_argument("--num-pictures", type=int, default=8, help="images in a row")
     parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="settings that override all configs, such as train_cfg.max_epochs=2",
+        "--num-pictures", type=int, default=8, help="images in a row of pictures (default: 8)"
     )
+    add_override_arguments(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     run_tool(lambda: print(format_comparison(compare_autoencoders(**vars(parse_args(argv))))))
 
 
@@ -71,31 +72,31 @@ def compare_autoencoders(
     cfg_options: dict | None = None,
     num_pictures: int = 8,
 ) -> dict:
-    """Train and test some auto-encoders on the same data, by the same schedule.
+    """Train and test several auto-encoders, one after another.
 
     Writes to ``work_dir``:
 
     - a folder for each run;
-    - ``reconstructions.png``: images of the test set in the first row, then a row for each config,
-      in order, with its best learning rate;
-    - ``curves.png``: a row for each of these runs;
-    - ``summary.json``.
+    - ``reconstructions.png``: the first row shows images of the test set. Each other row shows the
+      reconstructions of one config, with its best learning rate;
+    - ``curves.png``: the training curves of the best run of each config, one per row;
+    - ``summary.json``: the returned dict.
 
     Args:
         work_dir: folder for the results.
-        configs: names or paths of configs.
-        lrs: learning rates to try for each config, as the paper does. If there are none, each
-            config keeps its own.
+        configs: paths of config files, or names of configs of mmlocal.
+        lrs: learning rates to try for each config, as the paper does. Without any, each config
+            keeps the learning rate that it sets.
         cfg_options: settings to merge into every config, with dotted keys.
-        num_pictures: images in a row.
+        num_pictures: images in a row of pictures.
 
     Returns:
         The contents of ``summary.json``. ``runs`` holds one dict for each run, with ``config``,
-        ``lr``, ``parameters``, ``seconds`` and the metrics. ``best`` holds for each config the
-        index in ``runs`` of the run with the least L1.
+        ``lr``, ``parameters``, ``iterations``, ``seconds`` and the metrics. ``best`` maps each
+        config to the index in ``runs`` of its run with the lowest L1 error.
 
     Raises:
-        UsageError: missing config, library or data, or ``num_pictures`` below 1.
+        UsageError: a config, its library or its data is missing, or ``num_pictures`` is below 1.
     """
     if num_pictures < 1:
         raise UsageError(f"must be at least 1, got {num_pictures}", argument="num_pictures")

@@ -16,22 +16,23 @@ from mmlocal.libraries import LIBRARIES, Library, library_of
 
 
 def load_config(config: str, cfg_options: dict | None = None) -> Config:
-    """Read a config; its ``default_scope`` is set afterwards.
+    """Read a config, merge settings into it, and set its ``default_scope`` if it has none.
 
     Args:
-        config: path of a config file, or a bare name such as ``elsa_swin_t_maskrcnn_1x``.
-        cfg_options: settings to merge, with dotted keys.
+        config: path of a config file, or the name of a config of mmlocal, such as
+            ``elsa_swin_t_maskrcnn_1x``.
+        cfg_options: settings to merge into the config, with dotted keys.
 
     Raises:
-        UsageError: no such config, unreadable config, a ``default_scope`` that nothing here knows,
-            or options that do not fit the config.
+        UsageError: the config does not exist or cannot be read, its ``default_scope`` is unknown,
+            or the options do not fit the config.
     """
     path = _path_of(config)
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: it can fail in any way
         reason = f"{_where(error, path)}{_why(error)}"
-        if "does not support to load mmlocal" in reason:  # MMEngine has a table of libraries
+        if "does not support to load mmlocal" in reason:  # MMEngine has a fixed list of libraries
             reason += '; write _base_ = __import__("mmlocal").config_path("NAME") instead'
         raise UsageError(f"config {config!r} cannot be read: {reason}") from error
     try:
@@ -47,6 +48,18 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
         )
     _accept_pretrained(cfg)
     return cfg
+
+
+def innermost_test_dataset(cfg: Config) -> Any:
+    """The config of the test data set, without the wrappers around it.
+
+    Args:
+        cfg: whole config.
+    """
+    dataset = cfg.test_dataloader.dataset
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    return dataset
 
 
 def _path_of(config: str) -> str:
@@ -101,7 +114,7 @@ def _why(error: BaseException) -> str:
 
 
 def _scope_of_classes(cfg: Config) -> str:
-    """The scope of a config that has none: its library if it names classes, else MMEngine."""
+    """The scope for a config without one: the library of its model's class, else MMEngine."""
     model = cfg.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     package = str(getattr(kind, "__module__", "")).partition(".")[0]
@@ -118,12 +131,12 @@ def _is_known(scope: object) -> bool:
 
 
 def _accept_pretrained(cfg: Config) -> None:
-    """Take ``model.pretrained``, as older configs have it, for the weights of the backbone.
+    """Turn ``model.pretrained``, which older configs set, into ``model.backbone.init_cfg``.
 
-    mmdet has no such argument any more, and mmseg hands it to backbones that may have none.
+    mmdet no longer has this argument. mmseg hands it to the backbone, which may not have it.
 
     Raises:
-        UsageError: the value is no path, or the backbone has an ``init_cfg`` already.
+        UsageError: the value is not a path, or the backbone has an ``init_cfg`` already.
     """
     model: Any = cfg.get("model")
     backbone: Any = model.get("backbone") if isinstance(model, dict) else None

@@ -14,18 +14,20 @@ from mmlocal.registry import MODELS
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program("convert"), description=__doc__)
     parser.add_argument(
-        "source", metavar="IN", help="official checkpoint file; of qna also a folder of them"
+        "source",
+        metavar="IN",
+        help="official checkpoint file; for qna, also a folder of checkpoint files",
     )
     parser.add_argument(
         "out",
         metavar="OUT",
-        help="folder, or file name in .pth; the name gets the first 8 digits of the file's SHA-256",
+        help="folder or .pth file; the name gets the first 8 digits of the file's SHA-256",
     )
     parser.add_argument(
-        "--from", dest="system", required=True, choices=SYSTEMS, help="whose checkpoint it is"
+        "--from", dest="system", required=True, choices=SYSTEMS, help="code base that wrote it"
     )
     parser.add_argument("--dry-run", action="store_true", help="report, but write nothing")
-    # Only the given options are passed on, as each code base has its own.
+    # Each code base has other options, so only the given ones are passed on.
     options = {name: how for system in SYSTEMS.values() for name, how in system.options.items()}
     for option, how in options.items():
         owners = ", ".join(name for name, system in SYSTEMS.items() if option in system.options)
@@ -36,19 +38,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     run_tool(lambda: convert(**vars(parse_args(argv))))
 
 
 def convert(source: str, out: str, system: str, dry_run: bool = False, **options: object) -> None:
-    """Convert a checkpoint file, and print what became of each weight.
+    """Convert a checkpoint file, and print a report on its weights.
 
     Args:
-        source: official checkpoint file; of QnA-ViT also a folder of them.
-        out: folder, or file name in ``.pth``.
-        system: the code base, a key of :data:`mmlocal.checkpoints.SYSTEMS`.
+        source: official checkpoint file; for QnA-ViT, also a folder of checkpoint files.
+        out: folder, or name of a ``.pth`` file.
+        system: code base that wrote ``source``, a key of :data:`mmlocal.checkpoints.SYSTEMS`.
         dry_run: report, but write nothing.
-        options: arguments of the converter of this code base.
+        **options: arguments of the converter of this code base.
 
     Raises:
         UsageError: ``source`` cannot be read or converted, ``out`` cannot be written, the code base

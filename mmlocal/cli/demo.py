@@ -30,19 +30,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="?",
         choices=DEMOS,
         default="det",
-        help="Mask R-CNN (det), UPerNet (seg) or a classifier (cls)",
+        help="model to train: Mask R-CNN (det, the default), UPerNet (seg) or a classifier (cls)",
     )
     parser.add_argument(
         "--work-dir",
         type=Path,
-        help="folder for the results; default: work_dirs/demo (det), work_dirs/demo-{seg,cls}",
+        help="folder for the results; default: work_dirs/demo for det, work_dirs/demo-seg and "
+        "work_dirs/demo-cls for the others",
     )
-    parser.add_argument("--config", help="another config for the same task and data")
+    parser.add_argument("--config", help="another config to train, for the same task and data")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     run_tool(lambda: print(format_summary(run_demo(**vars(parse_args(argv))))))
 
 
@@ -52,8 +53,11 @@ def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None
     Writes to ``work_dir``:
 
     - ``train/`` and ``test/``: logs and the checkpoint;
+    - ``training.log`` and ``testing.log``: the output of the two commands;
     - ``pictures/``: the predictions for validation images;
-    - ``predictions.png``, ``curves.png`` and ``summary.json``.
+    - ``predictions.png``: some of these pictures on one sheet;
+    - ``curves.png``: the training curves;
+    - ``summary.json``: the returned dict.
 
     Generates the data of the task in ``data/shapes``, unless it is there already. Data of other
     tasks stays.
@@ -62,22 +66,22 @@ def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None
         task: a key of :data:`DEMOS`.
         work_dir: folder for the results; default: ``work_dirs/demo`` for ``"det"``,
             ``work_dirs/demo-<task>`` for the others.
-        config: name or path of another config for the same data and task.
+        config: name or path of another config to train, for the same data and task.
 
     Returns:
-        The contents of ``summary.json``: metrics in [0, 1], seconds per step, and the arguments of
-        the generator that made the data.
+        Metrics in [0, 1], seconds of each step, paths of the results, and the arguments of the
+        generator that made the data.
 
     Raises:
-        ValueError: unknown ``task``.
-        UsageError: no such config, its library cannot run here, ``data/shapes`` holds something
-            else, or a step failed.
+        ValueError: ``task`` is unknown.
+        UsageError: there is no such config, its library cannot run here, ``data/shapes`` holds
+            something else, or a step failed.
     """
     if task not in DEMOS:
         raise ValueError(f"task must be one of {', '.join(DEMOS)}, got {task!r}")
     demo = DEMOS[task]
     config = config or demo.config
-    library_of(load_config(config)).require()  # before minutes go into the data
+    library_of(load_config(config)).require()  # before it spends minutes on the data
     work_dir = work_dir or Path("work_dirs") / ("demo" if task == "det" else f"demo-{task}")
     work_dir = work_dir.resolve()
     (work_dir / "summary.json").unlink(missing_ok=True)
@@ -119,7 +123,11 @@ def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None
 
 
 def format_summary(summary: dict) -> str:
-    """A few lines for the terminal."""
+    """Format the result of :func:`run_demo` as a few lines for the terminal.
+
+    Args:
+        summary: dict that :func:`run_demo` returned.
+    """
     seconds, data = summary["seconds"], summary["data"]
     rows: dict[str, list[str]] = {}
     for name, value in summary["metrics"].items():
@@ -152,12 +160,15 @@ def _prepare_data(task: str) -> dict:
 
     Returns:
         The arguments that the data was generated with.
+
+    Raises:
+        UsageError: ``data/shapes`` holds something else, or the data cannot be written.
     """
     manifest = read_manifest(DATA_ROOT)
     if manifest is not None and manifest["version"] != VERSION:
         raise UsageError(
-            f"{DATA_ROOT} was made by version {manifest['version']} of the generator, the demo "
-            f"needs version {VERSION}; make it anew with 'mmlocal make-shapes --overwrite'"
+            f"{DATA_ROOT} was made by version {manifest['version']} of the generator, but the demo "
+            f"needs version {VERSION}; replace it with 'mmlocal make-shapes --overwrite'"
         )
     if manifest is not None and task in manifest["arguments"]["tasks"]:
         print(f"data: {DATA_ROOT} is there already", flush=True)
@@ -168,16 +179,22 @@ def _prepare_data(task: str) -> dict:
             return add_task(DATA_ROOT, task)["arguments"]
         return generate_shapes(DATA_ROOT, tasks=[task])["arguments"]
     except FileExistsError as error:
+        if read_manifest(DATA_ROOT) is not None:  # another process was faster
+            return _prepare_data(task)
         raise UsageError(
-            f"{DATA_ROOT} is no data set of 'mmlocal make-shapes'; move it, the demo needs the "
-            "place"
+            f"{DATA_ROOT} is not a data set of 'mmlocal make-shapes'; move it, because the demo "
+            "needs this path"
         ) from error
     except (ValueError, OSError) as error:
         raise UsageError(f"the data cannot be generated: {error}") from error
 
 
 def _run(step: str, work_dir: Path, *command: str | Path) -> None:
-    """Run ``mmlocal``: write its log to a file, and show the lines that tell progress."""
+    """Run ``mmlocal``, write its output to a log, and print the lines that show progress.
+
+    Raises:
+        UsageError: the command failed.
+    """
     work_dir.mkdir(parents=True, exist_ok=True)
     log = work_dir / f"{step}.log"
     shown = " ".join(map(_relative, command[:2]))
@@ -209,7 +226,7 @@ def _newest(folder: Path, pattern: str) -> Path:
 
 
 def _relative(path: str | Path) -> str:
-    """The path from the working directory, if the file lies in it, for people to read and copy."""
+    """A path to print: relative to the working directory if it lies in there."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:

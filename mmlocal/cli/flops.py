@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from mmlocal import list_configs
 from mmlocal.analysis import Complexity, build_model, count_model
 from mmlocal.cli import program
-from mmlocal.cli.arguments import add_config_arguments
+from mmlocal.cli.arguments import add_config_arguments, number_of
 from mmlocal.cli.building import build_errors
 from mmlocal.cli.config import load_config
 from mmlocal.cli.settings import check_settings
@@ -20,7 +20,7 @@ from mmlocal.paths import config_libraries
 
 
 class _PrintTable(argparse.Action):
-    """Like ``--help``: needs no config, prints and leaves."""
+    """Print the table and exit, without a config, as ``--help`` does."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
         _silence()
@@ -32,31 +32,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=program("flops"),
         description=__doc__,
-        epilog="One FLOP is one multiply-accumulate, as in papers. Two-stage detectors are counted "
-        "with as many proposals and masks as test_cfg allows.",
+        epilog="One FLOP is one multiply-accumulate, as in papers. A two-stage detector is counted "
+        "with as many proposals and masks as its test_cfg allows.",
     )
     add_config_arguments(parser)
     parser.add_argument(
         "--shape",
-        type=_pixels,
+        type=number_of("pixels"),
         nargs="+",
         metavar=("HEIGHT", "WIDTH"),
-        help="size of the image, one number for a square; default: that of the published figures, "
-        "800x1280 for mmdet, 512x2048 for mmseg, the test pipeline's for mmpretrain",
+        help="size of the image, one number for a square; default: the size of the published "
+        "figures: 800x1280 for mmdet, 512x2048 for mmseg, the size of the test pipeline for "
+        "mmpretrain",
     )
     parser.add_argument(
         "--device",
         choices=["meta", "cpu", "cuda"],
         default="meta",
-        help="meta (default) works out shapes only; cpu and cuda run the model, which those need "
-        "whose shapes depend on values (Deformable DETR, DINO)",
+        help="meta (default) works out shapes only; cpu and cuda run the model, which is necessary "
+        "if shapes depend on values (Deformable DETR, DINO)",
     )
     parser.add_argument(
         "--table",
         action=_PrintTable,
         nargs=0,
         default=argparse.SUPPRESS,
-        help="instead: print the table of docs/models.md for all configs of mmlocal",
+        help="print the table of docs/models.md for all configs of mmlocal, and exit",
     )
     args = parser.parse_args(argv)
     if args.shape and len(args.shape) > 2:
@@ -66,18 +67,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _pixels(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of pixels, got {text!r}")
-    return int(text)
-
-
 def _silence() -> None:
-    MMLogger.get_current_instance().setLevel("ERROR")  # its notes go to stdout
+    MMLogger.get_current_instance().setLevel("ERROR")  # it logs to stdout
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     _silence()
     run_tool(lambda: print(format_complexity(flops(**vars(parse_args(argv))))))
 
@@ -95,11 +90,11 @@ def flops(
         cfg_options: settings to merge into the config, with dotted keys.
         shape: height and width of the image in pixels; default: the size of the published figures.
         device: ``"meta"`` works out shapes only. ``"cpu"`` and ``"cuda"`` run the model, which is
-            necessary where shapes depend on values.
+            necessary if shapes depend on values.
 
     Raises:
-        UsageError: missing config or library, a model that cannot be built or takes no such image,
-            or a model that cannot be counted on ``"meta"``.
+        UsageError: the config or its library is missing, the model cannot be built, it does not
+            take an image of this shape, or it cannot be counted on ``"meta"``.
     """
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
@@ -121,7 +116,11 @@ def flops(
 
 
 def format_complexity(found: Complexity) -> str:
-    """A few lines for the terminal, with the operators from the most expensive on."""
+    """Format a count as a few lines for the terminal, the most expensive operator first.
+
+    Args:
+        found: result of :func:`flops`.
+    """
     lines = [
         f"image       {found.shape[0]}x{found.shape[1]}",
         f"parameters  {found.parameters / 1e6:.2f} M ({found.parameters:,})",
@@ -133,12 +132,10 @@ def format_complexity(found: Complexity) -> str:
 
 
 def published_table() -> str:
-    """All configs that come with mmlocal, except those on generated data, as a Markdown table.
-
-    Memory is needed for the shapes of one model at a time.
+    """Count all configs of mmlocal that do not use generated data, as a Markdown table.
 
     Raises:
-        UsageError: a library cannot run here.
+        UsageError: the library of a config cannot run here.
     """
     rows = [
         "| config | image | parameters | GFLOPs | of which local attention |",

@@ -1,4 +1,4 @@
-"""Print versions, what can run here, and what mends the rest."""
+"""Print versions, what can run here, and how to mend the rest."""
 
 from mmlocal.info import main, parse_args
 

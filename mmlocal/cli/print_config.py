@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     run_tool(lambda: print_config(**vars(parse_args(argv))))
 
 
@@ -43,12 +43,12 @@ def print_config(
 
     Args:
         config: path of a config file, or the name of a config of mmlocal.
-        cfg_options: settings to merge, with dotted keys.
-        save_path: also write the config to this file.
-        graph: print the modules of the model instead.
+        cfg_options: settings to merge into the config, with dotted keys.
+        save_path: also write the config to this file; its suffix sets the format.
+        graph: print the modules of the model instead of the config.
 
     Raises:
-        UsageError: no such config, a model that cannot be built here, or a file that cannot be
+        UsageError: there is no such config, the model cannot be built here, or the file cannot be
             written.
     """
     if save_path and not save_path.endswith(_SUFFIXES):

@@ -1,4 +1,4 @@
-"""Make a checkpoint to hand out: weights and meta data only, safe to load, its hash in its name."""
+"""Strip a checkpoint for publication, to weights and plain meta data, with a hash in its name."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,18 +19,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "out",
         metavar="OUT",
-        help="folder, or file name in .pth; the name gets the first 8 digits of the file's SHA-256",
+        help="folder or .pth file; the name gets the first 8 digits of the file's SHA-256",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     run_tool(lambda: run(**vars(parse_args(argv))))
 
 
 def run(source: str, out: str) -> None:
-    """Write the checkpoint and print its path. Raises ``UsageError``."""
+    """Call :func:`publish` and print the path of the new file.
+
+    Args:
+        source: checkpoint that MMEngine wrote.
+        out: folder or name of a ``.pth`` file.
+
+    Raises:
+        UsageError: ``source`` cannot be read, or ``out`` cannot be written.
+    """
     try:
         path = publish(source, out)
     except (OSError, ValueError) as error:
@@ -47,15 +55,15 @@ def publish(source: str | Path, out: str | Path) -> Path:
 
     Args:
         source: checkpoint that MMEngine wrote. Nothing in it is executed.
-        out: folder, to keep the name of ``source``, or a file name in ``.pth``.
+        out: name of a ``.pth`` file, or a folder, to keep the name of ``source``.
 
     Returns:
         Path of the new file. Its name ends in the first 8 digits of the file's SHA-256.
 
     Raises:
-        FileNotFoundError: no such ``source``.
-        ValueError: ``source`` is damaged, unsafe or has no ``state_dict``; ``out`` has another
-            suffix.
+        FileNotFoundError: ``source`` does not exist.
+        ValueError: ``source`` is damaged, unsafe or has no ``state_dict``, or ``out`` has another
+            suffix than ``.pth``.
         OSError: ``out`` cannot be written.
     """
     folder, stem = name_output(Path(source), Path(out).expanduser())

@@ -1,4 +1,4 @@
-"""Is the checkpoint that a run starts from one, and where is it?"""
+"""Find and check the checkpoint that a run starts from."""
 
 import os
 import os.path as osp
@@ -13,12 +13,16 @@ from mmlocal.errors import UsageError
 def check_checkpoint(path: str | None, what: str) -> None:
     """Raise unless ``path`` is a readable checkpoint or has a scheme (``torchvision://``).
 
-    What MMEngine lets a checkpoint refer to is enough to run code, so one that is not plain data
-    is refused before MMEngine sees it.
+    MMEngine may load a checkpoint in a way that can run code from it. So a checkpoint that is not
+    plain data is refused before MMEngine sees it.
+
+    Args:
+        path: file, URL or ``None``; ``None`` and URLs are not checked.
+        what: noun for the message, such as ``"checkpoint"``.
 
     Raises:
-        UsageError: no such file, or none that PyTorch wrote, or one with foreign objects. Only in
-            the last case does the message say how to load it all the same.
+        UsageError: there is no such file, PyTorch did not write it, or it holds foreign objects.
+            Only in the last case does the message say how to load it all the same.
     """
     if not path or "://" in path:
         return
@@ -35,19 +39,21 @@ def check_checkpoint(path: str | None, what: str) -> None:
 
 
 def find_last_checkpoint(work_dir: str) -> str | None:
-    """The checkpoint to resume from, if it is not where ``last_checkpoint`` of a run says.
+    """Find the checkpoint to resume from after the folder of a run was moved or renamed.
 
-    The file holds an absolute path. After the folder is moved or renamed, the checkpoint of the
-    same name beside it is the one.
+    MMEngine reads the absolute path in the file ``last_checkpoint``. If nothing is at this path,
+    this function takes the checkpoint of the same name in ``work_dir``.
 
     Args:
         work_dir: folder of the run.
 
     Returns:
-        Path of the checkpoint; ``None`` if MMEngine finds it by itself, or to start anew.
+        Path of the checkpoint. ``None`` if MMEngine finds it by itself, or if there is no
+        ``last_checkpoint``.
 
     Raises:
-        UsageError: ``last_checkpoint`` leads to nothing that can be read; the message names others.
+        UsageError: neither path is a readable checkpoint. The message names other checkpoints in
+            ``work_dir``.
     """
     pointer = Path(work_dir, "last_checkpoint")
     if not pointer.is_file():
@@ -73,10 +79,7 @@ def find_last_checkpoint(work_dir: str) -> str | None:
 
 
 def _is_of_torch(path: str) -> bool:
-    """Whether ``torch.save`` wrote a file: a ZIP archive with a pickle, or one pickle in old ones.
-
-    A ZIP archive of anything else is none.
-    """
+    """Whether ``torch.save`` wrote a file: a ZIP archive with a pickle, or an old bare pickle."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return any(osp.basename(name) == "data.pkl" for name in archive.namelist())

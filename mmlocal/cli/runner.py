@@ -1,4 +1,4 @@
-"""The settings that train and test share, and the runner that carries out either."""
+"""Prepare and run MMEngine's runner, for training and for testing."""
 
 import os
 import os.path as osp
@@ -29,17 +29,18 @@ def run_config(
     launcher: str = "none",
     local_rank: int = 0,
 ) -> Config:
-    """Read the config of a run, import its library, and say where and how it runs.
+    """Read the config of a run, import its library, and set its folder and launcher.
 
     Args:
         config: path of a config file, or the name of a config of mmlocal.
-        cfg_options: settings to merge, with dotted keys.
-        work_dir: folder of the run; ``None`` for the one of the config, or a folder of its name.
+        cfg_options: settings to merge into the config, with dotted keys.
+        work_dir: folder of the run; ``None`` for ``work_dir`` of the config, or
+            ``work_dirs/<config name>`` if the config has none.
         launcher: ``"none"``, ``"pytorch"``, ``"slurm"`` or ``"mpi"``.
         local_rank: number of this process on its machine, unless ``LOCAL_RANK`` is set.
 
     Raises:
-        UsageError: no such config, or its library cannot run here.
+        UsageError: there is no such config, or its library cannot run here.
     """
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
@@ -56,7 +57,14 @@ def complete_loaders(
     no_pin_memory: bool = False,
     no_persistent_workers: bool = False,
 ) -> None:
-    """Add the library's defaults to all data loaders, and turn off what the user does not want."""
+    """Add the library's defaults to the configs of all data loaders.
+
+    Args:
+        cfg: whole config.
+        training: whether the run trains.
+        no_pin_memory: turn ``pin_memory`` off.
+        no_persistent_workers: turn ``persistent_workers`` off.
+    """
     for phase in ("train", "val", "test"):
         loader = cfg.get(f"{phase}_dataloader")
         if loader is None:
@@ -69,7 +77,12 @@ def complete_loaders(
 
 
 def check_phases(cfg: Config, phases: Sequence[str], no_data_check: bool = False) -> None:
-    """Check that the data of some phases is here and, unless told otherwise, its annotations.
+    """Check that the data of some phases is here, and that its annotations fit the config.
+
+    Args:
+        cfg: whole config.
+        phases: phases that will run, of ``"train"``, ``"val"`` and ``"test"``.
+        no_data_check: do not read the annotations.
 
     Raises:
         UsageError: data is missing or does not fit the config.
@@ -82,7 +95,7 @@ def check_phases(cfg: Config, phases: Sequence[str], no_data_check: bool = False
         check_annotations(cfg, phases)
     except UsageError:
         raise
-    except Exception as error:  # settings of a type that nobody expects: building names them
+    except Exception as error:  # a setting has an odd type; the builders report it
         warn(f"the data was not checked: {type(error).__name__}: {error}")
 
 
@@ -94,31 +107,35 @@ def build_runner(cfg: Config, whole: bool) -> Runner:
         whole: whether the checkpoint must hold the whole model.
 
     Raises:
-        UsageError: names the config key of what cannot be built.
+        UsageError: a part of the config cannot be built. The message names its key.
     """
-    # MMEngine loads checkpoints with weights_only=True, but on failure again without. Code in a
-    # checkpoint must not run unasked, so the second try is ruled out unless the user rules it in.
+    # MMEngine loads checkpoints with weights_only=True. If that fails, it tries again without, and
+    # code in the checkpoint can run. This forbids the second try, unless the user allows it.
     if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     if cfg.launcher == "pytorch" and get_device() == "cpu":
         _use_gloo(cfg)
     with build_errors(cfg):
         runner = RUNNERS.build(cfg)
-    if isinstance(runner, Runner):  # other runners load in ways of their own
+    if isinstance(runner, Runner):  # other runners may load checkpoints in another way
         runner.register_hook(CheckWeightsHook(whole))
         runner.register_hook(CheckBatchHook())
     return runner
 
 
 def run_loop(loop: Callable[[], Any], cfg: Config) -> Any:
-    """Call a method of a runner, such as ``runner.train``.
+    """Call a method of a runner, such as ``runner.train``, and explain the errors of the user.
 
     Args:
-        loop: what to call.
-        cfg: the config of the runner.
+        loop: method to call.
+        cfg: config of the runner.
+
+    Returns:
+        The result of the method.
 
     Raises:
-        UsageError: what the config describes cannot be built, or cannot run as it is set.
+        UsageError: a part of the config cannot be built, the checkpoint is not safe to load, or
+            BatchNorm got a batch of one image.
     """
     with build_errors(cfg):
         try:
@@ -140,7 +157,7 @@ def run_loop(loop: Callable[[], Any], cfg: Config) -> Any:
 
 
 def _use_gloo(cfg: Config) -> None:
-    """MMEngine's torchrun launcher pins each rank to a GPU; without GPUs, join the group here."""
+    """Join the process group here, because MMEngine's launcher for torchrun needs GPUs."""
     torch.distributed.init_process_group("gloo")
     cfg.sync_bn = None  # SyncBatchNorm runs on GPUs only
     cfg.model_wrapper_cfg = ConfigDict(

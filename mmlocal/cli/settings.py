@@ -1,10 +1,10 @@
-"""Settings of a run that MMEngine would take without a word, or refuse late."""
+"""Check the settings of a run that MMEngine accepts silently or refuses late."""
 
 from mmengine.config import Config
 
 from mmlocal.errors import UsageError
 
-# Keys that belong together: MMEngine wants all or none of them.
+# MMEngine needs all or none of the keys of a phase.
 _NEEDED = {
     "train": ("train_dataloader", "train_cfg", "optim_wrapper"),
     "val": ("val_dataloader", "val_cfg", "val_evaluator"),
@@ -14,14 +14,14 @@ _OPTIONAL_LENGTHS = ("max_epochs", "max_iters", "val_interval")
 
 
 def check_settings(cfg: Config, phases: list[str]) -> None:
-    """Check that the parts of some phases are there, and their numbers of epochs and samples.
+    """Check that a config has all parts of some phases, and check their numbers.
 
     Args:
         cfg: whole config.
-        phases: the loaders that will run, of ``"train"``, ``"val"``, ``"test"``.
+        phases: phases that will run, of ``"train"``, ``"val"`` and ``"test"``.
 
     Raises:
-        UsageError: names the key.
+        UsageError: a key is missing or has a wrong value. The message names the key.
     """
     for key in ["model", *(key for phase in phases for key in _NEEDED[phase])]:
         if cfg.get(key) is None:

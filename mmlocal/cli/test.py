@@ -17,31 +17,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_loader_arguments(parser)
     parser.add_argument(
         "--out",
-        help="mmdet: pickle of predictions; mmseg: folder of predicted PNGs; mmpretrain: file of "
-        "what --out-item says",
+        help="file or folder for the results: for mmdet a pickle of the predictions, for mmseg a "
+        "folder of PNG files, for mmpretrain a file with the item of --out-item",
     )
     parser.add_argument(
         "--out-item",
         choices=["metrics", "pred"],
-        help="mmpretrain: what to write to --out (default: pred)",
+        help="mmpretrain: item to write to --out (default: pred, the predictions)",
     )
     parser.add_argument("--amp", action="store_true", help="test in mixed precision")
     parser.add_argument(
         "--tta",
         action="store_true",
-        help="test-time augmentation by tta_model and tta_pipeline of the config; mmdet and "
-        "mmpretrain flip if there are none",
+        help="augment the test images by tta_model and tta_pipeline of the config; without them, "
+        "mmdet and mmpretrain use an image and its mirror image",
     )
-    parser.add_argument("--show", action="store_true", help="show predictions in a window")
+    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument(
         "--show-dir",
-        help="folder for pictures of predictions; mmdet: inside the run's folder in the work dir",
+        help="folder for pictures of the predictions; for mmdet it lies in the run's folder in the "
+        "work dir",
     )
-    parser.add_argument("--wait-time", type=float, default=2, help="seconds per shown picture")
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds to show each picture")
     parser.add_argument("--interval", type=int, help="mmpretrain: draw every n-th image")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     run_tool(lambda: run_testing(**vars(parse_args(argv))))

@@ -22,7 +22,18 @@ def run_testing(
     out_item: str | None = None,
     **arguments: Any,
 ) -> None:
-    """Test a checkpoint; the arguments are those of :func:`config_for_testing`."""
+    """Test a checkpoint.
+
+    Args:
+        config: path of a config file, or the name of a config of mmlocal.
+        checkpoint: path or URL of the weights.
+        out: file or folder for the results.
+        out_item: ``"metrics"`` to write the metrics to ``out``, else the predictions.
+        **arguments: other arguments of :func:`config_for_testing`.
+
+    Raises:
+        UsageError: a mistake that the user can mend.
+    """
     cfg = config_for_testing(config, checkpoint, out=out, out_item=out_item, **arguments)
     runner = build_runner(cfg, whole=True)
     metrics = run_loop(runner.test, cfg)
@@ -49,29 +60,30 @@ def config_for_testing(
     no_pin_memory: bool = False,
     no_data_check: bool = False,
 ) -> Config:
-    """The checked config of a test.
+    """Read, complete and check the config of a test.
 
     Args:
         config: path of a config file, or the name of a config of mmlocal.
         checkpoint: path or URL of the weights.
-        cfg_options: settings to merge, with dotted keys.
-        work_dir: folder of the run; ``None`` for the one of the config, or a folder of its name.
+        cfg_options: settings to merge into the config, with dotted keys.
+        work_dir: folder of the run; ``None`` for ``work_dir`` of the config, or
+            ``work_dirs/<config name>`` if the config has none.
         launcher: ``"none"``, ``"pytorch"``, ``"slurm"`` or ``"mpi"``.
         local_rank: number of this process on its machine, unless ``LOCAL_RANK`` is set.
-        out: file or folder for the predictions, as the library writes them.
+        out: file or folder for the results, as the library writes them.
         out_item: ``"pred"`` or ``"metrics"``, for libraries that can write either to ``out``.
         amp: test in mixed precision.
-        tta: augment the test data.
+        tta: augment the test images.
         show: show the predictions in a window.
         show_dir: folder for pictures of the predictions.
         wait_time: seconds for each picture in the window.
-        interval: draw every n-th image, for libraries that can.
+        interval: draw every n-th image, for libraries that have this argument.
         no_pin_memory: turn ``pin_memory`` off in all data loaders.
-        no_data_check: do not read the annotations beforehand.
+        no_data_check: do not compare the annotations with the config before the start.
 
     Raises:
-        UsageError: whatever the user can mend: a missing config, library, data set or checkpoint,
-            or an argument that does not apply.
+        UsageError: a mistake that the user can mend: the config, its library, its data or the
+            checkpoint is missing, or an argument does not apply.
     """
     cfg = run_config(config, cfg_options, work_dir, launcher, local_rank)
     library = library_of(cfg)

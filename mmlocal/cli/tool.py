@@ -1,4 +1,7 @@
-"""How a tool reports a user's mistake."""
+"""Report a user's mistake in one line, and end the process.
+
+This module does not import torch, so commands that do not need torch start quickly.
+"""
 
 import atexit
 import logging
@@ -8,11 +11,9 @@ import time
 import traceback
 from collections.abc import Callable
 
-import torch
-
 from mmlocal.errors import UsageError
 
-# A launcher ends all processes when one has ended, so the one that speaks has to be first.
+# A launcher ends all processes when one has ended, so the one that prints has to end first.
 _SECONDS_FOR_FIRST = 10
 # Exit code of a process of a distributed job, once its work is done.
 _status_of_job: int | None = None
@@ -22,11 +23,14 @@ def run_tool(main: Callable[[], None]) -> None:
     """Call ``main``; a :class:`UsageError` ends the process with its message and exit code 2.
 
     The message begins with the flag of the argument at fault. Under a distributed launcher every
-    process ends, but only the first of each machine prints, as the others see the same files. With
-    ``--traceback`` on the command line the traceback of the error comes first.
+    process ends. Only the first process of each machine prints, because the others see the same
+    files. With ``--traceback`` on the command line, the traceback of the error comes first.
 
     Args:
-        main: what to call; also parses the command line.
+        main: function that parses the command line and does the work.
+
+    Raises:
+        SystemExit: ``main`` raised a :class:`UsageError`.
     """
     try:
         main()
@@ -45,12 +49,14 @@ def run_tool(main: Callable[[], None]) -> None:
 def _end_process(status: int) -> None:
     """Exit; a process of a distributed job does so without tearing Python down.
 
-    MMEngine leaves the threads of the process group running. One of them that asks for the
-    interpreter while it is torn down aborts the process, now and then, and the launcher then takes
-    the whole job for failed. Leaving the group is not enough, as the model holds on to it.
+    MMEngine leaves the threads of the process group running. If one of them asks for the
+    interpreter while Python is torn down, it sometimes aborts the process. The launcher then
+    reports the whole job as failed. Leaving the group is not enough, because the model holds on
+    to it.
     """
     global _status_of_job
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
         _status_of_job = status
     if status:
         sys.exit(status)
@@ -67,12 +73,19 @@ def _leave_job() -> None:
 
 
 def warn(message: str) -> None:
-    """Print a warning, on the first process of each machine."""
+    """Print a warning, on the first process of each machine.
+
+    Args:
+        message: text of the warning.
+    """
     if is_first_of_machine():
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def is_first_of_machine() -> bool:
-    """Whether torchrun, Slurm or Open MPI, if any, gave this process the local rank 0."""
+    """Whether this process has the local rank 0, or no launcher gave it a local rank.
+
+    Torchrun, Slurm and Open MPI give local ranks.
+    """
     variables = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
     return all(int(os.environ.get(variable, 0)) == 0 for variable in variables)

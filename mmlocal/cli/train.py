@@ -19,13 +19,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="resume from this checkpoint; without a path, from the latest one in the work dir",
+        help="resume from this checkpoint; without a path, from the last one in the work dir",
     )
     parser.add_argument(
         "--amp",
         action="store_true",
-        help="train in mixed precision; without a GPU, the backbone (if the model has one) in "
-        "bfloat16",
+        help="train in mixed precision; without a GPU, only the backbone computes in bfloat16",
     )
     parser.add_argument(
         "--auto-scale-lr",
@@ -42,5 +41,5 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     run_tool(lambda: run_training(**vars(parse_args(argv))))

@@ -13,7 +13,15 @@ from mmlocal.libraries.base import type_name
 
 
 def run_training(config: str, **arguments: Any) -> None:
-    """Train a model; the arguments are those of :func:`config_for_training`."""
+    """Train a model.
+
+    Args:
+        config: path of a config file, or the name of a config of mmlocal.
+        **arguments: other arguments of :func:`config_for_training`.
+
+    Raises:
+        UsageError: a mistake that the user can mend.
+    """
     cfg = config_for_training(config, **arguments)
     runner = build_runner(cfg, whole=bool(cfg.get("resume")))
     run_loop(runner.train, cfg)
@@ -34,25 +42,26 @@ def config_for_training(
     no_persistent_workers: bool = False,
     no_data_check: bool = False,
 ) -> Config:
-    """The checked config of a training run.
+    """Read, complete and check the config of a training run.
 
     Args:
         config: path of a config file, or the name of a config of mmlocal.
-        cfg_options: settings to merge, with dotted keys.
-        work_dir: folder of the run; ``None`` for the one of the config, or a folder of its name.
+        cfg_options: settings to merge into the config, with dotted keys.
+        work_dir: folder of the run; ``None`` for ``work_dir`` of the config, or
+            ``work_dirs/<config name>`` if the config has none.
         launcher: ``"none"``, ``"pytorch"``, ``"slurm"`` or ``"mpi"``.
         local_rank: number of this process on its machine, unless ``LOCAL_RANK`` is set.
         resume: checkpoint to go on from; ``"auto"`` for the last one of the work dir.
         amp: train in mixed precision.
-        auto_scale_lr: scale the learning rate with the batch size.
+        auto_scale_lr: scale the learning rate by batch size / ``auto_scale_lr.base_batch_size``.
         no_validate: do not validate.
         no_pin_memory: turn ``pin_memory`` off in all data loaders.
         no_persistent_workers: turn ``persistent_workers`` off in all data loaders.
-        no_data_check: do not read the annotations beforehand.
+        no_data_check: do not compare the annotations with the config before the start.
 
     Raises:
-        UsageError: whatever the user can mend: a missing config, library, data set or checkpoint,
-            or an argument that does not apply.
+        UsageError: a mistake that the user can mend: the config, its library, its data or the
+            checkpoint is missing, or an argument does not apply.
     """
     cfg = run_config(config, cfg_options, work_dir, launcher, local_rank)
     if no_validate:

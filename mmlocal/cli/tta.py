@@ -1,10 +1,11 @@
-"""Test-time augmentation, as ``--tta`` asks for it."""
+"""Test-time augmentation, for ``mmlocal test --tta``."""
 
 import logging
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
+from mmlocal.cli.config import innermost_test_dataset
 from mmlocal.libraries import library_of
 from mmlocal.libraries.base import type_name
 
@@ -13,17 +14,18 @@ _LABEL_LOADERS = ("LoadAnnotations", "LoadPanopticAnnotations")
 
 
 def augment_test(cfg: Config) -> None:
-    """Wrap the model and replace the test pipeline, by the config or the library's default.
+    """Wrap the model and replace the test pipeline.
+
+    ``tta_model`` and ``tta_pipeline`` of the config say how. If one is missing, the default of the
+    library takes its place.
 
     Args:
-        cfg: whole config.
+        cfg: whole config; this function changes it.
 
     Raises:
         UsageError: neither the config nor its library says how.
     """
-    dataset = cfg.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
+    dataset = innermost_test_dataset(cfg)
     pipeline = dataset.get("pipeline") or []
     if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
         model, augmented = library_of(cfg).default_tta(pipeline)
@@ -36,7 +38,7 @@ def augment_test(cfg: Config) -> None:
 
 
 def _without_labels(pipeline: list[dict]) -> list[dict]:
-    """A TTA pipeline for a data set without labels, whose own pipeline loads none."""
+    """A TTA pipeline without the steps that load labels, for a data set that has none."""
     kept = []
     for step in pipeline:
         if type_name(step.get("type")) in _LABEL_LOADERS:

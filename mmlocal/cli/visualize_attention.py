@@ -1,10 +1,9 @@
-"""Draw the local attention of a model on an image: attention received, and kernels side by side."""
+"""Draw the local attention of a model on an image: received attention, and attention kernels."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from copy import deepcopy
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,14 +15,13 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmlocal.checkpoints import load_file, match_state_dict
 from mmlocal.cli import program
-from mmlocal.cli.arguments import add_config_arguments
-from mmlocal.cli.building import build_errors
-from mmlocal.cli.config import load_config
+from mmlocal.cli.arguments import add_config_arguments, number_of
+from mmlocal.cli.config import innermost_test_dataset, load_config
+from mmlocal.cli.models import build_model, load_weights, move_model
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
@@ -37,8 +35,8 @@ from mmlocal.visualization.attention_figures import draw_layer
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program("visualize-attention"), description=__doc__)
     add_config_arguments(parser)
-    parser.add_argument("checkpoint", nargs="?", help="weights; default: random ones")
-    parser.add_argument("image", nargs="?", help="picture to run the model on")
+    parser.add_argument("checkpoint", nargs="?", help="file of weights; default: random weights")
+    parser.add_argument("image", nargs="?", help="image to run the model on")
     parser.add_argument(
         "--out-dir",
         type=Path,
@@ -49,35 +47,39 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--layers",
         nargs="+",
         metavar="PATTERN",
-        help="names of layers, * for any text ('*.stages.0.*'); default: all",
+        help="names of layers to draw, * for any text ('*.stages.0.*'); default: all",
     )
-    parser.add_argument("--list-layers", action="store_true", help="print their names and leave")
+    parser.add_argument("--list-layers", action="store_true", help="print their names and exit")
     parser.add_argument(
-        "--heads", type=_count, default=8, help="how many heads of each layer (default: 8)"
+        "--heads",
+        type=number_of("heads"),
+        default=8,
+        help="draw at most this many heads of each layer (default: %(default)s)",
     )
-    parser.add_argument("--device", help="default: the GPU if there is one, else cpu")
+    parser.add_argument("--device", help="device for the model; default: the GPU if there is one")
     args = parser.parse_intermixed_args(argv)
-    if args.image is None:  # of two paths, the checkpoint is the one to leave out
+    if args.image is None:  # a single path is the image
         args.checkpoint, args.image = None, args.checkpoint
     if args.image is None and not args.list_layers:
         parser.error("the following arguments are required: image")
     return args
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of heads, got {text!r}")
-    return int(text)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line ``argv``; default: that of this process."""
+    """Run the command line ``argv``; default: the arguments of this process."""
     run_tool(lambda: run(parse_args(argv)))
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw, or list the layers. Raises ``UsageError``."""
-    MMLogger.get_current_instance().setLevel("ERROR")  # its notes go to stdout
+    """Draw the attention, or list the layers.
+
+    Args:
+        args: result of :func:`parse_args`.
+
+    Raises:
+        UsageError: a mistake that the user can mend.
+    """
+    MMLogger.get_current_instance().setLevel("ERROR")  # it logs to stdout
     if args.list_layers:
         for name, kind in list_layers(args.config, args.cfg_options).items():
             print(f"{name}  {kind}")
@@ -98,20 +100,20 @@ def list_layers(config: str, cfg_options: dict | None = None) -> dict[str, str]:
     """List the layers of a model that offer their local attention.
 
     Args:
-        config: path of a config, or the name of a config of mmlocal.
-        cfg_options: settings that override the config.
+        config: path of a config file, or the name of a config of mmlocal.
+        cfg_options: settings to merge into the config, with dotted keys.
 
     Returns:
-        Class and size of the window by name of the layer, such as ``"ELSA 7x7"``.
+        Name of each layer -> its class and the size of its window, such as ``"ELSA 7x7"``.
 
     Raises:
-        UsageError: missing config or library, or a model without local attention.
+        UsageError: the config or its library is missing, or the model has no local attention.
     """
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
     check_settings(cfg, [])
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        layers = _find_layers(_build(cfg), config)
+        layers = _find_layers(build_model(cfg), config)
     return {
         name: f"{type(layer).__name__} {layer.kernel_size}x{layer.kernel_size}"
         for name, layer in layers.items()
@@ -130,23 +132,23 @@ def visualize_attention(
 ) -> None:
     """Run a model on an image and write pictures of its local attention.
 
-    Writes ``<layer>_received.png`` and ``<layer>_kernels.png`` to ``out_dir``, and for a layer with
-    a ghost head ``<layer>_ghost.png``. Prints their paths.
+    Writes ``<layer>_received.png`` and ``<layer>_kernels.png`` to ``out_dir``, and
+    ``<layer>_ghost.png`` for a layer with a ghost head. Prints their paths.
 
     Args:
-        config: path of a config, or the name of a config of mmlocal.
-        checkpoint: path of the weights; ``None`` for random ones.
-        image: path of the picture.
+        config: path of a config file, or the name of a config of mmlocal.
+        checkpoint: path of the weights; ``None`` for random weights.
+        image: path of the image.
         out_dir: folder for the pictures.
         layers: names of layers to draw, ``*`` for any text; ``None`` for all.
-        heads: most heads of a layer that are shown.
-        device: where the model runs; ``None`` for the GPU if there is one.
-        cfg_options: settings that override the config.
+        heads: number of heads to draw of each layer, at most.
+        device: device for the model; ``None`` for the GPU if there is one.
+        cfg_options: settings to merge into the config, with dotted keys.
 
     Raises:
-        UsageError: missing config, library, image or checkpoint, one that does not fit the model, a
-            device that is not there, a model without local attention, or a layer it has not.
-        ValueError: ``heads`` below 1.
+        UsageError: the config, its library, the image, the checkpoint, the device or a layer is
+            missing; the checkpoint does not fit the model; or the model has no local attention.
+        ValueError: ``heads`` is below 1.
     """
     check_int(heads=heads)
     cfg = load_config(config, cfg_options)
@@ -154,10 +156,10 @@ def visualize_attention(
     check_settings(cfg, [])
     _check_paths(image, out_dir)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = _build(cfg)
+        model = build_model(cfg)
         selected = _select(_find_layers(model, config), layers)
-        _load(model, checkpoint)
-        _move(model, device or get_device())
+        load_weights(model, checkpoint)
+        move_model(model, device or get_device())
         shown, input_size, attention = _run_model(model, cfg, image, selected)
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, layer in selected.items():
@@ -178,15 +180,6 @@ def _check_paths(image: str, out_dir: Path) -> None:
         raise UsageError(f"image {image!r} is not a picture that OpenCV can read")
     if out_dir.exists() and not out_dir.is_dir():
         raise UsageError(f"{str(out_dir)!r} is a file", argument="out_dir")
-
-
-def _build(cfg: Config) -> BaseModel:
-    model = deepcopy(cfg.model)
-    if cfg.get("data_preprocessor"):  # as MMEngine's runner does
-        model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    library_of(cfg).see_whole_image(model)
-    with build_errors(cfg):
-        return MODELS.build(model).eval()
 
 
 def _find_layers(model: nn.Module, config: str) -> dict[str, nn.Module]:
@@ -212,40 +205,12 @@ def _select(layers: dict[str, nn.Module], patterns: Sequence[str] | None) -> dic
     return {name: layer for name, layer in layers.items() if name in selected}
 
 
-def _load(model: BaseModel, checkpoint: str | None) -> None:
-    if checkpoint is None:
-        print("note: no checkpoint is given; the weights are random")
-        model.init_weights()
-        return
-    try:
-        content = load_file(checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        raise UsageError(str(error)) from error
-    source = content.get("state_dict", content)
-    _, report = match_state_dict(source, model.state_dict())
-    if report.missing or report.mismatched:
-        raise UsageError(
-            f"checkpoint {checkpoint!r} does not fit the model of the config: {report}"
-        )
-    model.load_state_dict(source, strict=False)  # the backbone resizes tables as it loads them
-
-
-def _move(model: nn.Module, device: str) -> None:
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:  # unknown, or not there
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{device!r} cannot be used: {reason}", argument="device") from error
-
-
 def _run_model(
     model: BaseModel, cfg: Config, path: str, layers: dict[str, nn.Module]
 ) -> tuple[np.ndarray, tuple[int, int], dict[str, LayerAttention]]:
     """The image as the network sees it, in RGB, its size after padding, and the attention."""
-    dataset = cfg.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    steps = [step for step in dataset.pipeline if type_name(step["type"]) != "LoadAnnotations"]
+    pipeline = innermost_test_dataset(cfg).pipeline
+    steps = [step for step in pipeline if type_name(step["type"]) != "LoadAnnotations"]
     item = Compose(steps)(dict(img_path=path, img_id=0))
     image = item["inputs"].permute(1, 2, 0).clamp(0, 255).byte().numpy()[..., ::-1]
     with torch.no_grad(), collect_attention(layers) as attention:

@@ -1,1 +1,1 @@
-"""Hooks, optimizer wrappers and their constructors: everything MMEngine finds by registry."""
+"""Hooks, optimizer wrappers and their constructors, which MMEngine finds in its registries."""

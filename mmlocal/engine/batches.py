@@ -1,4 +1,4 @@
-"""Batches of one image, which BatchNorm behind global pooling cannot train on."""
+"""Refuse batches of one image if BatchNorm follows global pooling."""
 
 from collections.abc import Iterator
 
@@ -22,17 +22,19 @@ _ADVICE = (
 
 @HOOKS.register_module()
 class CheckBatchHook(Hook):
-    """Refuse to train on a batch of one image if the model normalises a pooled pixel by batch.
+    """Refuse to train on a batch of one image if the model applies BatchNorm to a pooled pixel.
 
-    The pooling branches of PSPNet, UPerNet and DeepLab average an image to one pixel and normalise
-    it by BatchNorm, which needs two values per channel. The last batch of an epoch counts too.
+    The pooling branches of PSPNet, UPerNet and DeepLab average an image to one pixel, and then
+    apply BatchNorm. BatchNorm needs at least two values per channel, so a batch of one image fails.
+    The last batch of an epoch can be such a batch.
 
     Raises:
-        UsageError: before the first step; names the layer and what to set.
+        UsageError: a batch will hold one image. This is raised before the first step. The message
+            names the layer and the settings to change.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Model and data loader are built."""
+        """Check the model and the data loader, which are built by now."""
         number = _smallest_batch(runner)
         name = next(iter(find_pooled_batch_norms(runner.model)), None)
         if number == 1 and name:
@@ -46,9 +48,12 @@ class CheckBatchHook(Hook):
 
 
 def find_pooled_batch_norms(model: nn.Module) -> Iterator[str]:
-    """Names of the BatchNorm layers in training that follow a pooling to one pixel.
+    """Yield the names of the BatchNorm layers in training mode that follow a pooling to one pixel.
 
-    The pooling and the layers have to stand in one ``nn.Sequential``, as they do in mmseg.
+    The function finds a pooling and a layer in the same ``nn.Sequential``, as mmseg builds them.
+
+    Args:
+        model: model to search.
     """
     names = {module: name for name, module in model.named_modules()}
     for module in model.modules():
@@ -69,10 +74,10 @@ def _needs_two(module: nn.Module) -> bool:
 
 
 def _smallest_batch(runner: Runner) -> int | None:
-    """Images in the smallest batch that a process trains on, ``None`` if that is unknown."""
+    """Number of images in the smallest training batch of a process; ``None`` if unknown."""
     loader = runner.train_dataloader
     size = loader.batch_size
-    if size is None or size == 1 or loader.drop_last:  # a batch sampler of its own
+    if size is None or size == 1 or loader.drop_last:  # size is None with a batch sampler
         return size
     if isinstance(loader.sampler, InfiniteSampler):
         return size

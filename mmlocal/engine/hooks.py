@@ -1,4 +1,4 @@
-"""Hooks of the runs that the configs describe."""
+"""A hook for reproducible runs."""
 
 import random
 import sys
@@ -15,61 +15,66 @@ from mmlocal.registry import HOOKS
 
 @HOOKS.register_module()
 class IterSeedHook(Hook):
-    """Make randomness a function of seed, iteration and rank: no epoch repeats, resuming is exact.
+    """Make randomness a function of seed, iteration and rank, so that resuming a run is exact.
 
-    MMEngine restores the order of the samples, but not the state of the random generators, and it
-    seeds the workers of a data loader alike at each start: workers that start with each epoch
-    repeat the same augmentation.
+    MMEngine restores the order of the samples, but not the state of the random generators. It also
+    gives the workers of a data loader the same seeds at each start. So workers that start with each
+    epoch repeat the same augmentation.
 
-    Here the generators of Python, NumPy and PyTorch are seeded from
-    ``(runner.seed, iteration, rank)`` twice in each iteration: before its batch is loaded, in the
-    process that loads it, and before its forward pass. Nothing has to be saved. This holds for runs
-    by epoch and by iteration, without workers and with any number of them, persistent or not:
+    This hook seeds the generators of Python, NumPy and PyTorch from
+    ``(runner.seed, iteration, rank)`` twice in each iteration. The first time is before the batch
+    is loaded, in the process that loads it. The second time is before the forward pass. Nothing has
+    to be saved. The hook works by epoch and by iteration, with any number of workers, persistent or
+    not:
 
-    * No two batches of a run are augmented by the same random numbers, and no two processes of a
-      distributed run drop the same paths or mix by the same ratio.
-    * A run with a given ``randomness.seed`` that is resumed from any of its checkpoints repeats the
+    * Each batch of a run is augmented by other random numbers. Each process of a distributed run
+      drops other paths and mixes by another ratio.
+    * Give a run a ``randomness.seed``, and resume it from any of its checkpoints. It repeats the
       uninterrupted run bit for bit, as far as its ops are deterministic. The number of workers may
-      change in between.
+      change.
 
     Note:
-        Three kinds of runs are not exact when they are resumed. A run by epoch from a checkpoint
-        within an epoch: MMEngine starts that epoch anew. A run by iteration with workers and a
-        sampler that ends, such as ``DefaultSampler``: use ``InfiniteSampler``. A run by iteration
-        with workers in OpenMMLab's own MMEngine, which starts them before it calls any hook.
+        Three kinds of runs are not exact after they are resumed:
+
+        * A run by epoch, from a checkpoint within an epoch. MMEngine starts this epoch anew.
+        * A run by iteration, with workers and a sampler that ends, such as ``DefaultSampler``. Use
+          ``InfiniteSampler``.
+        * A run by iteration, with workers, in OpenMMLab's own MMEngine. It starts the workers
+          before it calls any hook.
     """
 
-    # After all other hooks, which may draw random numbers themselves.
+    # Other hooks may draw random numbers, so this hook comes last.
     priority = "LOWEST"
 
     def __init__(self) -> None:
         self._workers: _SeededWorkers | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Before the first workers start."""
+        """Prepare the data loader before its first workers start."""
         loader = runner.train_dataloader
         if not isinstance(loader, DataLoader):
             return
-        # Each start of a loader draws a number. A resumed run by iteration has one start more.
+        # Each start of a loader draws a number, and a resumed run has more starts. Without its own
+        # generator, the loader would draw from PyTorch's.
         loader.generator = loader.generator or torch.Generator()
         if loader.num_workers:
             by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
             self._workers = _SeededWorkers(loader, by_epoch, runner.seed, runner.rank)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Before the first data of an epoch, or of a run by iteration."""
+        """Seed before the first batch of an epoch, or of a run by iteration."""
         self._seed_data(runner, runner.iter)
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Before the forward pass."""
+        """Seed before the forward pass."""
         _seed(runner.seed, runner.iter, 1, runner.rank)
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Before the next data; ``runner.iter`` goes up after the hooks."""
+        """Seed before the next batch. ``runner.iter`` increases only after the hooks."""
         self._seed_data(runner, runner.iter + 1)
 
     def after_val(self, runner: Runner) -> None:
-        """As after the last training iteration: a resumed run does not repeat the validation."""
+        """Seed as if there were no validation, because a resumed run does not repeat it."""
         self._seed_data(runner, runner.iter)
 
     def _seed_data(self, runner: Runner, iteration: int) -> None:
@@ -81,8 +86,8 @@ class IterSeedHook(Hook):
 class _SeededWorkers:
     """Seeds the workers of a data loader before each of their batches.
 
-    A loader hands its batches to its workers in turn, so a worker can count. Each has its own copy
-    of this object, made when it starts.
+    A loader hands out batches to its workers in turn, so each worker can count the batches. Each
+    worker gets its own copy of this object when it starts.
     """
 
     def __init__(self, loader: DataLoader, by_epoch: bool, seed: int, rank: int) -> None:

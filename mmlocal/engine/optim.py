@@ -13,17 +13,21 @@ from mmlocal.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
-    """Mixed precision on the CPU, in bfloat16; MMEngine's ``AmpOptimWrapper`` demands a GPU.
+    """Mixed precision on the CPU, in bfloat16. MMEngine's ``AmpOptimWrapper`` needs a GPU.
 
-    Only ``model.backbone`` computes in bfloat16, and its outputs are float32 again, because mmcv's
-    ops for the CPU (NMS, RoIAlign) know no bfloat16. A model without a backbone computes in
-    bfloat16 as a whole. bfloat16 has the range of float32, so no loss is scaled. The arguments are
-    the same as for ``OptimWrapper``.
+    Only ``model.backbone`` computes in bfloat16. Its outputs are float32 again, because mmcv's ops
+    for the CPU (NMS, RoIAlign) do not support bfloat16. A model without a backbone computes in
+    bfloat16 as a whole. bfloat16 has the range of float32, so the loss is not scaled. The arguments
+    are the same as for ``OptimWrapper``.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Context of the forward pass of ``model``, which may be wrapped for distributed runs."""
+        """Context for the forward pass.
+
+        Args:
+            model: model, or its wrapper for distributed runs.
+        """
         autocast = torch.autocast("cpu", torch.bfloat16)
 
         def enter(module: nn.Module, args: tuple) -> None:
@@ -31,7 +35,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
 
         def leave(module: nn.Module, args: tuple, outputs: tuple[Tensor, ...] | None) -> tuple:
             autocast.__exit__(None, None, None)
-            return tuple(output.float() for output in outputs or ())  # none after an error
+            return tuple(output.float() for output in outputs or ())  # None after an error
 
         backbone = getattr(getattr(model, "module", model), "backbone", None)
         if backbone is None:
@@ -52,20 +56,22 @@ class CPUAmpOptimWrapper(OptimWrapper):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Layer-wise learning-rate decay for any model around a backbone with ``get_layer_depth``.
+    """Layer-wise learning-rate decay for any model with a backbone that has ``get_layer_depth``.
 
-    The constructors of mmdet and mmseg know a few backbones by name. The one of mmpretrain needs a
-    model with a ``get_layer_depth`` of its own, which detectors and segmentors lack. Here the
-    learning rate of a parameter is multiplied by
+    The learning rate of a parameter is multiplied by
     ``layer_decay_rate ** (num_layers - 1 - layer)``. Parameters outside the backbone count as its
     last layer.
 
+    mmdet and mmseg have such constructors for a few backbones. mmpretrain's constructor needs
+    ``get_layer_depth`` of the whole model, which detectors and segmentors do not have.
+
     Args:
-        optim_wrapper_cfg: as in MMEngine's default constructor.
-        paramwise_cfg: as there, and ``layer_decay_rate``, a float in (0, 1].
+        optim_wrapper_cfg: config of the optimizer wrapper, as for MMEngine's default constructor.
+        paramwise_cfg: settings of MMEngine's default constructor, and ``layer_decay_rate``, a
+            float in (0, 1].
 
     Raises:
-        ValueError: no ``layer_decay_rate``, or not in (0, 1].
+        ValueError: ``layer_decay_rate`` is missing or not in (0, 1].
         TypeError: the model has no ``backbone`` with ``get_layer_depth``.
     """
 
@@ -78,7 +84,17 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = "", **kwargs: Any
     ) -> None:
-        """Append one group for each parameter of ``module``, which is the whole model at first."""
+        """Append one group for each parameter of a module.
+
+        Args:
+            params: groups of the optimizer; this method appends to them.
+            module: whole model in the first call, then its submodules.
+            prefix: name of ``module`` in the model; empty in the first call.
+            **kwargs: other arguments of MMEngine's default constructor.
+
+        Raises:
+            TypeError: the model has no ``backbone`` with ``get_layer_depth``.
+        """
         super().add_params(params, module, prefix, **kwargs)
         if prefix:
             return

@@ -1,4 +1,4 @@
-"""Does a checkpoint fit the model? If not, MMEngine only logs it and goes on."""
+"""Refuse a checkpoint that does not fit the model. MMEngine only logs that."""
 
 from copy import copy
 
@@ -15,28 +15,29 @@ from mmlocal.registry import HOOKS
 
 @HOOKS.register_module()
 class CheckWeightsHook(Hook):
-    """Refuse a checkpoint of another model, on every process, before any of it is used.
+    """Refuse the checkpoint of another model, on every process, before the run uses it.
 
     Tests and resumed runs need every tensor of the model. A run that only starts from a checkpoint
-    (``load_from``) may have other heads, so there one tensor that fits is enough. What only the
-    checkpoint has is left to MMEngine's log.
+    (``load_from``) may have other heads, so one tensor that fits is enough. The checkpoint may hold
+    more tensors than the model; MMEngine logs them.
 
     Args:
         whole: whether the checkpoint has to hold the whole model.
 
     Raises:
-        UsageError: names the checkpoint and what does not fit; or ``--resume`` with a file that has
-            weights only, or with tables of other windows, whose optimizer state does not fit.
+        UsageError: the checkpoint does not fit the model. Or a run resumes from a file that holds
+            only weights, or from tables of other windows, so that the state of the optimizer does
+            not fit.
     """
 
-    # Before hooks that load weights themselves, as the hook of averaged weights does.
+    # Other hooks load weights too, such as MMEngine's EMAHook, so this hook comes before them.
     priority = "VERY_HIGH"
 
     def __init__(self, whole: bool) -> None:
         self.whole = whole
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """The file is read, the model untouched."""
+        """Check the checkpoint. MMEngine has read the file and not yet changed the model."""
         path = runner.cfg.get("load_from") or find_latest_checkpoint(runner.work_dir)
         resumes = runner.cfg.get("resume")
         if resumes and not {"meta", "message_hub"} <= {*checkpoint}:
@@ -47,9 +48,10 @@ class CheckWeightsHook(Hook):
         model = runner.model
         while isinstance(model, (MMDistributedDataParallel, BaseTTAModel)):
             model = model.module
-        if is_model_wrapper(model):  # one that spreads its parameters over the processes
+        if is_model_wrapper(model):  # this wrapper spreads the parameters over the processes
             return
-        state_dict = copy(checkpoint.get("state_dict", checkpoint))  # with its versions of modules
+        # copy() keeps the versions of the modules, which dict() would drop.
+        state_dict = copy(checkpoint.get("state_dict", checkpoint))
         consume_prefix_in_state_dict_if_present(state_dict, "module.")
         _, report = match_state_dict(state_dict, model.state_dict())
         if resumes and report.resized:
@@ -61,7 +63,7 @@ class CheckWeightsHook(Hook):
         reason = None
         try:
             fits = _loads(model, state_dict)
-        except ValueError as error:  # of a backbone, which takes no tensor of another shape
+        except ValueError as error:  # a backbone refuses a tensor of another shape
             fits, reason = False, error
         if self.whole and fits:
             return
@@ -72,7 +74,7 @@ class CheckWeightsHook(Hook):
 
 
 def _loads(model: nn.Module, state_dict: dict) -> bool:
-    """Load what fits; whether that was everything. Modules may rename or resize as they load."""
+    """Load the tensors that fit, and say whether the model got all. Modules may resize them."""
     try:
         missing, _ = model.load_state_dict(state_dict, strict=False)
     except RuntimeError:  # other shapes

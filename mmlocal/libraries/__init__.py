@@ -1,8 +1,9 @@
 """One object for each library: the only place that knows how libraries differ.
 
-The library of a config is its ``default_scope``. A scope that nobody registered works as plain
-MMEngine. Another package adds its library by :func:`register_library`; a config makes that package
-known to the commands by ``custom_imports``. Importing this package imports no library.
+``default_scope`` of a config names its library. A scope that is not registered here works as plain
+MMEngine. Another package can add its library with :func:`register_library`. A config then imports
+that package by ``custom_imports``, so that the commands find it. Importing this package imports no
+library.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ _Class = TypeVar("_Class", bound=type[Library])
 
 
 def register_library(cls: _Class) -> _Class:
-    """Make a library known to all commands; also a class decorator.
+    """Make a library known to all commands. This function is also a class decorator.
 
     Args:
         cls: subclass of :class:`Library` with a ``name`` of its own.
 
+    Returns:
+        ``cls``.
+
     Raises:
-        ValueError: another class has this name, or ``cls`` has none.
+        ValueError: another class has this name, or ``cls`` does not set a name.
     """
     known = LIBRARIES.get(cls.name)
     if cls.name == Library.name or (known is not None and type(known) is not cls):
@@ -51,7 +55,11 @@ def register_library(cls: _Class) -> _Class:
 
 
 def library_of(cfg: Config) -> Library:
-    """The library of a config, by its ``default_scope``; plain MMEngine for an unknown one."""
+    """The library that ``default_scope`` of a config names; plain MMEngine if it is not registered.
+
+    Args:
+        cfg: whole config.
+    """
     scope = cfg.get("default_scope") or Library.name
     return LIBRARIES.get(scope) or Library(scope)
 

@@ -1,4 +1,4 @@
-"""Everything that differs between libraries, with MMEngine's own behaviour as the default."""
+"""The base class of all libraries, with the behaviour of plain MMEngine, and helpers for them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Demo:
     """A demo of a library: the config to train and the results to show.
 
     Args:
-        name: word for the command line; the generated data set writes its files under this name.
-        config: name of a config for the data in ``data/shapes``.
+        name: argument of ``mmlocal demo``, and task of the generated data set.
+        config: name of the config to train, on the data in ``data/shapes``.
         metrics: name in the summary -> name in the results of the test.
-        losses: names in the training log, to plot.
-        curves: names in the validation log, to plot.
+        losses: names in the training log of the values to plot.
+        curves: names in the validation log of the values to plot.
         scale: factor that brings the metrics to [0, 1].
-        columns: pictures per row of the contact sheet.
+        columns: number of pictures in a row of the contact sheet.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Demo:
 class Library:
     """A library whose configs mmlocal runs; this class by itself stands for plain MMEngine.
 
-    A subclass changes whatever its library does in its own way. Register it with
-    :func:`mmlocal.libraries.register_library`.
+    A subclass overrides the methods in which its library differs from plain MMEngine. Register it
+    with :func:`mmlocal.libraries.register_library`.
 
     Args:
-        name: ``default_scope`` of the configs, if it is not the one of the class.
+        name: ``default_scope`` of the configs; ``None`` for the ``name`` of the class.
     """
 
     name = "mmengine"
@@ -63,16 +63,17 @@ class Library:
     packages: tuple[str, ...] = ("torch", "numpy", "mmengine")
     """Packages that must be installed, in the order in which to install them."""
     modules: tuple[str, ...] = ()
-    """Modules that must import, after the packages that are not among them."""
+    """Modules that must import, in this order. Other ``packages`` are imported before them."""
     arguments: frozenset[str] = frozenset()
-    """Arguments of the commands that this library has and others lack, such as ``out_item``."""
+    """Arguments of the commands that not all libraries have, such as ``out_item``."""
     heads: tuple[str, ...] = ()
-    """Keys below ``model`` of the heads whose ``num_classes`` counts the classes of the data."""
+    """Names of heads in ``model`` that have one output for each class of the data."""
     odd_heads: frozenset[str] = frozenset()
-    """Types among these heads that make labels of their own, and so count something else."""
+    """Types of ``heads`` that make their own labels, so that ``num_classes`` differs."""
     downloads: frozenset[str] = frozenset()
-    """Data sets that download themselves, unless their config has ``download=False``."""
+    """Types of data sets that download themselves, unless the config has ``download=False``."""
     demo: Demo | None = None
+    """Demo of this library for ``mmlocal demo``, if there is one."""
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or self.name
@@ -80,14 +81,14 @@ class Library:
     # ------------------------------------------------------------------------- installation
 
     def missing(self) -> list[compatibility.Missing]:
-        """List what the library lacks here, in the order in which to mend it.
+        """List the things that the library lacks here, in the order in which to mend them.
 
-        Imports the library if everything is installed.
+        This imports the library if everything is installed.
         """
         return compatibility.missing(self.packages, self.modules)
 
     def why_not(self) -> str | None:
-        """Say why configs of this library cannot run here and what mends it; else ``None``."""
+        """Why configs of this library cannot run here, and how to mend it; ``None`` if they can."""
         found = self.missing()
         return compatibility.explain(self.name, found) if found else None
 
@@ -95,7 +96,7 @@ class Library:
         """Import the library.
 
         Raises:
-            UsageError: configs of this library cannot run here. The message says what mends it.
+            UsageError: configs of this library cannot run here. The message says how to mend it.
         """
         if reason := self.why_not():
             raise UsageError(f"this is a config for {self.name}. {reason}")
@@ -103,20 +104,30 @@ class Library:
     # ------------------------------------------------------------------------------- config
 
     def takes_pretrained(self, backbone: dict) -> bool:
-        """Whether the library itself reads ``model.pretrained`` if the model has ``backbone``."""
+        """Whether the library itself reads ``model.pretrained``.
+
+        Args:
+            backbone: config of the backbone of the model.
+        """
         return False
 
     def complete_loader(self, loader: ConfigDict, training: bool) -> None:
-        """Add the settings of a data loader that the library's own tools add."""
+        """Add the settings that the library's own tools add to the config of a data loader.
+
+        Args:
+            loader: config of the data loader; this method changes it.
+            training: whether the run trains.
+        """
 
     def refuse_foreign(self, **arguments: object) -> None:
         """Refuse arguments that only other libraries have.
 
         Args:
-            **arguments: value by name; ``None`` if the user did not give it.
+            **arguments: name and value of each argument; ``None`` if the user did not give it.
 
         Raises:
-            UsageError: names the argument and the libraries that have it.
+            UsageError: the user gave an argument that this library does not have. The message names
+                the libraries that have it.
         """
         from mmlocal.libraries import LIBRARIES
 
@@ -132,11 +143,11 @@ class Library:
     # ------------------------------------------------------------------------- output of tests
 
     def check_output(self, out: str, out_item: str | None = None) -> None:
-        """Check the name of the file or folder that a test shall write.
+        """Check the name of the file or folder for the results of a test.
 
         Args:
             out: path to write to.
-            out_item: ``"pred"`` or ``"metrics"``; ``None`` for predictions.
+            out_item: ``"metrics"`` to write metrics, ``"pred"`` or ``None`` to write predictions.
 
         Raises:
             UsageError: the library does not write such a file.
@@ -145,7 +156,12 @@ class Library:
             raise UsageError(f"predictions are written as .pkl or .pickle, got {out!r}", "out")
 
     def write_predictions(self, cfg: Config, out: str) -> None:
-        """Change a config so that its test writes the predictions to ``out``."""
+        """Change a config so that its test writes the predictions.
+
+        Args:
+            cfg: whole config; this method changes it.
+            out: file or folder to write to.
+        """
         add_metric(cfg, {"type": "DumpResults", "out_file_path": out})
 
     def show_predictions(
@@ -159,14 +175,14 @@ class Library:
         """Change a config so that its test draws the predictions.
 
         Args:
-            cfg: whole config.
+            cfg: whole config; this method changes it.
             show: open a window.
-            show_dir: folder for the pictures.
+            show_dir: folder for the pictures; ``None`` writes none.
             wait_time: seconds for each picture in the window.
-            interval: draw every n-th image.
+            interval: draw every n-th image; ``None`` for the default of the library.
 
         Raises:
-            UsageError: the config has no hook that draws.
+            UsageError: the config has no hook that draws predictions.
         """
         raise UsageError(
             f"a config for {self.name} has to set up its visualization hook itself",
@@ -174,13 +190,13 @@ class Library:
         )
 
     def default_tta(self, pipeline: list[dict]) -> tuple[dict, list[dict]]:
-        """Test-time augmentation for configs that define none.
+        """Settings of test-time augmentation for configs that have none.
 
         Args:
             pipeline: transforms of the test data.
 
         Returns:
-            The config of the model around the model, and the pipeline.
+            ``tta_model`` and ``tta_pipeline``.
 
         Raises:
             UsageError: the library has no default.
@@ -201,15 +217,15 @@ class Library:
     ) -> None:
         """Draw a sample of a data set with its annotations, in a window or into a file.
 
-        MMEngine knows no annotations, so here it is the image alone.
+        Plain MMEngine has no annotations, so this class draws the image alone.
 
         Args:
-            visualizer: built from the config.
-            image: (H, W, 3), RGB, uint8.
-            sample: data element of the sample.
-            rescale_factor: enlarge the picture by this factor.
+            visualizer: visualizer of the config.
+            image: image of the sample, (H, W, 3), RGB, uint8.
+            sample: data element with the annotations.
+            rescale_factor: factor to enlarge the picture by; ``None`` keeps its size.
             **where: ``name`` (title), ``show`` (whether to open a window), ``wait_time`` (seconds
-                until the window goes on) and ``out_file`` (path of the picture, or ``None``).
+                to show the picture) and ``out_file`` (path of the picture, or ``None``).
         """
         visualizer.set_image(image)
         if where["show"]:
@@ -221,15 +237,22 @@ class Library:
             cv2.imwrite(where["out_file"], visualizer.get_image()[..., ::-1])
 
     def see_whole_image(self, model: dict) -> None:
-        """Change the config of a model so that one forward pass sees the whole image."""
+        """Change the config of a model so that one forward pass sees the whole image.
+
+        Args:
+            model: config of the model; this method changes it.
+        """
 
     # --------------------------------------------------------------------------------- FLOPs
 
     def default_shape(self, cfg: Config) -> tuple[int, int]:
-        """Height and width in pixels of the image for which the papers state FLOPs.
+        """Height and width in pixels of the image for which papers publish FLOPs.
+
+        Args:
+            cfg: whole config.
 
         Raises:
-            UsageError: nothing in the config sets a size.
+            UsageError: no transform of the test pipeline sets a size.
         """
         dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
         for step in reversed(dataset.get("pipeline") or []):
@@ -239,10 +262,10 @@ class Library:
         raise UsageError("must be given: no transform of the test pipeline sets a size", "shape")
 
     def inference(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
-        """A model at test time as a function of an image (1, C, H, W), for counting FLOPs.
+        """Wrap a model in a function of an image (1, C, H, W), to count the FLOPs of inference.
 
         Args:
-            model: built from ``cfg``, in evaluation mode.
+            model: model of ``cfg``, in evaluation mode.
             cfg: whole config.
         """
         return lambda image: model(image, mode="tensor")
@@ -250,18 +273,33 @@ class Library:
     # ---------------------------------------------------------------------------------- data
 
     def counts_classes(self, model: dict) -> bool:
-        """Whether the heads of a model have an output for each class of the data.
+        """Whether the heads of a model have one output for each class of the data.
 
-        Models that compare images with a text, or learn without labels, do not.
+        Models that compare images with text or learn without labels do not.
+
+        Args:
+            model: config of the model.
         """
         return True
 
     def default_prefix(self, dataset: dict) -> dict:
-        """``data_prefix`` of a data set whose config has none."""
+        """Default of ``data_prefix`` of a data set.
+
+        Args:
+            dataset: config of the data set.
+        """
         return {}
 
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
-        """Name of a public data set, and the tree of its files with ``{root}`` for the folder."""
+        """The layout of the files of a public data set.
+
+        Args:
+            dataset: config of the data set.
+
+        Returns:
+            Name of the data set, and the tree of its files with ``{root}`` for its folder. ``None``
+            if it is not a known data set.
+        """
         return None
 
     def check_dataset(
@@ -271,9 +309,9 @@ class Library:
 
         Args:
             cfg: whole config.
-            dataset: one data set of it.
+            dataset: one data set of the config.
             classes: class names that the config selects, if known.
-            findings: where to say what disagrees.
+            findings: collects the mistakes.
 
         Returns:
             The names of the labels in their order, or ``None`` if they are unknown.
@@ -281,22 +319,31 @@ class Library:
         return list(classes) if classes else None
 
     def check_evaluator(self, cfg: Config, phase: str, findings: Findings) -> None:
-        """Compare the files of an evaluator with the data sets that it judges.
+        """Compare the files of an evaluator with the data sets of its phase.
 
         Args:
             cfg: whole config.
             phase: ``"train"``, ``"val"`` or ``"test"``.
-            findings: where to say what disagrees.
+            findings: collects the mistakes.
         """
 
 
 def type_name(kind: object) -> str:
-    """Name without scope or module of a ``type`` in a config: a string or a class."""
+    """Name of a class, without its scope or module.
+
+    Args:
+        kind: ``type`` in a config, a string or a class.
+    """
     return str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1]
 
 
 def metrics_of(cfg: Config, phase: str) -> dict[str, dict]:
-    """Configs of the metrics of a phase by their keys in the config."""
+    """Map the key of each metric of a phase to its config.
+
+    Args:
+        cfg: whole config.
+        phase: ``"train"``, ``"val"`` or ``"test"``.
+    """
     key = f"{phase}_evaluator"
     evaluator = cfg.get(key)
     if isinstance(evaluator, dict) and "metrics" in evaluator:
@@ -309,7 +356,12 @@ def metrics_of(cfg: Config, phase: str) -> dict[str, dict]:
 
 
 def add_metric(cfg: Config, metric: dict) -> None:
-    """Add a metric to those of the test."""
+    """Add a metric to the test.
+
+    Args:
+        cfg: whole config; this function changes it.
+        metric: config of the metric.
+    """
     owner, key = cfg, "test_evaluator"
     if isinstance(cfg[key], dict) and "metrics" in cfg[key]:
         owner, key = cfg[key], "metrics"
@@ -320,8 +372,11 @@ def add_metric(cfg: Config, metric: dict) -> None:
 def visualization_hook(cfg: Config) -> ConfigDict:
     """The config of the hook that draws predictions.
 
+    Args:
+        cfg: whole config.
+
     Raises:
-        UsageError: there is none.
+        UsageError: the config has no such hook.
     """
     hook = (cfg.get("default_hooks") or {}).get("visualization")
     if hook is None:
@@ -330,11 +385,11 @@ def visualization_hook(cfg: Config) -> ConfigDict:
 
 
 def with_flips(pipeline: list[dict], pack: dict) -> list[dict]:
-    """A pipeline of test-time augmentation that takes each image and its mirror image.
+    """Make a pipeline of test-time augmentation from each image and its mirror image.
 
     Args:
-        pipeline: the steps before packing.
-        pack: the step that packs a sample.
+        pipeline: configs of the steps before packing.
+        pack: config of the step that packs a sample.
     """
     flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
     return [*deepcopy(pipeline), {"type": "TestTimeAug", "transforms": [flips, [pack]]}]

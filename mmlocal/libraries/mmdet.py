@@ -55,7 +55,7 @@ class MMDet(Library):
     name = "mmdet"
     packages = ("torch", "numpy", "mmengine", "mmcv", "mmdet")
     modules = ("mmcv._ext", "mmdet", "mmdet.models", "mmdet.datasets")
-    # The RPN knows one class, and the semantic branch of HTC has those of another data set.
+    # Not rpn_head, which has one class, nor semantic_head of HTC, which has other classes.
     heads = ("bbox_head", "mask_head", "mask_iou_head", "point_head")
     demo = Demo(
         name="det",
@@ -70,7 +70,7 @@ class MMDet(Library):
     )
 
     def write_predictions(self, cfg: Config, out: str) -> None:
-        """A pickle; masks are packed."""
+        """Write a pickle with packed masks."""
         evaluator = cfg.test_evaluator
         kind = evaluator.get("type") if isinstance(evaluator, dict) else None
         if type_name(kind) == "MultiDatasetsEvaluator":  # it drops all metrics but one per data set
@@ -85,7 +85,7 @@ class MMDet(Library):
         wait_time: float,
         interval: int | None = None,
     ) -> None:
-        """``show_dir`` lies within the folder of the run in the work dir."""
+        """Let the hook draw. It puts ``show_dir`` into the run's folder in the work dir."""
         hook = visualization_hook(cfg)
         hook.draw = True
         if show:
@@ -94,7 +94,7 @@ class MMDet(Library):
             hook.test_out_dir = show_dir
 
     def default_tta(self, pipeline: list[dict]) -> tuple[dict, list[dict]]:
-        """An image and its mirror image, merged by non-maximum suppression."""
+        """Merge the boxes of an image and its mirror image by non-maximum suppression."""
         nms = {"type": "nms", "iou_threshold": 0.5}
         model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
         to_flip_back = ("flip", "flip_direction")
@@ -109,12 +109,12 @@ class MMDet(Library):
         rescale_factor: float | None = None,
         **where: Any,
     ) -> None:
-        """With boxes and masks."""
+        """Draw boxes and masks."""
         from mmdet.models.utils import mask2ndarray
         from mmdet.structures.bbox import BaseBoxes
 
         sample = sample.numpy()
-        instances = sample.gt_instances  # the visualizer wants arrays, pipelines make structures
+        instances = sample.gt_instances  # pipelines make structures, the visualizer takes arrays
         if isinstance(instances.get("bboxes"), BaseBoxes):
             instances.bboxes = instances.bboxes.tensor
         if "masks" in instances:
@@ -122,15 +122,15 @@ class MMDet(Library):
         visualizer.add_datasample(image=image, data_sample=sample, draw_pred=False, **where)
 
     def default_shape(self, cfg: Config) -> tuple[int, int]:
-        """The size of the papers' figures, 800x1280."""
+        """800x1280, as in papers."""
         return 800, 1280
 
     def inference(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
-        """From the image to the raw output of the head.
+        """Run the model from the image to the raw output of its heads.
 
-        Two-stage detectors are counted as in the papers: all heads see as many proposals, and the
-        mask heads as many boxes, as ``test_cfg`` allows at most. The real numbers depend on the
-        weights.
+        A two-stage detector is counted as in papers, because its real numbers of boxes depend on
+        the weights. Box heads get as many proposals as ``test_cfg`` allows, and mask heads get as
+        many boxes as it allows.
         """
         from mmdet.models.detectors import TwoStageDetector
 
@@ -139,24 +139,24 @@ class MMDet(Library):
         return lambda image: _detect(model, image)
 
     def counts_classes(self, model: dict) -> bool:
-        """GLIP and Grounding DINO compare with a text."""
+        """Not for GLIP and Grounding DINO, which compare images with text."""
         return "language_model" not in model
 
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
-        """COCO 2017 has its year in the names of its files."""
+        """The layout of COCO 2017, if the annotation file has this year in its name."""
         of_coco = type_name(dataset.get("type")) == "CocoDataset"
         return _LAYOUT if of_coco and "2017" in str(dataset.get("ann_file")) else None
 
     def check_dataset(
         self, cfg: Config, dataset: DataSet, classes: tuple[str, ...] | None, findings: Findings
     ) -> list[str] | None:
-        """Annotation files of COCO, and the number of classes of Pascal VOC."""
+        """Check annotation files of COCO, and the number of classes of Pascal VOC."""
         from mmdet.datasets import CocoDataset, XMLDataset
 
         from mmlocal.cli.data.coco import check_coco
         from mmlocal.cli.data.heads import compare_heads, heads_of
 
-        if not classes or dataset.cfg.get("return_classes"):  # labels are words there
+        if not classes or dataset.cfg.get("return_classes"):  # the labels are words
             return None
         names = None
         if dataset.takes_from(CocoDataset) and dataset.takes_from(CocoDataset, "parse_data_info"):
@@ -169,7 +169,7 @@ class MMDet(Library):
         return names
 
     def check_evaluator(self, cfg: Config, phase: str, findings: Findings) -> None:
-        """The files of COCO metrics against those of the data sets."""
+        """Compare the annotation files of COCO metrics with the files of the data sets."""
         from mmlocal.cli.data.coco import check_evaluator
         from mmlocal.cli.data.datasets import datasets_of, is_local
 
@@ -207,7 +207,7 @@ def _detect_in_two_stages(model: Any, test_cfg: Any, image: torch.Tensor) -> Non
 
 
 def _run_heads(image: torch.Tensor, extractors: Any, heads: Any, boxes: int) -> None:
-    """Run one head, or one for each stage of a cascade, on what its extractor would give."""
+    """Run the head, or each head of a cascade, on empty features for a number of boxes."""
     from torch import nn
 
     cascade = isinstance(heads, nn.ModuleList)

@@ -55,18 +55,18 @@ class MMPreTrain(Library):
     )
 
     def takes_pretrained(self, backbone: dict) -> bool:
-        """There it means the weights of the whole model."""
+        """mmpretrain loads ``model.pretrained`` as the weights of the whole model."""
         return True
 
     def complete_loader(self, loader: ConfigDict, training: bool) -> None:
-        """Its configs rely on these defaults of its tools."""
+        """Add the defaults of mmpretrain's tools, because its configs rely on them."""
         loader.setdefault("pin_memory", True)
         loader.setdefault("collate_fn", {"type": "default_collate"})
         if training:
             loader.setdefault("persistent_workers", loader.get("num_workers", 0) > 0)
 
     def check_output(self, out: str, out_item: str | None = None) -> None:
-        """A pickle of predictions, or a file of metrics."""
+        """Check the name of a pickle of predictions, or of a file of metrics."""
         if out_item != "metrics":
             super().check_output(out, out_item)
         elif not out.endswith((".json", ".yml", ".yaml", ".pkl")):
@@ -80,7 +80,7 @@ class MMPreTrain(Library):
         wait_time: float,
         interval: int | None = None,
     ) -> None:
-        """Its hook has an interval of its own."""
+        """Set up mmpretrain's hook, which has its own interval."""
         visualization_hook(cfg).update(
             enable=True,
             show=show,
@@ -90,7 +90,7 @@ class MMPreTrain(Library):
         )
 
     def default_tta(self, pipeline: list[dict]) -> tuple[dict, list[dict]]:
-        """An image and its mirror image, by the mean of their scores."""
+        """Average the scores of an image and its mirror image."""
         model = {"type": "mmpretrain.AverageClsScoreTTA"}
         return model, with_flips(pipeline[:-1], pipeline[-1])
 
@@ -102,28 +102,28 @@ class MMPreTrain(Library):
         rescale_factor: float | None = None,
         **where: Any,
     ) -> None:
-        """With the class."""
+        """Draw the name of the class."""
         visualizer.visualize_cls(
             image, sample, draw_pred=False, rescale_factor=rescale_factor, **where
         )
 
     def counts_classes(self, model: dict) -> bool:
-        """Models that learn without labels have heads for other things."""
+        """Only for image classifiers. Heads of other models have other outputs."""
         return type_name(model.get("type")) == "ImageClassifier"
 
     def default_prefix(self, dataset: dict) -> dict:
-        """ImageNet lies in a folder for each split."""
+        """For ImageNet, the folder of the split."""
         of_imagenet = type_name(dataset.get("type")) == "ImageNet"
         return {"img_path": dataset.get("split", "")} if of_imagenet else {}
 
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
-        """ImageNet has a class of its own."""
+        """The layout of ImageNet, which has its own data set class."""
         return _LAYOUT if type_name(dataset.get("type")) == "ImageNet" else None
 
     def check_dataset(
         self, cfg: Config, dataset: DataSet, classes: tuple[str, ...] | None, findings: Findings
     ) -> list[str] | None:
-        """Class folders and annotation files."""
+        """Check class folders, annotation files and the number of classes."""
         from mmpretrain.datasets import BaseDataset, CustomDataset, MultiLabelDataset
 
         from mmlocal.cli.data.classification import check_classification
@@ -137,14 +137,14 @@ class MMPreTrain(Library):
             return None
         number = found if isinstance(found, int) else len(found)
         if not isinstance(found, int) or any(head.num_classes < number for head in heads):
-            # Without names, labels that do not occur may have an output.
+            # Without names, the classes are counted by the labels, and some may not occur.
             compare_heads(heads, number, f"{dataset.key} has", dataset.phase == "train", findings)
         _check_topk(cfg, dataset.phase, findings)
         return None if isinstance(found, int) else list(found)
 
 
 def _check_topk(cfg: Config, phase: str, findings: Findings) -> None:
-    """Accuracy counts at most as many guesses as the head has outputs."""
+    """Check that accuracy does not count more guesses than the head has outputs."""
     from mmlocal.cli.data.heads import heads_of
 
     for where, metric in metrics_of(cfg, phase).items():

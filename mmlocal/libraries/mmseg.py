@@ -36,7 +36,7 @@ class MMSeg(Library):
     packages = ("torch", "numpy", "mmengine", "mmcv", "mmseg")
     modules = ("mmcv._ext", "mmseg", "mmseg.models", "mmseg.datasets")
     heads = ("decode_head", "auxiliary_head")
-    odd_heads = frozenset({"STDCHead"})  # finds the borders of the classes
+    odd_heads = frozenset({"STDCHead"})  # it finds the borders of the classes
     demo = Demo(
         name="seg",
         config="elsa_swin_nano_upernet_shapes",
@@ -47,16 +47,16 @@ class MMSeg(Library):
     )
 
     def takes_pretrained(self, backbone: dict) -> bool:
-        """It hands the path to the backbone; a backbone of mmlocal has no such argument."""
+        """Not for backbones of mmlocal: mmseg hands the path to the backbone as an argument."""
         return "mmlocal" not in str(backbone.get("type"))
 
     def check_output(self, out: str, out_item: str | None = None) -> None:
-        """A folder for PNG files."""
+        """Check that ``out`` can be a folder for PNG files."""
         if osp.isfile(out):
-            raise UsageError(f"mmseg writes PNG files into a folder, {out!r} is a file", "out")
+            raise UsageError(f"mmseg writes PNG files into a folder, but {out!r} is a file", "out")
 
     def write_predictions(self, cfg: Config, out: str) -> None:
-        """The metrics write the PNG files."""
+        """Let the metrics write PNG files."""
         for metric in metrics_of(cfg, "test").values():
             metric.update(output_dir=out, keep_results=True)
 
@@ -68,7 +68,7 @@ class MMSeg(Library):
         wait_time: float,
         interval: int | None = None,
     ) -> None:
-        """The visualizer writes the pictures."""
+        """Let the hook draw, and the visualizer write the pictures."""
         hook = visualization_hook(cfg)
         hook.draw = True
         if show:
@@ -84,30 +84,30 @@ class MMSeg(Library):
         rescale_factor: float | None = None,
         **where: Any,
     ) -> None:
-        """With the label map."""
+        """Draw the label map."""
         visualizer.add_datasample(image=image, data_sample=sample.numpy(), draw_pred=False, **where)
 
     def see_whole_image(self, model: dict) -> None:
-        """Sliding windows would see a part of the image each."""
+        """Turn sliding windows off, because each window sees only a part of the image."""
         model["test_cfg"] = {"mode": "whole"}
 
     def default_shape(self, cfg: Config) -> tuple[int, int]:
-        """The size of the papers' figures, 512x2048."""
+        """512x2048, as in papers."""
         return 512, 2048
 
     def counts_classes(self, model: dict) -> bool:
-        """SAN compares with a text."""
+        """Not for SAN, which compares images with text."""
         return "text_encoder" not in model
 
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
-        """ADE20K has a class of its own."""
+        """The layout of ADE20K, which has its own data set class."""
         of_ade = type_name(dataset.get("type")) == "ADE20KDataset"
         return _LAYOUT if of_ade else None
 
     def check_dataset(
         self, cfg: Config, dataset: DataSet, classes: tuple[str, ...] | None, findings: Findings
     ) -> list[str] | None:
-        """Label maps."""
+        """Check the label maps, and the number of classes."""
         from mmseg.datasets import BaseSegDataset
 
         from mmlocal.cli.data.heads import compare_heads, heads_of
@@ -120,13 +120,13 @@ class MMSeg(Library):
         faults = len(findings.errors)
         check_segmentation(cfg, dataset, classes, findings)
         if classes and len(findings.errors) == faults:
-            # Labels decide whether too few outputs are an error.
+            # The check of the labels reports missing outputs as errors, so here they are warnings.
             compare_heads(heads_of(cfg), len(classes), f"{dataset.key} has", False, findings)
         return list(classes) if classes else None
 
 
 def _check_iou(cfg: Config, dataset: DataSet, findings: Findings) -> None:
-    """Mean IoU goes by class names; only predictions can be written without."""
+    """Check that class names are set, because IoUMetric needs them unless it only writes files."""
     for metric in metrics_of(cfg, dataset.phase).values():
         if type_name(metric.get("type")) == "IoUMetric" and not metric.get("format_only"):
             findings.error(f"{dataset.classes_key} is not set, and IoUMetric needs it")

@@ -1,4 +1,4 @@
-"""The shapes of the published models are those that their layers hand to the ops."""
+"""The benchmark uses the shapes that layers of the published models pass to the ops."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from mmlocal.ops import OPS
 
 
 def layer_shapes(model: torch.nn.Module, batch: int, size: tuple[int, int]) -> set[tuple]:
-    """What the op of each local-attention layer of a model gets, without computing anything."""
+    """Shapes that each local-attention layer of a model passes to its op, without computing."""
     shapes = set()
 
     def hook(layer, args):

@@ -72,7 +72,7 @@ class Tiny(nn.Module):
 
 def test_all_registered_backbones_are_listed(monkeypatch):
     class Other(LocalBackbone):
-        """A backbone of another package."""
+        """A backbone from another package."""
 
         arch_zoo: ClassVar[dict] = {"tiny": {}}
 

@@ -60,7 +60,7 @@ def test_benchmark_ops(tmp_path):
 
 
 def test_extra_memory_of_the_definition():
-    """It writes out windows of 25 values; the form tap by tap does not."""
+    """It writes out windows of 25 values. The tap-by-tap form does not."""
     case = Case("elsa", "", 1, 32, 2, 48, 48, 5)
     found = [("backend", c) for c in list_backends("elsa") if c.name in ("eager", "reference")]
     rows = measure_case(case, found, torch.float32, CPU, rounds=1)
@@ -88,7 +88,7 @@ def test_peers_may_fail_backends_may_not():
 
 @pytest.fixture
 def box(monkeypatch) -> Iterator[None]:
-    """An op of another package: the mean of each window."""
+    """An op from another package: the mean of each window."""
 
     def box_mean(value, *, kernel_size, backend=None):
         choose_backend("box_mean", backends, value, backend)

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def spoil(kind: str, module: types.ModuleType) -> types.ModuleType:
-    """A backend like ``module``, but wrong."""
+    """A backend like ``module``, but with wrong results."""
 
     def forward(value, *args):
         out = module.forward(value, *args)

@@ -35,7 +35,7 @@ def temporary(x: torch.Tensor, size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [10, 500])
 def test_peak_memory_inside_an_operator(size):
-    """The temporaries of an operator count, and so does all that the call holds beside them."""
+    """The temporaries of an operator count, in addition to all other tensors of the call."""
     x = torch.ones(1000)
 
     def call():

@@ -34,7 +34,7 @@ def qkv(*shape: int) -> list[torch.Tensor]:
 
 
 def dense_attention(query, key, value, allowed) -> torch.Tensor:
-    """Softmax over all pairs of pixels but those not ``allowed``, ``(H * W, H * W)``."""
+    """Attention over all pairs of pixels that are ``allowed``, ``(H * W, H * W)``."""
     q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (query, key, value))
     logits = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
     logits = logits.masked_fill(~allowed, float("-inf"))
@@ -48,7 +48,7 @@ def pixels(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def near_block(at: torch.Tensor, block: int, halo: int) -> torch.Tensor:
-    """Which keys lie in the block of each query or at most ``halo`` beside it, along one axis."""
+    """Mark the keys that lie at most ``halo`` outside the block of a query, along one axis."""
     start = (at // block * block)[:, None]
     return (at >= start - halo) & (at < start + block + halo)
 
@@ -71,7 +71,7 @@ def test_halo_attention(size, halo):
 def test_window_attention(size):
     tensors = qkv(2, *size, 2, 4)
     out = peers.block_attention(*tensors, None, block=3, halo=0)
-    # As Swin does, fill up to whole windows with zeros that take part.
+    # Swin pads the map to whole windows with zeros, and the zeros take part.
     below, right = -size[0] % 3, -size[1] % 3
     padded = [F.pad(x, (0, 0, 0, 0, 0, right, 0, below)) for x in tensors]
     rows, cols = pixels(*padded[0].shape[1:3])
@@ -114,7 +114,7 @@ def test_exp_convolutions_are_qna(stride):
 
 @pytest.mark.parametrize("case", SMOKE, ids=lambda case: f"{case.op}-{case.name}")
 def test_contestants_see_the_same_map(case):
-    """Backends give the same result, peers one of the same size."""
+    """Backends give the same result. Peers give a result of the same size."""
     make = make_tensors(CPU, torch.float64)
     tensors = op_tensors(case, make)
     expected = op_function(case, "reference")(**tensors)

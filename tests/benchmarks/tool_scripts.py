@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# The figures of the times of one contestant.
+# Keys of the figures of one contestant.
 TIMES = {"quartile1_ms", "median_ms", "quartile3_ms", "min_ms", "samples"}
 
 

@@ -1,4 +1,4 @@
-"""The command ``mmlocal``: its subcommands, how fast they answer, and how tools/ share them."""
+"""The command ``mmlocal``: its subcommands, their imports, and the scripts in tools/."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import mmlocal
 from mmlocal import cli
 
 ROOT = Path(__file__).parents[2]
-# Scripts in tools/ and the subcommand that each of them is.
+# Script in tools/ -> the subcommand that it runs.
 TOOLS = {
     "browse_dataset": "browse",
     "compare_autoencoders": "compare-autoencoders",
@@ -74,7 +74,7 @@ def test_tools_are_the_subcommands(tool, capsys, monkeypatch):
 
 
 def test_no_tool_is_left_out():
-    """Benchmarks and set-up are for clones; everything else is in an installed package too."""
+    """Every tool has a subcommand, except benchmarks and set-up, which only a clone needs."""
     scripts = {path.stem for path in (ROOT / "tools").glob("*.py")}
     assert scripts - {"benchmark_models", "benchmark_ops", "compile_mmcv"} == {*TOOLS}
 
@@ -122,8 +122,9 @@ print(json.dumps(sorted(heavy)))
 
 
 def test_configs(capsys):
-    cli.main(["configs", "--task", "mmseg"])
-    assert capsys.readouterr().out.split() == mmlocal.list_configs("mmseg")
+    for flag in ("--library", "--task"):  # --task is the older spelling
+        cli.main(["configs", flag, "mmseg"])
+        assert capsys.readouterr().out.split() == mmlocal.list_configs("mmseg")
     cli.main(["configs", "qna_vit_t_in1k_300e"])
     assert capsys.readouterr().out.strip() == mmlocal.config_path("qna_vit_t_in1k_300e")
     with pytest.raises(SystemExit, match="2"):

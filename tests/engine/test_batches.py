@@ -1,4 +1,4 @@
-"""Batches of one image are refused exactly where PyTorch cannot train on them."""
+"""Batches of one image are refused exactly if PyTorch cannot train on them."""
 
 from types import SimpleNamespace
 

@@ -16,12 +16,12 @@ from mmlocal.engine.hooks import IterSeedHook
 
 
 def draw() -> tuple[float, float, float]:
-    """A number of each generator."""
+    """Draw a number from each generator."""
     return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
 
 
 def draws(seed: int = 0, iteration: int = 0, rank: int = 0) -> list[tuple]:
-    """What the three generators give for the data, and then for the forward pass."""
+    """Numbers of the three generators, for the data and then for the forward pass."""
     runner = SimpleNamespace(seed=seed, iter=iteration, rank=rank)
     hook, drawn = IterSeedHook(), []
     for seeding in (hook.before_train_epoch, hook.before_train_iter):
@@ -56,7 +56,7 @@ class RandomData(torch.utils.data.Dataset):
 
 
 class Model(BaseModel):
-    """Something to train."""
+    """A model to train."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Model(BaseModel):
 
 
 class Record(Hook):
-    """Keeps the batches."""
+    """A hook that keeps the batches."""
 
     def __init__(self) -> None:
         self.batches = []
@@ -78,7 +78,7 @@ class Record(Hook):
 
 
 class OtherRank(Runner):
-    """As the second process of a distributed run sees itself."""
+    """A hook with the rank of the second process of a distributed run."""
 
     rank = 1
 

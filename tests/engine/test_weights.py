@@ -1,4 +1,4 @@
-"""Which checkpoints a run takes."""
+"""A run takes only checkpoints that fit its model."""
 
 from types import SimpleNamespace
 
@@ -123,7 +123,7 @@ class Segmentor(BaseModel):
 
 
 def test_tables_of_other_windows():
-    """They are resized to start from and to test, but a resumed optimizer would not fit them."""
+    """A start and a test resize them, but a resumed optimizer would not fit them."""
     weights = Segmentor(window_size=5).state_dict()
     check(weights, True, Segmentor(window_size=7))
     check(weights, False, Segmentor(classes=7, window_size=7))

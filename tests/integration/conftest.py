@@ -13,7 +13,7 @@ import mmlocal
 from mmlocal import config_path
 from mmlocal.datasets.shapes import generate_shapes
 
-# The model of each library, narrower still, with everything random that our models have.
+# Library -> settings that narrow its model, and turn on all random parts of our models.
 _MODELS = {
     "mmdet": (
         "elsa_swin_nano_maskrcnn_shapes",
@@ -63,7 +63,7 @@ randomness = dict(deterministic=True)
 
 
 def succeeds(*command, cwd: Path, **env: str) -> str:
-    """Run a tool that must succeed; its output."""
+    """Run a tool that must succeed, and return its output."""
     result = start(*command, cwd=cwd, **env)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout + result.stderr
@@ -75,7 +75,7 @@ def helpers_path() -> str:
 
 
 def scalars(work_dir: Path, key: str = "loss") -> dict[int, dict]:
-    """Logged entries with ``key`` by step, without times; later runs in a folder win."""
+    """Map steps to logged entries with ``key``, without times. Later runs in a folder win."""
     entries = {}
     for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
         for line in path.read_text().splitlines():
@@ -87,7 +87,7 @@ def scalars(work_dir: Path, key: str = "loss") -> dict[int, dict]:
 
 
 def write_config(library: str, path: Path, more: str = "") -> Path:
-    """A config of ``library`` that inherits from the tiny one, or the tiny one itself."""
+    """A config of ``library`` that inherits the tiny config, or the tiny config itself."""
     name, body = _MODELS[library]
     base = path.with_name(f"base_of_{path.name}")
     base.write_text(f'_base_ = "{config_path(name)}"\n{_COMMON}')

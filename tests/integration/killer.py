@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class Killer(Hook):
-    """Kill the process before a training iteration, counted from 0."""
+    """Kill the process before a training iteration; iterations count from 0."""
 
     def __init__(self, iteration):
         self.iteration = iteration

@@ -1,4 +1,4 @@
-"""What users do with a trained model: docs/inference.md, block by block."""
+"""The code blocks of docs/inference.md work on a trained model."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The configs on the generated shapes augment every epoch in another way."""
+"""The configs on generated shapes augment each epoch differently."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ EPOCHS = 3
 
 
 class Model(BaseModel):
-    """Something to train."""
+    """A model to train."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Model(BaseModel):
 
 
 class RecordFlips(Hook):
-    """Keeps the file and the mirroring of each sample."""
+    """A hook that keeps the file and the flip of each sample."""
 
     def __init__(self) -> None:
         self.flips = []
@@ -46,7 +46,7 @@ class RecordFlips(Hook):
 
 
 def flips(library: str, folder: Path, work_dir: Path, **loader) -> list[tuple]:
-    """Files and mirroring of all samples of a short run, in order."""
+    """Files and flips of all samples of a short run, in order."""
     cfg = Config.fromfile(config_path(NAMES[library]))
     cfg.train_dataloader.update(batch_size=4, **loader)
     dataset = cfg.train_dataloader.dataset

@@ -1,4 +1,4 @@
-"""Two processes train as one does with twice the batch."""
+"""Two processes train like one process with twice the batch."""
 
 import json
 
@@ -10,7 +10,7 @@ from .conftest import helpers_path, succeeds, write_config
 
 pytestmark = pytest.mark.slow
 
-# Nothing random but the order of the pictures, and an optimizer that is linear in the gradient.
+# Only the order of the pictures is random, and the optimizer is linear in the gradient.
 PLAIN = """
 custom_imports = dict(imports=["losses"])
 custom_hooks = [dict(type="mmengine.MeanLosses")]

@@ -35,7 +35,7 @@ def test_every_block_is_found():
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory) -> Path:
-    """A folder with the configs of the page, made as the page says."""
+    """A folder with the configs that the page shows."""
     folder = tmp_path_factory.mktemp("plugging_in")
     (commands,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
     subprocess.run(["bash", "-e", "-c", commands], cwd=folder, env=environment(), check=True)
@@ -55,7 +55,7 @@ def configs(tmp_path_factory) -> Path:
     ],
 )
 def test_stock_configs_by_the_name_of_their_library(library, name, configs, tmp_path):
-    """``mmdet::`` and ``mmpretrain::`` resolve with the forks, ``mmseg::`` does not, as told."""
+    """``mmdet::`` and ``mmpretrain::`` resolve with the forks, but ``mmseg::`` does not."""
     (tmp_path / "named.py").write_text(f"_base_ = '{library}::{name}'\n")
     if library == "mmseg" and not is_installed("mmsegmentation"):
         with pytest.raises(ModuleNotFoundError, match="mmsegmentation is not installed"):
@@ -66,7 +66,7 @@ def test_stock_configs_by_the_name_of_their_library(library, name, configs, tmp_
 
 
 def without_scope(node: object) -> object:
-    """MMEngine adds ``_scope_`` to what it reads from another package."""
+    """Drop ``_scope_``, which MMEngine adds to configs of another package."""
     if isinstance(node, dict):
         return {key: without_scope(value) for key, value in node.items() if key != "_scope_"}
     if isinstance(node, (list, tuple)):

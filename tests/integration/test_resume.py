@@ -27,7 +27,7 @@ def weights(work_dir: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 2)])
 def test_killed_and_resumed(library, trained, folder, before, after):
-    """With as many workers before and after; the uninterrupted run has none."""
+    """The number of workers stays the same. The uninterrupted run has no workers."""
     whole = trained[1]
     name = f"{library}_{before}_{after}"
     dying = write_config(library, folder / f"dying_{name}.py", DYING + workers(before))
@@ -41,7 +41,7 @@ def workers(count: int) -> str:
 
 
 def kill_and_resume(dying: Path, resuming: Path, whole: Path, folder: Path) -> None:
-    """Compare with the run in ``whole`` one that is killed in between."""
+    """Kill and resume a run, and compare it with the run in ``whole``."""
     work_dir = folder / f"killed_{dying.stem}"
     killed = start(
         *(TOOLS / "train.py", dying, "--work-dir", work_dir),

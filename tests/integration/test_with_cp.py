@@ -1,4 +1,4 @@
-"""``with_cp`` changes no gradient of a whole model, dropped paths included."""
+"""``with_cp`` changes no gradient of a whole model, even with dropped paths."""
 
 import pytest
 import torch

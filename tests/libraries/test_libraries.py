@@ -1,4 +1,4 @@
-"""The object of a library: which config gets which, and libraries that other packages add."""
+"""Each config gets the object of its library, and other packages can add libraries."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,7 @@ PACKAGE = Path(mmlocal.__file__).parent
 
 @pytest.fixture(autouse=True)
 def _libraries():
-    """Forget what a test registers."""
+    """Forget the libraries that a test registers."""
     known = dict(LIBRARIES)
     yield
     LIBRARIES.clear()

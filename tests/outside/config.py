@@ -1,4 +1,4 @@
-"""A training of the backbone in the library, both of the package ``boxes``."""
+"""Train the backbone of the package ``boxes`` with the library of this package."""
 
 default_scope = "boxes"
 custom_imports = dict(imports=["boxes"])

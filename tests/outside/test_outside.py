@@ -69,7 +69,7 @@ def test_info_lists_the_op_and_the_library(folder):
 
 @pytest.mark.slow
 def test_benchmark_times_the_op(folder):
-    """Checked against its definition first, then timed beside its peers."""
+    """The op is checked against its definition first, then timed with its peers."""
     code = """
 import boxes, runpy, sys
 sys.argv = ["benchmark_ops.py", *"--op box --shapes smoke --rounds 1 --peers dwconv".split()]

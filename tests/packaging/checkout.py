@@ -4,13 +4,13 @@ from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a release is made of.
+# Files and folders that a release is built from.
 PARTS = ["benchmarks", "configs", "mmlocal", "requirements", "tools"]
 PARTS += ["LICENSE", "MANIFEST.in", "README.md", "model-index.yml", "pyproject.toml", "setup.py"]
 
 
 def copy_tree(target):
-    """A fresh checkout, as far as packaging goes."""
+    """Copy these files and folders to ``target``, without build products."""
     target.mkdir(exist_ok=True)
     for name in PARTS:
         if (ROOT / name).is_dir():

@@ -50,13 +50,13 @@ def pip(*arguments, **kwargs):
 
 
 def ask(folder, tmp_path):
-    """What the mmlocal in ``folder`` says about its configs; run from elsewhere."""
+    """Ask the mmlocal in ``folder`` for its configs, from another working directory."""
     env = {"PYTHONPATH": str(folder)}
     return json.loads(call(sys.executable, "-c", ASK, cwd=tmp_path, env=env).splitlines()[-1])
 
 
 def check(answer, home):
-    """All configs of this checkout are found below ``home``, without importing torch."""
+    """Check that all configs are found below ``home``, without importing torch."""
     file, names, paths, heavy = answer
     sources = [p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts]
     assert Path(file).is_relative_to(home)
@@ -95,7 +95,7 @@ def editable(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(editable, source, tmp_path_factory):
-    """Built from a tree with the links of an editable install, which must not get into it."""
+    """A wheel of a tree with the links of an editable install, which must stay out of it."""
     return build_wheel(source, tmp_path_factory.mktemp("wheel"))
 
 
@@ -113,7 +113,7 @@ def wheel_of_sdist(sdist, tmp_path_factory):
 
 
 def tracked_files(*folders):
-    """Files of this checkout that belong into ``.mim``, relative to the root."""
+    """Files of this checkout that belong in ``.mim``, relative to the root."""
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     return {
         str(path.relative_to(ROOT))
@@ -144,7 +144,7 @@ def test_wheel_holds_mim_and_types(form, request):
     assert metadata["License"] == "Apache-2.0"
     assert "mmlocal/ops/csrc/kernels.h" in names
     requirements = metadata.get_all("Requires-Dist")
-    # Nothing may replace the torch of an environment, not even an extra.
+    # No requirement may replace the torch of an environment, not even one of an extra.
     assert not [line for line in requirements if line.startswith("torch")]
     forced = [line for line in requirements if "extra ==" not in line]
     assert forced == ["numpy>=1.24"]
@@ -210,7 +210,7 @@ print("says:", cpp.unavailable_reason(), tuple(out.shape), sep="|")
 
 
 def run_op(site, tmp_path):
-    """Why the kernels of an installation do not run, "None" if they do."""
+    """Why the kernels of an installation do not run; "None" if they run."""
     env = {"PYTHONPATH": str(site)}
     output = call(sys.executable, "-c", RUN_OP, cwd=tmp_path, env=env)
     reason, shape = re.search(r"says:\|(.*)\|(.*)", output).groups()
@@ -220,7 +220,7 @@ def run_op(site, tmp_path):
 
 
 def test_kernels_can_be_compiled_after_the_installation(wheel, tmp_path):
-    """A wheel without kernels is pure Python, works, and has what compiles them."""
+    """A wheel without kernels is pure Python, works, and can compile them later."""
     assert wheel.name.endswith("-py3-none-any.whl")
     site = tmp_path / "site"
     pip("install", "--no-deps", "--no-index", "--target", site, wheel)
@@ -233,7 +233,7 @@ def test_kernels_can_be_compiled_after_the_installation(wheel, tmp_path):
 
 @pytest.mark.slow
 def test_a_wheel_with_kernels_is_for_any_python_and_torch(source, tmp_path):
-    """Built in isolation, without torch, by the one command of the README."""
+    """The README's command builds the wheel in isolation, without torch."""
     pip("wheel", "--no-deps", "-w", tmp_path, source, env={"MMLOCAL_BUILD_EXT": "1"})
     wheel = next(tmp_path.glob("mmlocal-*.whl"))
     assert re.search(r"-py3-none-(?!any).*\.whl$", wheel.name)
@@ -267,7 +267,7 @@ def test_without_a_compiler_a_wheel_is_pure_python(compiler, reason, source, tmp
 
 
 def test_setuptools_without_wheel_is_one_sentence(tmp_path):
-    """As in a new environment of Python 3.10, with pip's build isolation switched off."""
+    """A new environment of Python 3.10, without pip's build isolation, has this setuptools."""
     code = f"""
 import runpy, sys, setuptools
 sys.modules["setuptools.command.bdist_wheel"] = sys.modules["wheel.bdist_wheel"] = None
@@ -280,7 +280,7 @@ runpy.run_path({str(ROOT / "setup.py")!r})
 
 
 def test_benchmarks_of_a_clone_use_the_installed_package(wheel, source, tmp_path):
-    """The scripts find benchmarks/ beside them, and do not take the clone's mmlocal with it."""
+    """The scripts import benchmarks/ from the clone, but not the clone's mmlocal."""
     site = tmp_path / "site"
     pip("install", "--no-deps", "--no-index", "--target", site, wheel)
     code = """

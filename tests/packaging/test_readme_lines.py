@@ -19,7 +19,7 @@ CONFIGS = {
 
 
 def readme_lines() -> list[str]:
-    """The commands of the first block of the README that installs the OpenMMLab libraries."""
+    """The commands of the README's first block that installs the OpenMMLab libraries."""
     blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
     block = next(block for block in blocks if "[onedl]" in block)
     lines = [line.split(" #")[0].strip() for line in block.splitlines()]
@@ -33,7 +33,7 @@ def test_three_lines_are_enough():
 
 
 def has_wheel_of_mmcv() -> bool:
-    """Whether pip has compiled this mmcv before: it takes minutes to do so."""
+    """Whether pip's cache has a compiled mmcv, because compiling takes minutes."""
     pin = re.search(r"^onedl-mmcv==(\S+)", (ROOT / "requirements/mmcv.txt").read_text(), re.M)
     command = [sys.executable, "-m", "pip", "cache", "list", "onedl_mmcv"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -29,7 +29,7 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The folder of a user, with the configs of the page."""
+    """A folder of a user, with the configs of the page."""
     folder = tmp_path_factory.mktemp("user")
     for name, text in CONFIGS.items():
         (folder / name).write_text(text)
@@ -56,7 +56,7 @@ def test_command_is_installed(site, folder):
 
 
 def read(config: str, site: Path, cwd: Path) -> Config:
-    """A config as MMEngine reads it where the wheel is installed; also after it was saved."""
+    """Let MMEngine read a config with the installed wheel, and read it again after saving it."""
     code = """
 import sys
 from mmengine.config import Config

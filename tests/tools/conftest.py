@@ -1,4 +1,4 @@
-"""Tiny data sets and configs of the three libraries, and a way to start a tool as users do."""
+"""Tiny data sets and configs of the three libraries, and a function that starts a tool."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ def load_tool(name: str) -> ModuleType:
 
 
 def environment(**env: str) -> dict[str, str]:
-    """Environment of a tool: one thread, and what it needs to find this Python and mmlocal."""
+    """Environment variables of a tool, so that it uses one thread, this Python and this mmlocal."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -40,7 +40,7 @@ def environment(**env: str) -> dict[str, str]:
 
 
 def start(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    """Run a Python script, or a shell script, from ``cwd``; output as text."""
+    """Run a Python or shell script from ``cwd``, and capture its output as text."""
     command = [str(part) for part in command]
     if command[0].endswith(".py"):
         command = [sys.executable, *command]
@@ -50,7 +50,7 @@ def start(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedPr
 
 
 def free_port() -> str:
-    """A port for the ``PORT`` of a distributed run, which may be one of several at a time."""
+    """A free port for a distributed run, because several may run at a time."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return str(s.getsockname()[1])
@@ -58,7 +58,7 @@ def free_port() -> str:
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    """The functions under test set these for their process; undo that."""
+    """Undo the environment variables that the functions under test set for their process."""
     monkeypatch.setenv("LOCAL_RANK", "0")
 
 
@@ -86,7 +86,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def make_coco(root: Path, split: str, count: int, rng: np.random.Generator) -> None:
-    """Images of noise with one box and polygon each, of COCO's first three of 80 classes."""
+    """Images of noise. Each has one box with a polygon, of one of the first three COCO classes."""
     images, annotations = [], []
     for i in range(1, count + 1):
         _image(root / split / f"{i}.jpg", rng)
@@ -266,7 +266,7 @@ _BODIES = {"mmdet": _MMDET, "mmseg": _MMSEG, "mmpretrain": _MMPRETRAIN}
 
 
 def write_config(library: str, root: Path, path: Path) -> Path:
-    """Write a complete config of a tiny stock model of ``library`` on the data under ``root``."""
+    """Write a complete config for a tiny stock model of ``library`` and the data in ``root``."""
     text = _COMMON + _BODIES[library]
     for key, value in dict(
         library=library, root=root.as_posix(), sampler="InfiniteSampler", **_NAMES[library]

@@ -1,4 +1,4 @@
-"""Classes, annotations and heads that disagree are told before anything is built."""
+"""Classes, annotations and heads that disagree are reported before anything is built."""
 
 import json
 import re
@@ -29,13 +29,13 @@ CLASSES = "train_dataloader.dataset.metainfo.classes"
 
 @pytest.fixture
 def own(data, tmp_path) -> Path:
-    """A copy of the data, to spoil."""
+    """A copy of the data that a test may change."""
     return Path(shutil.copytree(data, tmp_path / "own"))
 
 
 @pytest.fixture
 def train(own, tmp_path):
-    """Check a run of training with some options."""
+    """Check the config of a training run with some options."""
 
     def call(library: str, *options: str, flags=()) -> None:
         config = write_config(library, own, tmp_path / f"{library}.py")
@@ -47,7 +47,7 @@ def train(own, tmp_path):
 
 @pytest.fixture
 def refused(train):
-    """The message with which a run is refused; what it proposes must mend it."""
+    """The message that refuses a run. Its proposed settings must mend the run."""
 
     def call(library: str, *options: str, mends: bool = True) -> str:
         with pytest.raises(UsageError) as caught:
@@ -65,7 +65,7 @@ def refused(train):
 
 @pytest.fixture
 def warned(train, capsys):
-    """The warning that comes with a run that may start."""
+    """The warning of a run that may start."""
 
     def call(library: str, *options: str) -> str:
         train(library, *options)
@@ -100,7 +100,7 @@ def test_shipped_configs_on_generated_data(tmp_path, monkeypatch, capsys):
 
 
 def test_shipped_configs_on_public_data():
-    """Classes as the libraries know them, against all heads; the data itself is not here."""
+    """Classes of the libraries' own data sets are compared with all heads, without the data."""
     compared = 0
     for name in list_configs():
         cfg, findings = load_config(name), Findings()
@@ -125,7 +125,7 @@ def test_misspelt_name(refused):
 
 
 def test_names_of_another_data_set(refused, own):
-    """As when a config is given another file and keeps the 80 classes of COCO."""
+    """A config gets another annotation file, but keeps the 80 classes of COCO."""
     edit_coco(own, "train", lambda coco: coco.update(categories=[{"id": 1, "name": "blob"}]))
     edit_coco(own, "val", lambda coco: coco.update(categories=[{"id": 1, "name": "blob"}]))
     message = refused("mmdet")
@@ -228,7 +228,7 @@ train_dataloader["dataset"]["dataset"]["datasets"][1]["metainfo"] = dict(classes
 
 
 def test_unknown_data_sets_are_left_alone(train, tmp_path):
-    """They may read anything."""
+    """A data set class of the user may read its data in any way."""
     train("mmdet", "train_dataloader.dataset.type=Unknown", "model.bbox_head.num_classes=2")
 
 
@@ -243,7 +243,7 @@ def edit_coco(root: Path, split: str, change) -> None:
 
 
 def change(part: str, *, index: int | None = None, **values):
-    """Set values in one entry, or in all entries, of a part of the file."""
+    """Set values in one entry or in all entries of a part of the annotation file."""
 
     def apply(coco: dict) -> None:
         for entry in coco[part] if index is None else [coco[part][index]]:
@@ -299,7 +299,7 @@ def test_broken_file(spoil, message, refused, own):
 
 @pytest.mark.parametrize("crowd", [0, 1])
 def test_run_lengths_where_polygons_are_loaded(crowd, train, refused, own):
-    """mmdet drops them without a word."""
+    """mmdet drops them silently."""
     rle = {"size": [64, 64], "counts": [0, 4096]}
     edit_coco(own, "train", change("annotations", index=0, segmentation=rle, iscrowd=crowd))
     train("mmdet")
@@ -339,7 +339,7 @@ def test_some_bad_boxes(box, message, warned, own):
 
 
 def test_images_that_are_never_opened(train, own):
-    """Without boxes, and dropped by the filter: they need not be there."""
+    """The filter drops images without boxes, so their files may be missing."""
     image = {"id": 9, "file_name": "no.jpg", "height": 64, "width": 64}
     edit_coco(own, "train", lambda coco: coco["images"].append(image))
     train("mmdet", "train_dataloader.dataset.filter_cfg.filter_empty_gt=True")
@@ -348,7 +348,7 @@ def test_images_that_are_never_opened(train, own):
 
 
 def test_parent_category(warned, own):
-    """As some services export it: a parent with id 0, which no box has."""
+    """Some services export a parent category with id 0 and without boxes."""
 
     def add(coco):
         names = ("person", "bicycle", "car")
@@ -533,7 +533,7 @@ def test_accuracy_of_more_classes_than_there_are(refused):
 
 
 def test_an_empty_val_cfg_means_to_validate(refused, train):
-    """As all configs of mmpretrain have it."""
+    """All configs of mmpretrain set ``val_cfg`` to an empty dict."""
     options = ["val_cfg._delete_=True", "val_evaluator._delete_=True"]
     options += ["val_evaluator.type=Accuracy", "val_evaluator.topk=[1,50]"]
     assert "val_evaluator.topk" in refused("mmpretrain", *options, mends=False)
@@ -570,7 +570,7 @@ def test_settings_of_another_type(option, message, train):
     ],
 )
 def test_the_check_leaves_strange_settings_to_the_libraries(library, setting, train, capsys):
-    """Which name them when they build; the check itself does not fail."""
+    """The builders report them, so the check itself must not fail."""
     try:
         train(library, f"train_dataloader.dataset.{setting}")
     except UsageError:

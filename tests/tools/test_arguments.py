@@ -1,4 +1,4 @@
-"""From the command line to the config: what each flag changes, for each of the three libraries."""
+"""Each flag changes the config as it should, for each of the three libraries."""
 
 import os
 import pickle
@@ -148,7 +148,7 @@ def test_resume_a_run_that_was_moved(config, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["picture", "text", "archive", "truncated", "other pickle"])
 def test_what_is_no_checkpoint(kind, config, tmp_path):
-    """There is nothing to trust, so nobody is told to turn safety off."""
+    """Such a file is not a checkpoint, so the message must not advise to turn safety off."""
     path = tmp_path / "cat.png"
     if kind == "picture":
         cv2.imwrite(str(path), np.zeros((9, 9, 3), np.uint8))
@@ -166,7 +166,7 @@ def test_what_is_no_checkpoint(kind, config, tmp_path):
 
 
 def test_checkpoint_with_foreign_objects(config, tmp_path):
-    """In either of the two formats of PyTorch."""
+    """PyTorch has two formats of checkpoints."""
     for zipped in (True, False):
         path = tmp_path / "mine.pth"
         torch.save({"state_dict": {}, "path": path}, path, _use_new_zipfile_serialization=zipped)
@@ -199,7 +199,7 @@ optim_wrapper = dict(type={wrapper}, optimizer=dict(type=SGD, lr=0.1))
 
 @pytest.mark.parametrize("wrapper", ["OptimWrapper", "AmpOptimWrapper"])
 def test_amp_with_classes_for_types(wrapper, library, tmp_path, monkeypatch):
-    """Also without a default scope, which such configs do not need."""
+    """Such configs need no default scope."""
     monkeypatch.setattr(training, "get_device", lambda: "cuda")
     models = {"mmdet": "RetinaNet", "mmseg": "EncoderDecoder", "mmpretrain": "ImageClassifier"}
     path = tmp_path / "new_style.py"
@@ -375,7 +375,7 @@ test_evaluator = dict(type="IoUMetric", format_only=True, output_dir="prediction
 
 
 def test_tta_of_images_without_labels(configs, data):
-    """As when predictions go to a test server."""
+    """Users without labels send their predictions to a test server."""
     path = configs["mmseg"]
     path.write_text(path.read_text() + UNLABELLED.replace("{root}", data.as_posix()))
     cfg = cfg_for_testing(path, "--tta")

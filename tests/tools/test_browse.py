@@ -1,4 +1,4 @@
-"""Pictures of a data set: from Python, refusals, and a library that nobody foresaw."""
+"""Pictures of a data set: the Python function, its errors, and a library from outside."""
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ visualizer = dict(type="Visualizer")
 
 
 class GreyImages(BaseDataset):
-    """Three images, the i-th of grey level 10 i."""
+    """Three images; image i has the grey level 10 i."""
 
     def load_data_list(self) -> list[dict]:
         return [{"level": 10 * index} for index in range(3)]
@@ -80,7 +80,7 @@ def test_command_names_the_flag(capsys):
 
 @pytest.mark.usefixtures("grey_images")
 def test_library_from_outside(tmp_path, monkeypatch):
-    """It is registered, draws by itself, and nothing else has to know it."""
+    """It only has to be registered and to draw its own pictures."""
     drawn = {}
 
     class Toy(Library):

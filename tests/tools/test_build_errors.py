@@ -1,4 +1,4 @@
-"""A mistake in a part of the config is one line with the key of that part."""
+"""A mistake in a part of the config gives one line with the key of this part."""
 
 import inspect
 import json
@@ -33,7 +33,7 @@ MODELS = [
         "model.backbone.arch = 'tinyy': .*arch must be",
     ),
 ]
-# Other parts of a run, as above.
+# Other parts of a run: library, options, and how the message starts.
 CASES = {
     "weights": (
         "mmpretrain",
@@ -77,7 +77,7 @@ CASES = {
     "seed": ("mmpretrain", ["randomness.foo=1"], "randomness.foo = 1: "),
 }
 
-# All in one process of its own: a runner leaves loggers and scopes behind.
+# These run in a process of their own, because a runner leaves loggers and scopes behind.
 _SCRIPT = """
 import json, sys
 from mmlocal.errors import UsageError
@@ -104,7 +104,7 @@ def messages(data, tmp_path_factory) -> dict[str, str]:
         library: write_config(library, data, folder / f"tiny_{library}.py")
         for library in ("mmdet", "mmpretrain")
     }
-    # MMEngine keeps what has the name of an experiment, which is the time in seconds by itself.
+    # MMEngine keeps loggers by the name of an experiment, which is the time in seconds by default.
     cases = {
         name: [str(configs[library]), "--cfg-options", f"experiment_name={name}", *options]
         for name, (library, options, _) in CASES.items()
@@ -137,7 +137,7 @@ def test_parts_of_a_model(library, options, expected, data, tmp_path):
 
 @pytest.mark.slow
 def test_bugs_pass(messages):
-    """What fails in a training step is no mistake of the config, as far as anyone knows."""
+    """An error in a training step may have any cause, so it is not reported as a mistake."""
     assert messages["bug"].startswith("RuntimeError('mat1 and mat2 shapes cannot be multiplied")
 
 
@@ -182,7 +182,7 @@ def test_options_that_contradict_each_other(config):
 
 
 def test_names_by_which_a_traceback_is_read():
-    """Nothing public tells which part of a config is being built; as of MMEngine 0.10.12."""
+    """The error reports rely on these names, because MMEngine 0.10.12 has no public way."""
     for method in (*building._PARTS, *building._PARTS_OF_LOOPS):
         assert callable(getattr(Runner, method)), method
     for builder in (build_from_cfg, build_scheduler_from_cfg):

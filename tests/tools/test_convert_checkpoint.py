@@ -23,7 +23,7 @@ QNA = DATA / "qna_ckpt"
 
 @pytest.fixture
 def official(tmp_path) -> Path:
-    """A classification model as timm's trainer saves it, with other averaged weights."""
+    """A checkpoint of timm's trainer, with averaged weights that differ from the others."""
     with np.load(GOLDEN / "cls_02_img32_ape.npz") as arrays:
         weights = {
             key.removeprefix("param."): torch.from_numpy(value)
@@ -38,7 +38,7 @@ def official(tmp_path) -> Path:
 
 @pytest.fixture
 def convert(monkeypatch, capsys, tmp_path):
-    """Run the tool in this process; returns exit code, standard output and standard error."""
+    """Run the tool in this process, and return its exit code, stdout and stderr."""
     tool = load_tool("convert_checkpoint")
     monkeypatch.chdir(tmp_path)
 
@@ -55,7 +55,7 @@ def convert(monkeypatch, capsys, tmp_path):
 
 
 def fails(result: tuple[int, str, str]) -> str:
-    """The one line of a mistake."""
+    """The single line that reports a mistake."""
     code, out, err = result
     assert code == 2
     assert out == ""
@@ -127,7 +127,7 @@ def test_unusable_sources(convert, official, tmp_path):
 
 
 class _Payload:
-    """Creates a file when unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch ran",)
@@ -151,7 +151,7 @@ def test_system_is_required(convert, official):
 
 
 def test_code_base_of_somebody_else(convert, official, monkeypatch):
-    """Its options are flags as soon as it is registered."""
+    """Its options become flags as soon as it is registered."""
     given = {}
 
     def rename(content, **options):
@@ -172,7 +172,7 @@ def test_code_base_of_somebody_else(convert, official, monkeypatch):
 
 
 def test_qna(tmp_path):
-    """A folder of Flax's own writing gives the official logits."""
+    """A folder that Flax wrote gives the official logits."""
     pytest.importorskip("msgpack", reason="needs msgpack")
     result = start(TOOLS / "convert_checkpoint.py", "--from", "qna", QNA, "out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Missing data is found in the config, before anything is built."""
+"""Missing data is reported before anything is built."""
 
 import pytest
 from mmengine.config import Config
@@ -42,7 +42,7 @@ def test_coco_message():
 
 
 def test_types_that_are_classes():
-    """As in new-style configs."""
+    """New-style configs name classes instead of strings."""
     dataset = coco("data/coco/") | {"type": type("CocoDataset", (), {})}
     assert "Lay out COCO 2017 like this" in missing(cfg_of(dataset))
 

@@ -92,10 +92,26 @@ def test_generates_the_data_of_its_task_only(tmp_path, monkeypatch):
     assert sorted((tmp_path / "data/shapes/cls").rglob("*.jpg")) == pictures
 
 
+@pytest.mark.parametrize("tasks", [["det"], ["cls"]])
+def test_another_process_makes_the_data_first(tasks, tmp_path, monkeypatch):
+    """The other process finishes just before this one generates its data."""
+    monkeypatch.chdir(tmp_path)
+
+    def generate_too_late(*args, **kwargs):
+        generate_shapes("data/shapes", tasks=tasks, num_train=3, num_val=2, image_size=96)
+        return generate_shapes(*args, **kwargs)
+
+    monkeypatch.setattr("mmlocal.cli.demo.generate_shapes", generate_too_late)
+    arguments = _prepare_data("det")
+    assert arguments == read_manifest("data/shapes")["arguments"]
+    assert arguments["num_train"] == 3
+    assert "det" in arguments["tasks"]
+
+
 def test_place_of_the_data_is_taken(tmp_path, monkeypatch):
     (tmp_path / "data/shapes/mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"data/shapes is no data set .* move it"):
+    with pytest.raises(UsageError, match=r"data/shapes is not a data set .* move it"):
         run_demo(work_dir=tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""What a user sees after a mistake: one message, exit code 2, no traceback."""
+"""After a mistake, the user sees one message and no traceback, and the exit code is 2."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_one_process_of_a_machine_speaks(variable, monkeypatch, capsys):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_process_of_a_job_ends_without_teardown(fails, tmp_path):
-    """Threads of the process group abort a process that tears Python down, now and then."""
+    """Threads of the process group sometimes abort a process that tears Python down."""
     script = tmp_path / "job.py"
     script.write_text(f"""
 import atexit, torch
@@ -114,7 +114,7 @@ def test_checkpoint_with_code_is_refused(data, tmp_path):
 
 
 class _Payload:
-    """Creates a file when unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -125,7 +125,7 @@ class _Payload:
 
 @pytest.mark.slow
 def test_coco_absent(tmp_path):
-    """The main config on a machine without COCO."""
+    """A user tries the main config on a machine without COCO."""
     config = TOOLS.parent / "configs/mmdet/elsa_swin_t_maskrcnn_1x.py"
     message = fails(TOOLS / "train.py", config, cwd=tmp_path)
     assert "data/coco/annotations/instances_train2017.json" in message
@@ -135,7 +135,7 @@ def test_coco_absent(tmp_path):
 
 @pytest.mark.slow
 def test_checkpoint_of_another_model(data, tmp_path):
-    """MMEngine would test random weights."""
+    """Without this check, MMEngine would test random weights."""
     config = write_config("mmpretrain", data, tmp_path / "c.py")
     torch.save({"state_dict": {"head.fc.weight": torch.zeros(2, 9)}}, tmp_path / "other.pth")
     message = fails(TOOLS / "test.py", config, "other.pth", "--tta", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""tools/get_flops.py: what it prints, and what it says to a mistake."""
+"""tools/get_flops.py prints the right figures, and explains mistakes."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from .conftest import TOOLS, start, write_config
 
 @pytest.fixture
 def run(capsys):
-    """Output of the tool, run in this process."""
+    """Run the tool in this process, and return its output."""
 
     def call(*argv) -> str:
         print(format_complexity(flops(**vars(parse_args([*map(str, argv)])))))
@@ -34,7 +34,7 @@ def test_stock_models(run, config):
         parameters = sum(p.numel() for p in MODELS.build(cfg.model).parameters())
     assert "64x96" in out
     assert f"({parameters:,})" in out
-    # The printed parts make up the sum.
+    # The printed parts add up to the sum.
     total = float(re.search(r"GFLOPs +([\d.]+)", out).group(1))
     parts = [float(part) for part in re.findall(r"^ +([\d.]+)  aten\.", out, re.MULTILINE)]
     assert parts
@@ -57,7 +57,7 @@ def test_options_change_the_model(run):
 
 @pytest.mark.parametrize("channels", [1, 5])
 def test_images_of_other_channels(run, config, library, channels):
-    """Counted as the backbone takes them."""
+    """The image has the channels that the backbone takes."""
     options = ["--cfg-options", f"model.backbone.in_channels={channels}"]
     rgb, other = (run(config, "--shape", "64", *more) for more in ([], options))
     first, count = (int(out.split("(")[1].split(")")[0].replace(",", "")) for out in (rgb, other))
@@ -112,7 +112,7 @@ def test_config_without_a_size(tmp_path, capsys):
 
 
 def test_library_from_outside(tmp_path, monkeypatch):
-    """It is registered, names its shape and its inference, and nothing else has to know it."""
+    """It only has to be registered and to define its shape and its inference."""
 
     class Toy(Library):
         name = "toy"
@@ -138,7 +138,7 @@ def test_library_from_outside(tmp_path, monkeypatch):
 
 
 def test_model_that_needs_values(run, data, tmp_path):
-    """Deformable attention asks for the sizes of the maps, which are tensors there."""
+    """Deformable attention reads the sizes of the maps from tensors."""
     mmdet = pytest.importorskip("mmdet", reason="has the model of this test")
     pytest.importorskip("mmcv._ext", reason="mmdet needs the compiled ops of mmcv")
     folder = Path(mmdet.__file__).parent / ".mim/configs/deformable_detr"
@@ -156,7 +156,7 @@ def test_model_that_needs_values(run, data, tmp_path):
 
 @pytest.mark.slow
 def test_as_a_command(data, tmp_path):
-    """Nothing but the figures on stdout; a mistake is one line and exit code 2."""
+    """stdout holds only the figures. A mistake gives one line and exit code 2."""
     config = write_config("mmpretrain", data, tmp_path / "tiny.py")
     done = start(TOOLS / "get_flops.py", config, "--shape", "32", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A default_scope that is none of the three: every command works as far as MMEngine goes."""
+"""With another default_scope, every command works as plain MMEngine does."""
 
 import pickle
 import re
@@ -19,7 +19,7 @@ from mmlocal.libraries import Library, library_of
 
 from .conftest import start
 
-# A library of its own: registries in the scope "toy", and an object that says how it differs.
+# A library from outside: registries in the scope "toy", and optionally a Library class.
 MODULE = """
 import torch
 from mmengine.dataset import BaseDataset
@@ -108,7 +108,7 @@ def toy(request, tmp_path_factory) -> tuple[Path, bool]:
 
 
 def write_plain(folder: Path, scope: str | None) -> Path:
-    """The config without its module."""
+    """The config does not import its module."""
     (folder / "c.py").write_text(
         f"default_scope = {scope!r}\n" + "\n".join(CONFIG.splitlines()[3:])
     )
@@ -144,7 +144,7 @@ def test_every_command(toy):
 
 @pytest.mark.parametrize("scope", [None, "mmengine", "torch"])
 def test_plain_mmengine(scope, tmp_path):
-    """Any package may be the scope."""
+    """The name of any package may be the scope."""
     config = write_plain(tmp_path, scope)
     cfg = config_for_training(str(config))
     assert type(library_of(cfg)) is Library

@@ -1,4 +1,4 @@
-"""Each tool as a user starts it, on tiny stock models: train, resume, test, look at the data."""
+"""Users start each tool on tiny stock models: they train, resume, test and browse."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ def logged_iterations(work_dir) -> list[int]:
 
 @pytest.fixture(scope="module", params=LIBRARIES)
 def trained(request, data, tmp_path_factory):
-    """A config, and the work dir of two training iterations of it, resumed for a third."""
+    """A config, and the work dir of a run of two iterations that was resumed for a third."""
     folder = tmp_path_factory.mktemp(request.param)
     config = write_config(request.param, data, folder / "c.py")
     succeeds(TOOLS / "train.py", config, cwd=folder)

@@ -1,4 +1,4 @@
-"""mmdet's own tools run our config and our backbone, with nothing imported on the command line."""
+"""mmdet's own tools run our config and our backbone, without imports on the command line."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ OURS = TOOLS.parent / "configs/mmdet/elsa_swin_t_maskrcnn_1x.py"
 
 
 def shrinking_options(config: Path, data: Path) -> list[str]:
-    """``--cfg-options`` for a few tiny images and one epoch; nothing about models or imports."""
+    """``--cfg-options`` for a few tiny images and one epoch, without models or imports."""
     cfg = Config.fromfile(config)
     options = ["train_cfg.max_epochs=1", "default_hooks.logger.interval=1"]
     for phase, split in (("train", "train"), ("val", "val"), ("test", "val")):
@@ -35,7 +35,7 @@ def shrinking_options(config: Path, data: Path) -> list[str]:
 
 
 def small_images(node, path: str) -> list[str]:
-    """Options that set every size in a pipeline to 64 pixels, however deep it lies."""
+    """Options that set every size in a pipeline to 64 pixels, at any depth."""
     if isinstance(node, (list, tuple)):
         return [o for i, child in enumerate(node) for o in small_images(child, f"{path}.{i}")]
     if not isinstance(node, dict):
@@ -58,7 +58,7 @@ def succeeds(*command, cwd) -> str:
 
 
 def test_stock_train_and_test_run_our_config(data, tmp_path):
-    # Two steps do not lift any score to the usual threshold, and no boxes means no metrics.
+    # After two steps no score reaches the usual threshold, and without boxes there are no metrics.
     options = [*shrinking_options(OURS, data), "model.test_cfg.rcnn.score_thr=0.0"]
     stock_train, stock_test = STOCK / "tools/train.py", STOCK / "tools/test.py"
     log = succeeds(stock_train, OURS, "--work-dir", tmp_path / "w", *options, cwd=tmp_path)

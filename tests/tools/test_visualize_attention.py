@@ -1,4 +1,4 @@
-"""tools/visualize_attention.py: pictures of the three libraries, and what it says to a mistake."""
+"""tools/visualize_attention.py draws pictures for the three libraries, and explains mistakes."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -93,7 +93,7 @@ QNA_LAYERS = [
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory) -> Path:
-    """A red picture with a white disc, of a size that no stride divides."""
+    """A red image with a white disc. No stride divides its size."""
     path = tmp_path_factory.mktemp("image") / "disc.png"
     picture = np.zeros((75, 101, 3), dtype=np.uint8)
     picture[..., 2] = 255
@@ -111,7 +111,7 @@ def qna(tmp_path) -> Path:
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Run the tool in this process and in ``tmp_path``; its output line by line."""
+    """Run the tool in this process, in ``tmp_path``, and return the lines of its output."""
 
     def call(*argv) -> list[str]:
         monkeypatch.chdir(tmp_path)
@@ -135,13 +135,13 @@ def test_elsa_detector(run, image, tmp_path):
     assert {str(tmp_path / "out" / picture) for picture in drawn} <= set(lines)
     for picture in drawn.values():
         assert picture.std() > 10
-    # The image is there, the red of it still red.
+    # The picture shows the image, and its red is still red.
     red = (drawn[f"{name}_received.png"] == (0, 0, 255)).all(axis=2)
     assert red.mean() > 0.05
 
 
 def test_qna_classifier(run, qna, image, tmp_path):
-    """All layers by default; the weights of the checkpoint make the pictures."""
+    """The default is all layers. The weights of the checkpoint make the pictures."""
     assert [line.split()[0] for line in run(qna, "--list-layers")] == QNA_LAYERS
     cfg = Config.fromfile(qna)
     with DefaultScope.overwrite_default_scope("mmpretrain"):
@@ -163,7 +163,7 @@ def test_qna_classifier(run, qna, image, tmp_path):
 
 
 def test_layers_of_another_package(run, qna, image, tmp_path, monkeypatch):
-    """Their methods are enough: nothing in mmlocal names them."""
+    """Layers from outside only need the methods; nothing in mmlocal names them."""
     (tmp_path / "other_package.py").write_text(OTHER_PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "base.py").write_text(QNA)
@@ -186,7 +186,7 @@ def test_layers_of_another_package(run, qna, image, tmp_path, monkeypatch):
 
 
 def test_segmentor_sees_the_whole_image(run, image, tmp_path, monkeypatch):
-    """Also where it is to be tested by sliding windows."""
+    """The config tests by sliding windows, but the tool does not."""
     from mmlocal.visualization import attention_figures
 
     seen = []
@@ -267,7 +267,7 @@ def test_checkpoint_of_another_model(run, qna, image, tmp_path):
 
 
 def test_image_that_the_model_refuses(run, qna, tmp_path):
-    """A classifier of one map size only."""
+    """A classifier that takes only one size of images."""
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((16, 16, 3), dtype=np.uint8))
     pooling = "{'type':'mmlocal.QnAPooling','in_channels':32,'num_heads':4,'map_size':7}"
     qna.write_text(QNA.replace('dict(type="GlobalAveragePooling")', pooling))
@@ -277,7 +277,7 @@ def test_image_that_the_model_refuses(run, qna, tmp_path):
 
 @pytest.mark.slow
 def test_model_without_local_attention(data, image, tmp_path):
-    """As a command: one line, exit code 2."""
+    """A mistake on the command line gives one line and exit code 2."""
     config = write_config("mmpretrain", data, tmp_path / "tiny.py")
     done = start(TOOLS / "visualize_attention.py", config, image, cwd=tmp_path)
     assert done.returncode == 2

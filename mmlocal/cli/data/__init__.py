@@ -1,7 +1,8 @@
-"""Is the data that a config names on this machine, and does it fit the config?
+"""Check that the data of a config is on this machine, and that it fits the config.
 
-Libraries find out late, after the model is built, at the first validation or never, and each with
-its own traceback. Here the config and the annotations are read before anything is built.
+Libraries notice such mistakes late: after the model is built, at the first validation, or never.
+Each library shows them with its own traceback. Here the config and the annotations are read before
+anything is built.
 """
 
 from mmlocal.cli.data.annotations import check_annotations

@@ -1,4 +1,4 @@
-"""Do classes, annotations and heads agree? The answer is one message."""
+"""Check that classes, annotations and heads agree, and report everything in one message."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from mmlocal.libraries import library_of
 def check_annotations(cfg: Config, phases: Sequence[str]) -> None:
     """Read the annotations of some phases and compare them with the config.
 
-    Compared are class names, ``metainfo``, annotation files, label maps, class folders and
-    ``num_classes`` of the heads. Annotation files and folder lists are read whole, of images and
-    label maps a sample. Data sets that are read in ways of their own are left to the libraries.
-    Only the first process of each machine reads.
+    The check covers class names, ``metainfo``, annotation files, label maps, class folders and
+    ``num_classes`` of the heads. It reads whole annotation files and folder lists, but only a
+    sample of images and label maps. It skips data sets that override how their library reads data.
+    Only the first process of each machine does the check.
+
+    A disagreement that a run survives is printed as a warning.
 
     Args:
-        cfg: whole config, of a library that can be imported.
-        phases: the loaders that will run, of ``"train"``, ``"val"``, ``"test"``.
+        cfg: whole config; its library must be importable.
+        phases: phases that will run, of ``"train"``, ``"val"`` and ``"test"``.
 
     Raises:
-        UsageError: one message with all that disagrees and the settings that mend it. What can
-            run and is hardly meant is printed as a warning instead.
+        UsageError: a run would fail. The message lists everything that disagrees, and the settings
+            that mend it.
     """
     if not is_first_of_machine():
         return
@@ -54,7 +56,7 @@ def check_annotations(cfg: Config, phases: Sequence[str]) -> None:
 
 
 def _check(cfg: Config, dataset: DataSet, findings: Findings) -> list[str] | None:
-    """Check one data set; the names of its labels in their order, if known."""
+    """Check one data set, and return the names of its labels in their order, if known."""
     faults = len(findings.errors)
     classes = read_classes(dataset, findings)
     if len(findings.errors) > faults:
@@ -63,7 +65,7 @@ def _check(cfg: Config, dataset: DataSet, findings: Findings) -> list[str] | Non
 
 
 def _compare_phases(labels: dict[str, list[str]], findings: Findings) -> None:
-    """Labels of training have to mean the same when the model is judged."""
+    """Check that each label means the same in training and in evaluation."""
     train = labels.get("train")
     for phase, names in labels.items():
         if train and names != train:

@@ -1,4 +1,4 @@
-"""Class folders and annotation files of mmpretrain."""
+"""Check the class folders and annotation files of mmpretrain."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 from mmlocal.cli.data.datasets import DataSet, is_local
 from mmlocal.cli.data.report import Findings, shorten
 
-_SAMPLE = 200  # images of an annotation file that are looked for on the disk
+_SAMPLE = 200  # number of images of an annotation file to look for on the disk
 
 
 def check_classification(dataset: DataSet, findings: Findings) -> tuple[str, ...] | int | None:
-    """Look at the folders or the annotation file of one data set with labels.
+    """Check the class folders or the annotation file of one data set.
 
     Args:
-        dataset: read as mmpretrain's ``CustomDataset`` or ``BaseDataset`` reads it.
-        findings: where to say what is wrong.
+        dataset: data set that mmpretrain's ``CustomDataset`` or ``BaseDataset`` reads.
+        findings: collects the mistakes.
 
     Returns:
-        The names of the classes, or only how many the labels need, or ``None`` if neither is known.
+        The names of the classes. Without names, the number of classes that the labels need.
+        ``None`` if neither is known.
     """
     built = dataset.build()
     if built is None or not is_local(dataset.cfg) or not getattr(built, "with_label", True):
@@ -126,7 +127,7 @@ def _read_json(
         labels = [item["gt_label"] for item in items]
         labels = [x for label in labels for x in (label if isinstance(label, list) else [label])]
         if any(type(label) is not int for label in labels):
-            raise TypeError("a gt_label that is no number")
+            raise TypeError("a gt_label is not a number")
         _look_for([item["img_path"] for item in items], built, findings)
     except json.JSONDecodeError as error:
         findings.error(f"{built.ann_file} is not valid JSON ({error}); is it a whole file?")

@@ -1,4 +1,4 @@
-"""Do annotation files in the format of COCO fit the data sets of mmdet that name them?"""
+"""Check that annotation files in the format of COCO fit the data sets of mmdet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmlocal.cli.data.datasets import DataSet, is_local
 from mmlocal.cli.data.report import Findings, shorten
 from mmlocal.libraries.base import type_name
 
-# Public data sets hold a few boxes without width, which are dropped without harm.
+# Up to this share of boxes without width is no reason to warn: public data sets hold a few.
 _HARMLESS = 1e-3
 
 
@@ -19,13 +19,13 @@ def check_coco(dataset: DataSet, classes: tuple[str, ...], findings: Findings) -
     """Compare one data set with its annotation file.
 
     Args:
-        dataset: read as mmdet's ``CocoDataset`` reads it.
-        classes: names that it selects.
-        findings: where to say what disagrees.
+        dataset: data set that mmdet's ``CocoDataset`` reads.
+        classes: names of the classes that the data set selects.
+        findings: collects the mistakes.
 
     Returns:
-        The names that labels stand for, in the order of the labels; those to propose if ``classes``
-        do not fit the file; ``None`` if the file cannot be used.
+        The names of the labels, in the order of the labels. If ``classes`` do not fit the file, the
+        names to use instead. ``None`` if the file cannot be used.
     """
     if repeated := sorted({name for name in classes if classes.count(name) > 1}):
         findings.error(f"{dataset.classes_key} names {shorten(repeated)} more than once")
@@ -61,10 +61,10 @@ def check_coco(dataset: DataSet, classes: tuple[str, ...], findings: Findings) -
 def _check_names(
     dataset: DataSet, classes: tuple[str, ...], found: CocoFile, path: str, findings: Findings
 ) -> tuple[bool, list[str]]:
-    """Whether the labels mean what the classes say, and the classes to propose if not.
+    """Whether each label means the class in its place, and if not, the classes to propose.
 
-    mmdet numbers the categories that ``classes`` select in the order of the file. A class that the
-    file lacks thus shifts all labels behind it.
+    ``classes`` select categories of the file, and mmdet numbers these in the order of the file. So
+    a class that the file lacks shifts all labels after it.
     """
     key, labels = dataset.classes_key, list(found.labels(classes).values())
     absent = [name for name in classes if name not in labels]
@@ -79,7 +79,7 @@ def _check_names(
         meant = {*labels}
         for name in absent:
             meant.update(difflib.get_close_matches(str(name), unused, n=1))
-        several = len(meant) == len(classes)  # every misspelt name is like one of the file
+        several = len(meant) == len(classes)  # the file has a similar name for each misspelt one
         proposed = [name for name in found.names if name in meant] if several else found.names
         findings.set_names(key, proposed)
         return False, proposed
@@ -112,7 +112,7 @@ def _check_images(
         return
     folder = built.data_prefix.get("img", "")
     names = found.file_names
-    if dataset.phase == "train" and _drops_empty(built):  # the others are never opened
+    if dataset.phase == "train" and _drops_empty(built):  # the run never opens the others
         used = set().union(*found.images_with.values())
         names = {id_: name for id_, name in names.items() if id_ in used}
     absent = [name for name in names.values() if not osp.exists(osp.join(folder, name))]
@@ -138,7 +138,7 @@ def _check_boxes(
             findings.warn(f"{path}: {text}; they are dropped")
     if not usable:
         text = f"{path} has no box of the classes of {dataset.key}{reasons}"
-        # One of several may hold unlabelled images.
+        # One of several data sets may hold unlabelled images.
         if dataset.phase == "train" and not (".datasets." in dataset.key and not found.annotations):
             findings.error(text)
         else:
@@ -179,12 +179,19 @@ def _left(built: Any, found: CocoFile, ids: set) -> bool:
 
 
 def check_evaluator(path: str, files: list[str], where: str, findings: Findings) -> None:
-    """Whether the annotation file of an evaluator knows all images of the data sets it judges."""
+    """Check that the annotation file of an evaluator lists all images that it gets.
+
+    Args:
+        path: annotation file of the evaluator.
+        files: annotation files of the data sets.
+        where: key of the evaluator's metric in the config.
+        findings: collects the mistakes.
+    """
     try:
         known = set(read_coco(path).sizes)
         tested = set().union(*(read_coco(file).sizes for file in files))
     except (AnnotationError, OSError):
-        return  # the data set's own check tells
+        return  # the check of the data set reports it
     if unknown := sorted(tested - known, key=str):
         findings.error(
             f"{where}.ann_file is {path}, which lacks {len(unknown)} of {len(tested)} images of "

@@ -1,4 +1,4 @@
-"""Reading annotation files in the format of COCO, for what the checks need."""
+"""Read the parts of COCO annotation files that the checks need."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from mmlocal.cli.data.report import shorten
 
-_SAMPLE = 200  # images of a file that are looked for on the disk
+_SAMPLE = 200  # number of images of a file to look for on the disk
 
 
 class AnnotationError(Exception):
-    """A file that is none in the format of COCO."""
+    """A file is not in the format of COCO."""
 
 
 @dataclass
@@ -24,15 +24,15 @@ class CocoFile:
     """Parts of an annotation file that the checks need.
 
     Args:
-        categories: id -> name, in the order of the file.
+        categories: category id -> name, in the order of the file.
         parents: names that other categories give as their ``supercategory``.
-        file_names: image id -> name, of some images, evenly spread.
-        sizes: image id -> the shorter side.
-        images_with: category id -> ids of the images that have a box of it.
-        boxes: number of usable boxes by category id.
+        file_names: image id -> file name, for a sample of evenly spread images.
+        sizes: image id -> length of the shorter side in pixels.
+        images_with: category id -> ids of the images with a box of this category.
+        boxes: category id -> number of usable boxes.
         annotations: number of annotations, usable or not.
-        errors: what is wrong with the file as a whole.
-        faults: what is wrong with annotations -> their ids.
+        errors: mistakes in images and categories.
+        faults: mistake in an annotation -> ids of the annotations that have it.
     """
 
     # Faults that matter only to a pipeline that loads masks.
@@ -50,7 +50,7 @@ class CocoFile:
     faults: dict[str, list[Any]] = field(default_factory=dict)
 
     def labels(self, classes: tuple[str, ...]) -> dict[int, str]:
-        """Category id -> name of what ``classes`` select, in the order of their labels."""
+        """Category id -> name of the categories in ``classes``, in the order of their labels."""
         return {id_: name for id_, name in self.categories.items() if name in classes}
 
     @property
@@ -64,11 +64,14 @@ class CocoFile:
 
 
 def read_coco(path: str) -> CocoFile:
-    """Read an annotation file once; only what the checks need stays in memory.
+    """Read an annotation file, unless it was read before.
+
+    Args:
+        path: annotation file.
 
     Raises:
-        AnnotationError: the file is not JSON, or not laid out as COCO.
-        OSError: it cannot be opened.
+        AnnotationError: the file is not JSON, or not in the format of COCO.
+        OSError: the file cannot be opened.
     """
     state = os.stat(path)
     return _read(path, state.st_mtime_ns, state.st_size)
@@ -77,7 +80,7 @@ def read_coco(path: str) -> CocoFile:
 @lru_cache(maxsize=8)  # data sets and evaluators name the same file
 def _read(path: str, changed: int, size: int) -> CocoFile:
     gc_was_on = gc.isenabled()
-    gc.disable()  # millions of small objects and no cycles: collecting takes most of the time
+    gc.disable()  # it takes most of the time for millions of small objects, and they have no cycles
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -100,7 +103,7 @@ def _read(path: str, changed: int, size: int) -> CocoFile:
 
 def _summarise(content: Any) -> CocoFile:
     if not isinstance(content, dict):
-        raise AnnotationError("not in the format of COCO: the file holds no object")
+        raise AnnotationError("not in the format of COCO: the file holds no JSON object")
     for part in ("images", "categories"):
         if not isinstance(content.get(part), list):
             raise AnnotationError(f"not in the format of COCO: there is no list of {part}")
@@ -178,7 +181,7 @@ def _read_annotations(annotations: list, images: list, found: CocoFile) -> None:
 
 
 def _fault_of_box(annotation: dict, width: float, height: float) -> str | None:
-    """Why mmdet drops a box, if it does."""
+    """Why mmdet drops a box; ``None`` if it keeps the box."""
     try:
         x, y, w, h = annotation["bbox"]
         area = annotation["area"]

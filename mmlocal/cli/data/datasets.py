@@ -1,4 +1,4 @@
-"""The data sets of a config: behind which key they are, and what their classes are."""
+"""Find the data sets of a config, with their keys and their classes."""
 
 import logging
 import os.path as osp
@@ -21,9 +21,9 @@ class DataSet:
 
     Args:
         phase: ``"train"``, ``"val"`` or ``"test"``.
-        key: where it is in the config, such as ``train_dataloader.dataset.datasets.0``.
-        cfg: its part of the config.
-        kind: its class, ``None`` if unknown.
+        key: key of the data set in the config, such as ``train_dataloader.dataset.datasets.0``.
+        cfg: config of the data set.
+        kind: class of the data set; ``None`` if it is unknown.
     """
 
     phase: str
@@ -37,13 +37,14 @@ class DataSet:
         return f"{self.key}.classes" if "classes" in self.cfg else f"{self.key}.metainfo.classes"
 
     def build(self) -> BaseDataset | None:
-        """The data set with its settings resolved and nothing loaded, without transforms.
+        """Build the data set without its transforms, and without loading annotations.
 
-        ``None`` if that fails. Building it for the run then fails too, and tells the reason.
+        Returns:
+            The data set, or ``None`` if that fails. Then it fails in the run too, with the reason.
         """
         logger = MMLogger.get_current_instance()
         level = logger.level
-        logger.setLevel(logging.ERROR)  # the same notes come when the run builds it
+        logger.setLevel(logging.ERROR)  # the run logs the same when it builds the data set
         try:
             return DATASETS.build({**self.cfg, "pipeline": [], "lazy_init": True})
         except Exception:
@@ -52,7 +53,12 @@ class DataSet:
             logger.setLevel(level)
 
     def takes_from(self, base: type, method: str = "load_data_list") -> bool:
-        """Whether the data is read as ``base`` reads it."""
+        """Whether the class of the data set inherits a method from a base class unchanged.
+
+        Args:
+            base: class that defines the method.
+            method: name of the method.
+        """
         return (
             isinstance(self.kind, type)
             and issubclass(self.kind, base)
@@ -61,7 +67,12 @@ class DataSet:
 
 
 def leaf_datasets(dataset: object, key: str = "") -> Iterator[tuple[str, dict]]:
-    """Data set configs inside wrappers such as ``RepeatDataset``, each with its key."""
+    """Yield the data set configs inside wrappers such as ``RepeatDataset``, each with its key.
+
+    Args:
+        dataset: config of a data set or of a wrapper.
+        key: key of ``dataset`` in the config.
+    """
     if not isinstance(dataset, dict):  # already built, or absent
         return
     if "dataset" in dataset:
@@ -83,24 +94,31 @@ def datasets_of(cfg: Config, phase: str) -> list[DataSet]:
             try:
                 with DATASETS.switch_scope_and_registry(None) as registry:
                     kind = registry.get(kind)
-            except Exception:  # a scope that is no library; building tells
+            except Exception:  # an unknown scope; the builders report it
                 kind = None
         found.append(DataSet(phase, key, part, kind))
     return found
 
 
 def is_local(cfg: dict) -> bool:
-    """Whether a data set is read from this machine's file system."""
+    """Whether the config of a data set or of a loading step reads from this machine's disk."""
     backend = (cfg.get("backend_args") or {}).get("backend", "local")
     root = str(cfg.get("data_root") or "")
     return backend in ("local", "LocalBackend") and "://" not in root
 
 
 def read_classes(dataset: DataSet, findings: Findings) -> tuple[str, ...] | None:
-    """The class names that the libraries will use; ``None`` if they come from elsewhere.
+    """Read the class names that the libraries will use.
 
-    One string instead of a sequence of names is an error, as the libraries take its characters for
-    names.
+    A string instead of a sequence of names is a mistake, because the libraries take its characters
+    for names.
+
+    Args:
+        dataset: data set of a config.
+        findings: collects the mistakes.
+
+    Returns:
+        The names, or ``None`` if neither the config nor the class of the data set has them.
     """
     own = (dataset.cfg.get("metainfo") or {}).get("classes", dataset.cfg.get("classes"))
     names: Any = (
@@ -110,8 +128,8 @@ def read_classes(dataset: DataSet, findings: Findings) -> tuple[str, ...] | None
         if osp.isfile(names):
             return tuple(list_from_file(names))
         findings.error(
-            f"{dataset.classes_key} is one string, {names!r}, and no file of names; "
-            f"names are a sequence, with a comma after a single one: classes=({names!r},)"
+            f"{dataset.classes_key} is one string, {names!r}, and not a file of names; "
+            f"give a sequence of names, with a comma after a single name: classes=({names!r},)"
         )
         findings.set_names(dataset.classes_key, [names])
         return None

@@ -1,4 +1,4 @@
-"""Do the heads of a model have as many outputs as the data has classes?"""
+"""Check that the heads of a model have as many outputs as the data has classes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Head:
     """A head of the model.
 
     Args:
-        key: of its part of the config.
-        num_classes: as configured.
+        key: key of the head in the config.
+        num_classes: number of classes that the head is configured for.
     """
 
     key: str
@@ -25,11 +25,16 @@ class Head:
 
     @property
     def setting(self) -> str:
+        """Key of ``num_classes`` in the config."""
         return f"{self.key}.num_classes"
 
 
 def heads_of(cfg: Config) -> list[Head]:
-    """Heads of a config that set ``num_classes``; none of a model without numbered classes."""
+    """List the heads of a config that have one output for each class.
+
+    Args:
+        cfg: whole config.
+    """
     model, library = cfg.get("model"), library_of(cfg)
     if not isinstance(model, dict) or not library.counts_classes(model):
         return []
@@ -59,11 +64,12 @@ def compare_heads(
     """Compare the outputs of all heads with a number of classes.
 
     Args:
-        heads: from :func:`heads_of`.
-        number: classes of a data set.
-        names: what has them, for the message.
-        trains: whether the labels reach the loss.
-        findings: where to say it. Too few outputs are an error in training, all else a warning.
+        heads: result of :func:`heads_of`.
+        number: number of classes of a data set.
+        names: subject and verb for the message, such as ``"train_dataloader.dataset has"``.
+        trains: whether the labels reach the loss. Then too few outputs are an error; every other
+            difference is a warning.
+        findings: collects the differences.
     """
     for head in heads:
         if head.num_classes == number:

@@ -1,4 +1,4 @@
-"""The files and folders that a config names, and how to lay out those of the public data sets."""
+"""Check that the files and folders of a config exist, and show how to lay out public data sets."""
 
 import os.path as osp
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,17 @@ from mmlocal.libraries.base import type_name
 def check_data(cfg: Config, phases: Sequence[str]) -> None:
     """Check that every local file and folder named by the data sets of some phases exists.
 
-    Looks through data set wrappers, and at the ``ann_file`` of the evaluators. Paths with a scheme
-    (``s3://...``), data behind a non-local ``backend_args`` and data sets that download themselves
-    are left to the libraries.
+    The check looks through data set wrappers, and at the ``ann_file`` of the evaluators. It skips
+    paths with a scheme (``s3://...``), data with non-local ``backend_args``, and data sets that
+    download themselves.
 
     Args:
         cfg: whole config.
-        phases: the loaders that will run, of ``"train"``, ``"val"``, ``"test"``.
+        phases: phases that will run, of ``"train"``, ``"val"`` and ``"test"``.
 
     Raises:
-        UsageError: a phase without dataloader, or missing paths: one message with all of them, the
-            layout of the data set if it is a known one, and the demo that needs no data.
+        UsageError: a phase has no dataloader, or paths are missing. The message lists all missing
+            paths, shows the layout of a public data set, and names the demo that needs no data.
     """
     library = library_of(cfg)
     missing: dict[str, None] = {}  # a set that keeps its order
@@ -83,7 +83,7 @@ def _evaluator_files(evaluator: object) -> Iterator[str]:
 
 
 def _layout(dataset: dict, library: Library) -> list[str]:
-    """How to lay out the data set, if it is a public one."""
+    """Instructions for the layout of a public data set; none for another data set."""
     layout = library.layout_of(dataset)
     if layout is None:
         return []

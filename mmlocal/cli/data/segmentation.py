@@ -1,4 +1,4 @@
-"""Label maps of mmseg."""
+"""Check the label maps of mmseg."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mmlocal.cli.data.heads import Head, heads_of
 from mmlocal.cli.data.report import Findings, shorten
 from mmlocal.libraries.base import type_name
 
-_SAMPLE = 32  # label maps that are read
-_IGNORED = 255  # by the losses, unless told otherwise
+_SAMPLE = 32  # number of label maps to read
+_IGNORED = 255  # label that losses ignore by default
 
 
 def check_segmentation(
     cfg: Config, dataset: DataSet, classes: tuple[str, ...] | None, findings: Findings
 ) -> None:
-    """Compare the label maps of one data set, up to 32 evenly spread ones, with the heads.
+    """Compare up to 32 label maps of one data set with the heads.
 
-    The maps are read by the data set's own ``LoadAnnotations``, so ``reduce_zero_label`` and
-    selected classes are as in the run.
+    The data set's own ``LoadAnnotations`` reads the maps, so that ``reduce_zero_label`` and
+    selected classes take effect.
 
     Args:
         cfg: whole config.
-        dataset: a ``BaseSegDataset`` of mmseg.
-        classes: its class names, if known.
-        findings: where to say what disagrees.
+        dataset: data set of the class ``BaseSegDataset`` of mmseg.
+        classes: names of its classes, if known.
+        findings: collects the mistakes.
     """
     if not _check_metainfo(dataset, classes, findings) or not is_local(dataset.cfg):
         return
@@ -41,7 +41,7 @@ def check_segmentation(
         return
     try:
         items = built.load_data_list()
-    except Exception:  # building for the run tells
+    except Exception:  # the run reports it
         return
     if not items:
         _tell_empty(dataset, built, findings)
@@ -108,7 +108,7 @@ def _tell_empty(dataset: DataSet, built: Any, findings: Findings) -> None:
 
 
 def _count_labels(dataset: DataSet, items: list[dict], findings: Findings) -> np.ndarray | None:
-    """Pixels by label over some maps, as training sees them; ``None`` if there are none."""
+    """Count the pixels of each label in some maps; ``None`` if there are no maps."""
     step = _loader(dataset)
     if step is None or any(item.get("seg_map_path") is None for item in items):
         return None
@@ -127,10 +127,10 @@ def _count_labels(dataset: DataSet, items: list[dict], findings: Findings) -> np
                 "with the number of the class in each pixel"
             )
             return None
-        if labels.dtype != np.uint8:  # not read by mmseg's own step
+        if labels.dtype != np.uint8:  # another step than mmseg's own read it
             return None
         size = _image_size(item["img_path"])
-        # An orientation in the file's tags may exchange the sides.
+        # An orientation tag in the file may swap height and width.
         if size is not None and sorted(size) != sorted(labels.shape) and not other_sizes:
             other_sizes = True
             findings.warn(
@@ -142,7 +142,7 @@ def _count_labels(dataset: DataSet, items: list[dict], findings: Findings) -> np
 
 
 def _image_size(path: str) -> tuple[int, int] | None:
-    """Height and width out of the head of a file; ``None`` if it is no usual image."""
+    """Height and width from the header of an image file; ``None`` if Pillow cannot read it."""
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -160,7 +160,7 @@ def _check_labels(
     findings: Findings,
 ) -> None:
     trains = dataset.phase == "train"
-    # The data set's own ignore_index is a name only: losses and metrics have theirs.
+    # ignore_index of the data set has no effect: losses and metrics use their own.
     labels = [int(label) for label in np.flatnonzero(counts) if label != _IGNORED]
     where = f"{dataset.key} (seen in {number} label maps)"
     if not labels:

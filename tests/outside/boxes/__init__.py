@@ -1,4 +1,4 @@
-"""A package beside mmlocal: an op, a mixer, a backbone and a library, one file or folder each."""
+"""A package outside mmlocal, with an op, a mixer, a backbone and a library."""
 
 from boxes import backbone, library
 

@@ -1,4 +1,4 @@
-"""The mixer, by its name, in the frame of the backbones."""
+"""A backbone that uses the mixer by its name."""
 
 from __future__ import annotations
 

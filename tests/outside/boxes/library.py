@@ -1,4 +1,4 @@
-"""A library of the scope ``boxes``: a classifier, a data set, and the object that mmlocal asks."""
+"""A library of the scope ``boxes``: a classifier, a data set, and a Library class for mmlocal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The op with parameters."""
+"""A mixer: the op with parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over the pixels of a window, one head: the op that the test adds to mmlocal."""
+"""An op that the test adds to mmlocal: attention over a window of pixels, with one head."""
 
 from __future__ import annotations
 

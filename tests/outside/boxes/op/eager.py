@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def _taps(x: Tensor, kernel_size: int, sign: int) -> Iterator[Tensor]:
-    """``x`` moved by the offset of each tap, or back by it."""
+    """Yield ``x`` shifted by the offset of each tap, or shifted back."""
     half = kernel_size // 2
     padded = F.pad(x, (half, half, half, half))
     height, width = x.shape[2:]

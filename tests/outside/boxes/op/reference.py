@@ -1,4 +1,4 @@
-"""The definition: all windows written out."""
+"""The definition of the op, which writes out all windows."""
 
 from __future__ import annotations
 
