@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -251,4 +252,8 @@ def _warn_of_faster(candidates: tuple[Backend, ...], chosen: Backend, device: st
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=6)  # the caller of the public function
+    # At the caller of the public function, however deep this is below it.
+    frame, level = inspect.currentframe(), 1
+    while frame and frame.f_globals.get("__name__", "").startswith("mmlocal.ops."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

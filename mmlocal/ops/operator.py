@@ -64,7 +64,9 @@ class Operator:
         schema = torch.library.infer_schema(definition, mutates_args=())
         # Kernels are compiled for one window, so its size is a number and never a symbol.
         arguments = schema.partition(") -> ")[0].removeprefix("(").replace("SymInt", "int")
-        declared = arguments.split(", ")
+        # A call passes all arguments, and no default may come before the backend.
+        declared = [argument.partition("=")[0] for argument in arguments.split(", ")]
+        arguments = ", ".join(declared)
         self._arguments = [argument.split()[1] for argument in declared]
         self._count = sum(argument.startswith("Tensor") for argument in declared)
         self._step = step

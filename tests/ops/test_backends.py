@@ -5,7 +5,13 @@ import warnings
 import pytest
 import torch
 
-from mmlocal.ops import OPS, backends, elsa_attention, qna_attention
+from mmlocal.ops import (
+    OPS,
+    backends,
+    elsa_attention,
+    elsa_attention_projected,
+    qna_attention,
+)
 from mmlocal.ops.backends import Backend, choose_backend
 from mmlocal.ops.elsa import BACKENDS
 
@@ -93,6 +99,18 @@ def test_a_slow_backend_is_told_once_with_the_mend():
         other = backend("other_fast", devices=("cpu",), requires=lambda: "not there")
         choose_backend("op", (elsewhere, other, GOOD), VALUE, "good")
         choose_backend("op", (elsewhere, GOOD), VALUE, None)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_the_warning_points_at_the_caller(projected, monkeypatch):
+    monkeypatch.delenv("MMLOCAL_BACKEND", raising=False)
+    monkeypatch.setattr("mmlocal.ops.extension.unavailable_reason", f"gone: {projected}")
+    op, tensors = elsa_attention, [torch.zeros(1, 2, 3, 3), torch.zeros(1, 9, 3, 3)]
+    if projected:
+        op, tensors = elsa_attention_projected, [*tensors, torch.zeros(9, 9)]
+    with pytest.warns(UserWarning, match="several times slower than cpp: gone") as told:
+        op(*tensors, kernel_size=3)
+    assert told[0].filename == __file__
 
 
 def test_a_module_that_does_not_import_is_a_reason(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ FILES = {
         import torch.nn.functional as F
         from torch import Tensor
 
-        def forward(value: Tensor, scale: Tensor | None, dilation: int) -> Tensor:
+        def forward(value: Tensor, scale: Tensor | None = None, dilation: int = 1) -> Tensor:
             '''The right neighbour, scaled.'''
             out = F.pad(value, (0, dilation))[..., dilation:]
             return out if scale is None else out * scale[:, None, None]
