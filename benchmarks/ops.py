@@ -44,8 +44,8 @@ def choose_backends(
 
     Args:
         op: name out of ``OPS``.
-        names: names of backends; ``None`` for all that run here, except those that run only if they
-            are named.
+        names: names of backends; ``None`` for all that run here without
+            being named.
         dtype: data type of the values.
         device: device that the backends run on.
 
