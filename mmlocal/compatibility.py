@@ -65,7 +65,7 @@ class Support:
 SUPPORT = {
     "Python": Support(("3.10", "3.11", "3.12"), "3.10"),
     "torch": Support(
-        ("2.11.0",), "2.6", note="for mmdet and mmseg 2.14 or newer, if mmcv has to be compiled"
+        ("2.11.0",), "2.6", note="2.14 or newer if mmcv must be compiled (mmdet, mmseg)"
     ),
     "torchvision": Support(("0.26.0",), "0.21", note="a release that was made for another torch"),
     "triton": Support(("3.6.0",), "3.3"),
