@@ -38,8 +38,8 @@ class Operator:
     Args:
         name: name of the public function and of the operator.
         definition: ``forward`` of the backend ``reference``. Its type hints give the schema. The
-            tensors come first. A tensor of four dimensions is a map, and its samples do not depend
-            on each other. The first tensor is a map.
+            tensors come first. A tensor of four dimensions is a map, unless ``tables`` names it.
+            The samples of a map do not depend on each other. The first tensor is a map.
         backends: implementations, fastest first.
         fake: function that takes all arguments and returns an empty tensor of the output's shape,
             dtype and strides.
@@ -47,6 +47,11 @@ class Operator:
             Distances that lead beyond the map, or beyond its ``padding`` if there is such an
             argument, all give the same result. The operator cuts the distance there, so it can
             neither overflow nor fill the memory in a backend.
+        tables: names of the tensors that may have four dimensions but no batch, such as the weight
+            ``(C, 1, k, k)`` of a depth-wise convolution.
+
+    Raises:
+        ValueError: ``tables`` names an argument that is not a tensor.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Operator:
         *,
         fake: Callable[..., Tensor] = like_value,
         step: str | None = None,
+        tables: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.definition = definition
@@ -69,6 +75,12 @@ class Operator:
         arguments = ", ".join(declared)
         self._arguments = [argument.split()[1] for argument in declared]
         self._count = sum(argument.startswith("Tensor") for argument in declared)
+        names = self._arguments[: self._count]
+        if unknown := set(tables) - set(names):
+            raise ValueError(
+                f"{name}: tables must be among {', '.join(names)}, got {', '.join(sorted(unknown))}"
+            )
+        self._tables = [argument in tables for argument in names]
         self._step = step
         self._forward_op = torch.library.custom_op(
             f"mmlocal::{name}",
@@ -85,7 +97,7 @@ class Operator:
         )
         self._forward_op.register_fake(fake)
         self._backward_op.register_fake(self._fake_backward)
-        self._apply = _differentiable(name, self._forward_op, self._backward_op, self._count)
+        self._apply = _differentiable(name, self._forward_op, self._backward_op, self._tables)
 
     def __call__(self, *args: Any, backend: str | None) -> Tensor:
         """Run on the named backend, or on the fastest one that can take the first tensor.
@@ -131,10 +143,10 @@ class Operator:
 
     def _fake_backward(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         return tuple(
-            (new_map(x, x.shape) if x.dim() == 4 else x.new_empty(x.shape))
+            (new_map(x, x.shape) if x.dim() == 4 and not table else x.new_empty(x.shape))
             if needed
             else grad.new_empty(0)
-            for x, needed in zip(args[: self._count], args[-1], strict=True)
+            for x, table, needed in zip(args[: self._count], self._tables, args[-1], strict=True)
         )
 
 
@@ -156,21 +168,22 @@ def as_for_convolution(
 
 
 def _differentiable(
-    name: str, forward_op: CustomOpDef, backward_op: CustomOpDef, count: int
+    name: str, forward_op: CustomOpDef, backward_op: CustomOpDef, tables: list[bool]
 ) -> Callable[..., Tensor]:
     """Register the gradients of both operators, and return the first one for ``torch.func``.
 
     Args:
         name: public function, for error messages.
-        forward_op: operator that takes ``count`` tensors and settings. The last setting is the
-            backend.
+        forward_op: operator that takes tensors and settings. The last setting is the backend.
         backward_op: operator that takes the gradient of the output, the arguments of
             ``forward_op``, and which gradients are needed.
-        count: number of tensors.
+        tables: for each tensor, whether it has no batch even if it has four dimensions.
 
     Returns:
         ``forward_op`` as a function that the transforms of ``torch.func`` accept.
     """
+
+    count = len(tables)
 
     def remember(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:count])
@@ -204,14 +217,14 @@ def _differentiable(
         forward = staticmethod(lambda *args: forward_op(*args))
         setup_context = staticmethod(remember)
         backward = staticmethod(gradients_by(lambda *args: Gradients.apply(*args)))
-        vmap = staticmethod(lambda *args: _vmap(Attention.apply, count, 0, *args))
+        vmap = staticmethod(lambda *args: _vmap(Attention.apply, tables, 0, *args))
         jvp = staticmethod(no_jvp)
 
     class Gradients(torch.autograd.Function):
         forward = staticmethod(lambda *args: backward_op(*args))
         setup_context = staticmethod(remember_settings)
         backward = staticmethod(no_second)
-        vmap = staticmethod(lambda *args: _vmap(Gradients.apply, count, 1, *args))
+        vmap = staticmethod(lambda *args: _vmap(Gradients.apply, tables, 1, *args))
         jvp = staticmethod(no_jvp)
 
     forward_op.register_autograd(gradients_by(backward_op), setup_context=remember)
@@ -219,12 +232,15 @@ def _differentiable(
     return Attention.apply
 
 
-def _vmap(call: Callable, count: int, first: int, info: Any, in_dims: tuple, *args: Any) -> tuple:
+def _vmap(
+    call: Callable, tables: list[bool], first: int, info: Any, in_dims: tuple, *args: Any
+) -> tuple:
     """Run the samples of vmap as one larger batch, or one by one if each has its own tables.
 
     Args:
         call: the operator.
-        count: number of tensors that it takes.
+        tables: for each tensor that it takes, whether it has no batch even if it has four
+            dimensions.
         first: index of the first of these tensors. In a backward pass, the gradient comes before.
         info: object of ``torch.func`` that has the number of samples.
         in_dims: dimension of the samples in each argument, or ``None``.
@@ -237,11 +253,19 @@ def _vmap(call: Callable, count: int, first: int, info: Any, in_dims: tuple, *ar
     args = tuple(
         x.movedim(d, 0) if b else x for x, d, b in zip(args, in_dims, batched, strict=True)
     )
+    count = len(tables)
     needed = args[-1] if first else [False] * count
     samples = info.batch_size
+    of_tables = {first + i for i, table in enumerate(tables) if table}
+    maps = [
+        isinstance(x, Tensor) and x.dim() - b >= 4 and i not in of_tables
+        for i, (x, b) in enumerate(zip(args, batched, strict=True))
+    ]
     if any(
-        isinstance(x, Tensor) and x.dim() - b < 4 and (b or need)
-        for x, b, need in zip(args[first:], batched[first:], needed, strict=False)
+        isinstance(x, Tensor) and not is_map and (b or need)
+        for x, is_map, b, need in zip(
+            args[first:], maps[first:], batched[first:], needed, strict=False
+        )
     ):
         results = [
             call(*(x[i] if b else x for x, b in zip(args, batched, strict=True)))
@@ -251,12 +275,10 @@ def _vmap(call: Callable, count: int, first: int, info: Any, in_dims: tuple, *ar
             return torch.stack(results), 0
         return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * count
 
-    def merged(x: Any, b: bool) -> Any:
-        if not isinstance(x, Tensor) or x.dim() - b < 4:
-            return x
+    def merged(x: Tensor, b: bool) -> Tensor:
         return (x if b else x.expand(samples, *x.shape)).flatten(0, 1)
 
-    results = call(*(merged(x, b) for x, b in zip(args, batched, strict=True)))
+    results = call(*(merged(x, b) if m else x for x, b, m in zip(args, batched, maps, strict=True)))
     if not first:
         return results.unflatten(0, (samples, results.shape[0] // samples)), 0
     return (

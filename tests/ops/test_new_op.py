@@ -1,13 +1,15 @@
 """An op of another package: a definition and one backend, made into an operator by one call."""
 
+import functools
 import sys
 import textwrap
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import leaves, run, worst_error
 from torch import nn
-from torch.func import vmap
+from torch.func import grad, vmap
 
 from mmlocal.ops.backends import make_backends
 from mmlocal.ops.operator import Operator
@@ -151,3 +153,70 @@ def test_a_kind_of_backend_that_does_not_exist():
 def test_a_definition_without_type_hints():
     with pytest.raises(ValueError, match="must have a type annotation"):
         Operator("untyped_for_a_test", lambda value: value, ())
+
+
+class DepthWise:
+    """A depth-wise convolution of 3x3, as a backend that is a module."""
+
+    @staticmethod
+    def forward(value, weight):
+        return F.conv2d(value, weight, padding=1, groups=len(weight))
+
+    @staticmethod
+    def backward(grad, value, weight, needs_grad):
+        sizes = dict(bias_sizes=None, stride=[1, 1], padding=[1, 1], dilation=[1, 1])
+        return torch.ops.aten.convolution_backward(
+            grad, value, weight, **sizes, transposed=False, output_padding=[0, 0],
+            groups=len(weight), output_mask=[*needs_grad, False],
+        )[:2]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def depth_wise():
+    def definition(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return DepthWise.forward(value, weight)
+
+    sys.modules["depth_wise_op.eager"] = sys.modules["depth_wise_op.reference"] = DepthWise
+    backends = make_backends("depth_wise_op", {torch.float32: 1e-5, torch.float64: 1e-13})
+    yield functools.partial(
+        Operator("depth_wise_for_a_test", definition, backends, tables=("weight",)), backend="eager"
+    )
+    del sys.modules["depth_wise_op.eager"], sys.modules["depth_wise_op.reference"]
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=str)
+def test_vmap_with_a_table_of_four_dimensions(depth_wise, in_dims):
+    """The weight ``(C, 1, 3, 3)`` has no batch that vmap could add to."""
+    g = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 4, 5), (3, 1, 3, 3))
+    args = [torch.randn(*([4] if d == 0 else []), *shape, generator=g, dtype=torch.float64)
+            for d, shape in zip(in_dims, shapes, strict=True)]  # fmt: skip
+    single = [[x if d is None else x[i] for x, d in zip(args, in_dims, strict=True)]
+              for i in range(4)]  # fmt: skip
+    out = vmap(depth_wise, in_dims)(*args)
+    torch.testing.assert_close(out, torch.stack([DepthWise.forward(*one) for one in single]))
+    for argnums in ((0,), (0, 1)):
+        gradients = vmap(grad(lambda *x: depth_wise(*x).square().sum(), argnums), in_dims)(*args)
+        for i, ours in zip(argnums, gradients, strict=True):
+            expected = [grad(lambda *x: DepthWise.forward(*x).square().sum(), i)(*one)
+                        for one in single]  # fmt: skip
+            torch.testing.assert_close(ours, torch.stack(expected))
+
+
+def test_fake_gradient_of_a_table_of_four_dimensions(depth_wise):
+    """The fake gradient of a table is contiguous, even if the table is channels-last."""
+    weight = torch.randn(3, 4, 3, 3).contiguous(memory_format=torch.channels_last).to("meta")
+    value = torch.empty(2, 3, 4, 5, device="meta")
+    backward = torch.ops.mmlocal.depth_wise_for_a_test_backward
+    of_value, of_weight = backward(value, value, weight, "eager", [True, True])
+    assert of_value.shape == value.shape
+    assert of_weight.shape == weight.shape
+    assert of_weight.is_contiguous()
+
+
+def test_a_table_that_is_not_a_tensor_of_the_definition():
+    def definition(value: torch.Tensor, size: int) -> torch.Tensor:
+        return value
+
+    with pytest.raises(ValueError, match="bad_table: tables must be among value, got size"):
+        Operator("bad_table", definition, (), tables=("size",))
