@@ -23,6 +23,8 @@ class Op:
         analysis: dotted path of a module with the FLOPs formulas and the benchmark cases, such as
             ``mmlocal.ops.elsa.analysis``. It is imported when it is needed.
         variants: further public functions of the op, for other inputs.
+        tables: names of the tensors that may have four dimensions but no batch, as for
+            :class:`mmlocal.ops.operator.Operator`.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Op:
     backends: tuple[Backend, ...]
     analysis: str
     variants: tuple[Callable[..., Tensor], ...] = ()
+    tables: tuple[str, ...] = ()
 
     def load_analysis(self) -> ModuleType:
         """Import the module that ``analysis`` names."""

@@ -143,48 +143,58 @@ class _Source:
         return x
 
 
+def _elsa(pick: random.Random, k: int, size: tuple[int, ...], channels: int) -> tuple[dict, dict]:
+    """Return shapes by tensor, and settings. ``size`` is batch, heads, height and width."""
+    k += k % 2 == 0
+    batch, heads, *sides = size
+    lam, gamma = pick.choice([(0, 0), (0, 1), (1, 0), (1, 1), (1, 1), (0.5, 2.0), (2, -0.5)])
+    settings = dict(
+        kernel_size=k,
+        dilation=pick.choice([1, 1, 1, 2, 3, 40, 2**62]),
+        lam=lam,
+        gamma=gamma,
+        softmax=pick.random() < 0.75,
+    )
+    shapes = {"value": (batch, channels, *sides), "attn": (batch, heads * k * k, *sides)}
+    shapes |= {"ghost_mul": (channels, k, k)} if lam else {}
+    shapes |= {"ghost_add": (channels, k, k)} if gamma else {}
+    return shapes, settings
+
+
+def _qna(pick: random.Random, k: int, size: tuple[int, ...], channels: int) -> tuple[dict, dict]:
+    """Return shapes by tensor, and settings. ``size`` is batch, heads, height and width."""
+    queries, padding = pick.choice([1, 2, 2, 3]), pick.randrange(k)
+    batch, heads, *sides = size
+    sides = [max(side, k - 2 * padding) for side in sides]
+    settings = dict(
+        num_queries=queries,
+        kernel_size=k,
+        stride=pick.choice([1, 1, 1, 2, 3, 5, 2**62]),
+        padding=padding,
+        sum_queries=pick.random() < 0.7,
+    )
+    shapes = {"value": (batch, channels, *sides), "scores": (batch, queries * heads, *sides)}
+    shapes |= {"rel_pos": (queries * heads, k, k)} if pick.random() < 0.6 else {}
+    shapes |= {"tap_weight": (queries * heads, k, k)} if pick.random() < 0.6 else {}
+    return shapes, settings
+
+
+# The generator of each op's shapes and settings. A new op needs one here.
+MAKE = {"elsa": _elsa, "qna": _qna}
+
+
 def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
     """Return the problem of a seed. ``limit`` bounds kernel, map and channels."""
     source = _Source(seed)
     pick = source.choose
     k = pick.choice([n for n in (1, 2, 3, 3, 3, 4, 5, 7, 9, 13) if n <= limit])
-    if op == "elsa" and k % 2 == 0:
-        k += 1
     heads, per_head = (
         pick.choice([n for n in choices if n <= 3 * limit])
         for choices in ([1, 1, 2, 3, 5], [1, 2, 3, 4, 8, 9, 17, 33])
     )
     batch = pick.choice([0, 1, 1, 2, 3])
     height, width = pick.randint(1, limit), pick.randint(1, limit + limit // 2)
-    channels = heads * per_head
-    if op == "elsa":
-        lam, gamma = pick.choice([(0, 0), (0, 1), (1, 0), (1, 1), (1, 1), (0.5, 2.0), (2, -0.5)])
-        settings = dict(
-            kernel_size=k,
-            dilation=pick.choice([1, 1, 1, 2, 3, 40, 2**62]),
-            lam=lam,
-            gamma=gamma,
-            softmax=pick.random() < 0.75,
-        )
-        shapes = {"value": (batch, channels, height, width)}
-        shapes["attn"] = (batch, heads * k * k, height, width)
-        shapes |= {"ghost_mul": (channels, k, k)} if lam else {}
-        shapes |= {"ghost_add": (channels, k, k)} if gamma else {}
-    else:
-        queries, padding = pick.choice([1, 2, 2, 3]), pick.randrange(k)
-        height = max(height, k - 2 * padding)
-        width = max(width, k - 2 * padding)
-        settings = dict(
-            num_queries=queries,
-            kernel_size=k,
-            stride=pick.choice([1, 1, 1, 2, 3, 5, 2**62]),
-            padding=padding,
-            sum_queries=pick.random() < 0.7,
-        )
-        shapes = {"value": (batch, channels, height, width)}
-        shapes["scores"] = (batch, queries * heads, height, width)
-        shapes |= {"rel_pos": (queries * heads, k, k)} if pick.random() < 0.6 else {}
-        shapes |= {"tap_weight": (queries * heads, k, k)} if pick.random() < 0.6 else {}
+    shapes, settings = MAKE[op](pick, k, (batch, heads, height, width), heads * per_head)
 
     dtype = pick.choice(FLOATS)
     mixed = pick.random() < 0.2
@@ -193,7 +203,7 @@ def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
     for name, shape in shapes.items():
         factor = pick.choice([1, 1, 1, 1, 0.01, 10, 100, 1e4])
         x = source.randn(*shape) * factor
-        if name == "ghost_mul" and settings["lam"] == 0.5:
+        if settings.get("lam") == 0.5 and name == "ghost_mul":
             x = x.abs() + 0.01
         x = x.to(pick.choice(FLOATS) if mixed else dtype)
         tensors[name] = _arrange(x, layout if x.dim() == 4 or layout != "channels-last" else "")

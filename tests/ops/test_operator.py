@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,17 +21,29 @@ CASES = [
 cases = pytest.mark.parametrize(("op", "backend"), CASES, ids=["-".join(c) for c in CASES])
 
 
-def make(op: str, backend: str, samples: int = 3):
-    """A function of four tensors, and tensors: maps of single samples, and tables."""
+# Tables that the benchmark's inputs leave out. Each has the shape of another table.
+MORE_TABLES = {"elsa": {"ghost_mul": "ghost_add"}}
+
+
+def make(op: str, backend: str | None, samples: int = 3):
+    """A function of maps and tables, a list of several samples of each map, and the tables."""
     g = torch.Generator().manual_seed(0)
     randn = functools.partial(torch.randn, generator=g, dtype=torch.float64)
-    maps = (randn(samples, 1, 4, 4, 3), randn(samples, 1, 18 if op == "elsa" else 4, 4, 3))
-    tables = (randn(4, 3, 3), randn(4, 3, 3))
-    if op == "elsa":
-        settings = dict(kernel_size=3, backend=backend)
-        return functools.partial(elsa_attention, **settings), (*maps, *tables)
-    settings = dict(num_queries=2, kernel_size=3, padding=1, backend=backend)
-    return functools.partial(qna_attention, **settings), (*maps, *tables)
+    analysis = OPS[op].load_analysis()
+    case = analysis.CASES["smoke"][0]
+    case = replace(case, batch=1, channels=2 * case.heads, height=4, width=3)
+    inputs = analysis.make_inputs(case, lambda *shape: randn(*shape))
+    for name, like in MORE_TABLES.get(op, {}).items():
+        inputs[name] = randn(*inputs[like].shape)
+    maps = [n for n, x in inputs.items() if x.dim() == 4 and n not in OPS[op].tables]
+    names = [*maps, *(n for n in inputs if n not in maps)]
+    call = functools.partial(OPS[op].function, **analysis.settings(case), backend=backend)
+
+    def function(*tensors):
+        return call(**dict(zip(names, tensors, strict=True)))
+
+    several = [randn(samples, *inputs[name].shape) for name in maps]
+    return function, several, [inputs[name] for name in names[len(maps) :]]
 
 
 def by_autograd(f, args, cotangent=None):
@@ -43,17 +56,18 @@ def by_autograd(f, args, cotangent=None):
 
 @cases
 def test_grad_vjp_and_jacrev(op, backend):
-    f, (value, attn, *tables) = make(op, backend)
-    args = (value[0], attn[0], *tables)
+    f, maps, tables = make(op, backend)
+    args = (*(x[0] for x in maps), *tables)
+    every = tuple(range(len(args)))
     for ours, expected in zip(
-        grad(lambda *x: f(*x).sum(), argnums=(0, 1, 2, 3))(*args), by_autograd(f, args), strict=True
+        grad(lambda *x: f(*x).sum(), argnums=every)(*args), by_autograd(f, args), strict=True
     ):
         torch.testing.assert_close(ours, expected)
     out, back = vjp(f, *args)
     cotangent = torch.randn_like(out)
     for ours, expected in zip(back(cotangent), by_autograd(f, args, cotangent), strict=True):
         torch.testing.assert_close(ours, expected)
-    jacobians = jacrev(f, argnums=(0, 1, 2, 3))(*args)
+    jacobians = jacrev(f, argnums=every)(*args)
     for jacobian, expected in zip(jacobians, by_autograd(f, args, cotangent), strict=True):
         product = torch.tensordot(cotangent, jacobian, dims=out.dim())
         torch.testing.assert_close(product, expected)
@@ -61,21 +75,16 @@ def test_grad_vjp_and_jacrev(op, backend):
 
 @cases
 def test_vmap_and_gradients_per_sample(op, backend):
-    f, args = make(op, backend)
-    over_maps = (0, 0, None, None)
-    one_by_one = [(v, a, *args[2:]) for v, a in zip(*args[:2], strict=True)]
+    f, maps, tables = make(op, backend)
+    args = (*maps, *tables)
+    over_maps = (*[0] * len(maps), *[None] * len(tables))
+    one_by_one = [(*one, *tables) for one in zip(*maps, strict=True)]
     out = vmap(f, in_dims=over_maps)(*args)
     torch.testing.assert_close(out, torch.stack([f(*one) for one in one_by_one]))
-    out = vmap(f, in_dims=(1, None, None, None), out_dims=1)(
-        args[0].movedim(0, 1), *one_by_one[0][1:]
-    )
-    expected = [f(v, *one_by_one[0][1:]) for v in args[0]]
-    torch.testing.assert_close(out, torch.stack(expected, dim=1))
-    tables = torch.stack([args[2], args[2] + 1])  # one for each member of an ensemble
-    out = vmap(f, in_dims=(None, None, 0, None))(*one_by_one[0][:2], tables, args[3])
-    expected = [f(*one_by_one[0][:2], table, args[3]) for table in tables]
-    torch.testing.assert_close(out, torch.stack(expected))
-    for argnums in ((0, 1), (0, 1, 2, 3)):
+    first, *others = one_by_one[0]
+    out = vmap(f, in_dims=(1, *[None] * len(others)), out_dims=1)(maps[0].movedim(0, 1), *others)
+    torch.testing.assert_close(out, torch.stack([f(v, *others) for v in maps[0]], dim=1))
+    for argnums in (tuple(range(len(maps))), tuple(range(len(args)))):
         ours = vmap(grad(lambda *x: f(*x).sum(), argnums=argnums), in_dims=over_maps)(*args)
         expected = [by_autograd(f, one) for one in one_by_one]
         for i, x in zip(argnums, ours, strict=True):
@@ -83,9 +92,21 @@ def test_vmap_and_gradients_per_sample(op, backend):
 
 
 @cases
+def test_vmap_over_each_table(op, backend):
+    """An ensemble, whose members have their own numbers in one table."""
+    f, maps, tables = make(op, backend)
+    args = (*(x[0] for x in maps), *tables)
+    for i in range(len(maps), len(args)):
+        members = [(*args[:i], args[i] + shift, *args[i + 1 :]) for shift in (0, 1)]
+        in_dims = tuple(0 if j == i else None for j in range(len(args)))
+        out = vmap(f, in_dims)(*args[:i], torch.stack([m[i] for m in members]), *args[i + 1 :])
+        torch.testing.assert_close(out, torch.stack([f(*m) for m in members]))
+
+
+@cases
 def test_derivatives_that_only_the_definition_has(op, backend):
-    f, (value, attn, *tables) = make(op, backend)
-    args = (value[0], attn[0], *tables)
+    f, maps, tables = make(op, backend)
+    args = (*(x[0] for x in maps), *tables)
     leaves = [x.clone().requires_grad_() for x in args]
 
     def forward_mode():
@@ -99,7 +120,8 @@ def test_derivatives_that_only_the_definition_has(op, backend):
         if backend == "reference":
             call()
             continue
-        message = f"{op}_attention: backend='{backend}' has no {what}.* backend='reference', which"
+        name = OPS[op].function.__name__
+        message = f"{name}: backend='{backend}' has no {what}.* backend='reference', which"
         with pytest.raises(RuntimeError, match=message):
             call()
 
@@ -108,8 +130,8 @@ def test_derivatives_that_only_the_definition_has(op, backend):
 def test_shapes_without_numbers(op, backend, monkeypatch):
     """Meta tensors, and the fake ones of an exporter, with a backend named by the environment."""
     monkeypatch.setenv("MMLOCAL_BACKEND", backend)
-    f, (value, attn, *tables) = make(op, None)
-    args = (value[0], attn[0], *tables)
+    f, maps, tables = make(op, None)
+    args = (*(x[0] for x in maps), *tables)
     expected = f(*args)
     meta = f(*(x.to("meta").requires_grad_() for x in args))
     assert meta.is_meta
