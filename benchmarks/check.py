@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import make_tensors, op_function, op_tensors
+from mmlocal.ops import OPS
 from mmlocal.ops.backends import Backend
 from mmlocal.ops.cases import Case
 
@@ -53,6 +54,11 @@ def _compare(
             )
 
 
+def _step(x: Tensor, case: Case) -> int:
+    """Distance of the pixels of a map, in pixels of the case."""
+    return 1 if x.shape[2:] == (case.height, case.width) else case.stride
+
+
 def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torch.device) -> None:
     """Compare output and all gradients of a backend with ``reference`` in float64.
 
@@ -91,22 +97,24 @@ def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torc
     first = [max(0, size - span) // case.stride * case.stride for size in (case.height, case.width)]
     corner = replace(case, batch=1, height=case.height - first[0], width=case.width - first[1])
 
-    def cut(x: Tensor, stride: int = 1) -> Tensor:
-        return x[-1:, :, first[0] // stride :, first[1] // stride :] if x.dim() == 4 else x
+    maps = {name for name, x in tensors.items() if x.dim() == 4 and name not in OPS[case.op].tables}
+
+    def cut(x: Tensor) -> Tensor:
+        step = _step(x, case)
+        return x[-1:, :, first[0] // step :, first[1] // step :]
 
     exact = _exact(
         corner,
-        {name: cut(x) for name, x in tensors.items()},
-        cut(cotangent, case.stride),
+        {name: cut(x) if name in maps else x for name, x in tensors.items()},
+        cut(cotangent),
     )
-    n = _CORNER // case.stride
+    # Gradients of tables sum over all pixels, so the corner has others.
+    compared = {"output", *(f"gradient of {name}" for name in maps)}
+    sizes = {
+        name: max(1, _CORNER // _step(x, case)) for name, x in ours.items() if name in compared
+    }
 
     def last(results: dict[str, Tensor]) -> dict[str, Tensor]:
-        sizes = {name: n if name == "output" else _CORNER for name in results}
-        return {
-            name: x[-1:, :, -sizes[name] :, -sizes[name] :]
-            for name, x in results.items()
-            if x.dim() == 4  # gradients of tables sum over all pixels, so the corner has others
-        }
+        return {name: results[name][-1:, :, -n:, -n:] for name, n in sizes.items()}
 
     _compare(last(ours), last(exact), backend, dtype, f"{where}, last corner")

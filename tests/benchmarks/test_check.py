@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tool_scripts import load_tool
 
 from benchmarks.check import WrongResultError, check_backend
-from mmlocal.ops import OPS, elsa, qna
+from mmlocal.ops import OPS, Op, elsa, qna
 from mmlocal.ops.backends import Backend
 from mmlocal.ops.cases import Case
 from mmlocal.ops.elsa import eager as elsa_eager
@@ -108,3 +109,39 @@ def test_tool_refuses_and_exits_with_1(broken, monkeypatch, tmp_path):
     assert isinstance(exit_.value.code, str)
     assert "backend broken" in exit_.value.code
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_maps_of_several_resolutions_and_a_table_of_four_dimensions(wrong, monkeypatch):
+    """A gate of half the resolution scales a depth-wise convolution of full resolution."""
+
+    def gated(value, gate, weight, *, backend):
+        out = F.conv2d(value, weight, padding=1, groups=len(weight))
+        gate = gate.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        out = out * gate[..., : value.shape[2], : value.shape[3]]
+        if wrong and backend == "broken" and value.shape[2] > 60:
+            height, width = value.shape[2:]
+            out = out + F.pad(torch.ones(1, 1, 1, 1), (width - 1, 0, height - 1, 0))
+        return out
+
+    def make_inputs(case, make):
+        channels, height, width = case.channels, case.height, case.width
+        return dict(
+            value=make(case.batch, channels, height, width),
+            gate=make(case.batch, channels, -(-height // 2), -(-width // 2)),
+            weight=make(channels, 1, 3, 3),
+        )
+
+    analysis = types.ModuleType("analysis_of_gated")
+    analysis.make_inputs, analysis.settings = make_inputs, lambda case: {}
+    monkeypatch.setitem(sys.modules, analysis.__name__, analysis)
+    atol = {torch.float32: 1e-5}
+    backend = Backend("broken", "", "torch", ("any",), tuple(atol), deterministic=True, atol=atol)
+    op = Op("gated", gated, (backend,), analysis.__name__, tables=("weight",))
+    monkeypatch.setitem(OPS, "gated", op)
+    case = Case("gated", "big", 1, 4, 1, 70, 61, 3, stride=2)
+    if not wrong:
+        check_backend(backend, case, torch.float32, CPU)
+        return
+    with pytest.raises(WrongResultError, match=r"gated, big, last corner.*: output is off by"):
+        check_backend(backend, case, torch.float32, CPU)
