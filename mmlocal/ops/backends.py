@@ -34,8 +34,8 @@ class Backend:
         atol: largest error by dtype of outputs and gradients. The error is measured against
             ``reference`` in float64 on the same numbers, relative to the largest reference value.
             A gradient that passes through a softmax is a difference, so its error is relative to
-            the largest sum of the magnitudes of its terms. Large positions allow more, see
-            :meth:`tolerance`.
+            the largest sum of the magnitudes of its terms. If an op adds a table to exponents, and
+            the table has entries above 16, the error may be larger by the largest entry over 16.
         any_threads: whether the results are the same for every number of threads.
         requires: function that returns why the backend cannot run in this environment, or ``None``.
         only_if_named: whether ``backend=None`` leaves it out.
@@ -77,17 +77,6 @@ class Backend:
         if value.dtype not in self.dtypes:
             reasons.append(f"does not take {value.dtype}")
         return reasons
-
-    def tolerance(self, dtype: torch.dtype, position: float = 0.0) -> float:
-        """``atol``, raised for large entries of ``rel_pos``.
-
-        Entries above 16 leave fewer digits to the exponents that they are added to.
-
-        Args:
-            dtype: dtype of the result.
-            position: largest magnitude in ``rel_pos``.
-        """
-        return self.atol[dtype] * max(1.0, position / 16)
 
     def load(self) -> ModuleType:
         """Import the implementation."""

@@ -145,9 +145,3 @@ def test_oldest_triton(version, reason, monkeypatch):
 def test_a_tensor_without_numbers_has_any_backend():
     on_gpu = backend("gpu", devices=("cuda",))
     assert choose_backend("op", (on_gpu,), torch.zeros(1, device="meta"), "gpu") is on_gpu
-
-
-def test_large_positions_widen_the_tolerance():
-    exact = backend("exact", atol={torch.float32: 1e-6})
-    assert exact.tolerance(torch.float32) == exact.tolerance(torch.float32, 16) == 1e-6
-    assert exact.tolerance(torch.float32, 160) == pytest.approx(1e-5)

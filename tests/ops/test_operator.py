@@ -81,7 +81,7 @@ def test_vmap_and_gradients_per_sample(op, backend):
     one_by_one = [(*one, *tables) for one in zip(*maps, strict=True)]
     out = vmap(f, in_dims=over_maps)(*args)
     torch.testing.assert_close(out, torch.stack([f(*one) for one in one_by_one]))
-    first, *others = one_by_one[0]
+    others = one_by_one[0][1:]
     out = vmap(f, in_dims=(1, *[None] * len(others)), out_dims=1)(maps[0].movedim(0, 1), *others)
     torch.testing.assert_close(out, torch.stack([f(v, *others) for v in maps[0]], dim=1))
     for argnums in (tuple(range(len(maps))), tuple(range(len(args)))):

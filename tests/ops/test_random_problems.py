@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from random_problems import MAKE, differences, make_problem
+from random_problems import MAKE, Problem, differences, make_problem
 
 from mmlocal.ops import OPS
 
@@ -52,6 +52,15 @@ def test_the_problems_are_of_all_kinds(op):
     assert spoiled >= {None, "cotangent", *problems[0].tensors}
     assert any(len(p.live) < len(p.tensors) for p in problems)
     assert any(p.tensors["value"].numel() == 0 for p in problems)
+
+
+def test_large_positions_widen_the_tolerance():
+    atol = OPS["qna"].backends[-1].atol[torch.float32]
+    value = torch.zeros(1, 1, 1, 1)
+    for position, factor in ((0, 1), (16, 1), (160, 10)):
+        tensors = {"value": value, "rel_pos": torch.full((1, 1, 1), float(position))}
+        problem = Problem("qna", 0, tensors, {}, [], value)
+        assert problem.tolerance("reference", value) == pytest.approx(factor * atol)
 
 
 @cases
