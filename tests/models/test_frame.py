@@ -155,6 +155,26 @@ def test_whatever_comes_first_is_frozen_first(frozen_stages):
             assert module.training != f"{name}.".startswith(tuple(frozen)), name
 
 
+class Classifying(Columnar):
+    """A module and a parameter work behind the stages, as VOLO's class attention does."""
+
+    _after_stages = frozenset({"post_blocks", "cls_token"})
+
+    def _build_stages(self, *args):
+        self.post_blocks = nn.ModuleList([nn.Linear(4, 4)])
+        self.cls_token = nn.Parameter(torch.randn(4))
+        super()._build_stages(*args)
+
+
+def test_parts_behind_the_stages_are_no_embeddings():
+    backbone = Classifying(frozen_stages=3).train()
+    trained = {name for name, x in backbone.named_parameters() if x.requires_grad}
+    assert trained == {"post_blocks.0.weight", "post_blocks.0.bias", "cls_token"}
+    assert backbone.post_blocks[0].training
+    assert {backbone.get_layer_depth(name) for name in trained} == {(7, 8)}
+    assert backbone.get_layer_depth("global_embed") == (0, 8)
+
+
 @pytest.mark.parametrize("norm_eval", [False, True])
 def test_statistics_stay(norm_eval):
     """All batch norms stay in eval mode, in blocks and at outputs. All other modules train."""

@@ -82,7 +82,9 @@ class LocalBackbone(Unscripted, BaseModule):
 
     Parameters are named ``patch_embed.*``, ``stages.{i}.blocks.{j}.*``, ``stages.{i}.downsample.*``
     and ``norm{i}.*``. Any other parameter or module of the subclass counts as an embedding: it
-    freezes with the patch embedding and belongs to layer 0.
+    freezes with the patch embedding and belongs to layer 0. The exceptions are the names in
+    :attr:`_after_stages`, which never freeze and belong to the last layer. A position embedding
+    after stage 0 belongs in the module that :meth:`_make_downsample` returns.
 
     ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)`` raises unless the checkpoint
     holds every parameter of the backbone with the right shape. Only the output norms ``norm{i}``
@@ -103,6 +105,8 @@ class LocalBackbone(Unscripted, BaseModule):
     # Whether the merging of a stage counts as a block in the ramp of drop_path_rate and in
     # get_layer_depth. If not, it belongs to the block before it.
     _downsample_is_block = False
+    # Names of the modules and parameters behind the stages, such as class-attention blocks.
+    _after_stages: ClassVar[frozenset[str]] = frozenset()
     # Whether to resize tables as JAX does; see `match_state_dict`.
     _antialias = False
 
@@ -275,7 +279,8 @@ class LocalBackbone(Unscripted, BaseModule):
     def _embeddings(self) -> set[str]:
         """Names of the modules and parameters that come before the stages."""
         parts = (*self.named_children(), *self.named_parameters(recurse=False))
-        return {name for name, _ in parts} - {"stages", *(f"norm{i}" for i in self.out_indices)}
+        norms = {f"norm{i}" for i in self.out_indices}
+        return {name for name, _ in parts} - {"stages"} - norms - self._after_stages
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
         """Find the layer of a parameter, for layer-wise learning-rate decay.
