@@ -1,16 +1,17 @@
 """The C++ kernels in ``_C.so`` as functions of tensors. ``build.py`` compiles them from ``csrc``.
 
 The library does not know tensors. ``Extension.run`` checks shapes, dtypes and memory, fills a
-structure of ``csrc/kernels.h`` and passes it through ``ctypes``. Maps are ``(B, H, W, C)`` with the
-channels innermost. The library uses the threads of PyTorch's own OpenMP runtime. So there is one
-pool of threads, and ``torch.set_num_threads`` sets its size.
+structure of ``csrc/kernels.h`` and passes it through ``ctypes``. The structures of an op are in its
+``cpp.py``. Maps are ``(B, H, W, C)`` with the channels innermost. The library uses the threads of
+PyTorch's own OpenMP runtime. So there is one pool of threads, and ``torch.set_num_threads`` sets
+its size.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import Structure, byref, c_bool, c_char_p, c_int64, c_void_p
+from ctypes import Structure, byref, c_char_p, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +27,10 @@ _CAPABILITIES = {"AVX2": 1, "AVX512": 2}
 _OPENMP = ("GOMP_parallel", "omp_in_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 
-_AnyMap = TypeVar("_AnyMap", bound="_Map")
+_AnyMap = TypeVar("_AnyMap", bound="Map")
 
 
-class _Map(Structure):
+class Map(Structure):
     """``Map`` of ``kernels.h``. Samples, rows and pixels may have any strides."""
 
     _fields_ = [("data", c_void_p), ("b", c_int64), ("y", c_int64), ("x", c_int64)]
@@ -43,128 +44,52 @@ class _Map(Structure):
         return cls(x.data_ptr(), b, y, pixel)
 
 
-class _QueryMap(_Map):
+class QueryMap(Map):
     """``QueryMap`` of ``kernels.h``."""
 
     _fields_ = [("query", c_int64)]
 
     @classmethod
-    def of(cls, x: Tensor, name: str) -> _QueryMap:
+    def of(cls, x: Tensor, name: str) -> QueryMap:
         """Describe ``(B, queries or 1, H, W, C)``."""
         result = super().of(x, name)
         result.query = x.stride(1) if x.shape[1] > 1 else 0
         return result
 
 
-class _Table(c_void_p):
+class Table(c_void_p):
     """The address of numbers that lie side by side."""
 
     dtype: torch.dtype | None = None  # None: the dtype of the call
 
     @classmethod
-    def of(cls, x: Tensor, name: str) -> _Table:
+    def of(cls, x: Tensor, name: str) -> Table:
+        """Describe a tensor of any shape."""
         if not x.is_contiguous():
             raise RuntimeError(f"{name} must be contiguous, got strides {x.stride()}")
         return cls(x.data_ptr())
 
 
-class _Flags(_Table):
+class Flags(Table):
     """The address of bytes."""
 
     dtype = torch.uint8
 
 
-def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+def fields(kind: type, names: str) -> list[tuple[str, type]]:
+    """Return entries of ``_fields_``: members of one kind. Blanks separate their names."""
     return [(name, kind) for name in names.split()]
 
 
-class _Elsa(Structure):
-    """``Elsa`` of ``kernels.h``."""
+class Arguments(Structure):
+    """Base class of the structures that functions of the library take.
 
-    _fields_ = [
-        *_fields(c_int64, "batch height width heads head_dims kernel dilation parts"),
-        *_fields(c_bool, "softmax"),
-        *_fields(_Map, "value attn grad"),
-        *_fields(_Table, "mul add"),
-        *_fields(_Map, "weights out grad_value grad_attn"),
-        *_fields(_Table, "sum_mul sum_add"),
-    ]
+    An op mirrors its structures of ``kernels.h`` in its ``cpp.py``, under the same names.
+    """
 
     def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
-        pixels, taps = (self.batch, self.height, self.width), self.kernel**2
-        channels = round_up(self.heads * self.head_dims, lanes)
-        table = (taps, channels)
-        return (
-            dict.fromkeys(("value", "grad", "out", "grad_value"), (*pixels, channels))
-            | dict.fromkeys(("attn", "weights", "grad_attn"), (*pixels, self.heads * taps))
-            | dict.fromkeys(("mul", "add"), table)
-            | dict.fromkeys(("sum_mul", "sum_add"), (self.parts, *table))
-        )
-
-
-class _QnaPeak(Structure):
-    """``QnaPeak`` of ``kernels.h``."""
-
-    _fields_ = [
-        *_fields(c_int64, "batch height width tables parts"),
-        *_fields(_Map, "scores"),
-        *_fields(_Table, "peak"),
-    ]
-
-    def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
-        return {
-            "scores": (self.batch, self.height, self.width, self.tables),
-            "peak": (self.batch, self.parts, round_up(self.tables, lanes)),
-        }
-
-
-class _Qna(Structure):
-    """``Qna`` of ``kernels.h``."""
-
-    _fields_ = [
-        *_fields(c_int64, "batch channels height width out_height out_width"),
-        *_fields(c_int64, "queries heads kernel stride padding parts"),
-        *_fields(c_bool, "sum_queries"),
-        *_fields(_Map, "value scores"),
-        *_fields(_QueryMap, "grad"),
-        *_fields(_Table, "shift power rel mix rel_pos tap_weight"),
-        *_fields(_QueryMap, "out"),
-        *_fields(_Map, "inverse mean"),
-        *_fields(_Flags, "exact exact_rows"),
-        *_fields(_Map, "grad_value grad_scores"),
-        *_fields(_Table, "sum_rel sum_mix sum_exact_rel sum_exact_mix"),
-    ]
-
-    def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
-        tokens = (self.batch, self.height, self.width)
-        windows = (self.batch, self.out_height, self.out_width)
-        outputs = (self.batch, 1 if self.sum_queries else self.queries, *windows[1:], self.channels)
-        taps, tables = self.kernel**2, self.queries * self.heads
-        padded = round_up(tables, lanes)
-        rel = (taps, padded)
-        mix = (taps, round_up(self.channels, lanes) // lanes, self.queries, lanes)
-        return (
-            dict.fromkeys(("value", "grad_value"), (*tokens, self.channels))
-            | dict.fromkeys(("scores", "grad_scores"), (*tokens, tables))
-            | dict.fromkeys(("grad", "out"), outputs)
-            | dict.fromkeys(("inverse", "mean"), (*windows, padded))
-            | dict.fromkeys(("shift", "power"), (self.batch, padded))
-            | dict.fromkeys(("rel_pos", "tap_weight"), (tables, taps))
-            | dict.fromkeys(("sum_exact_rel", "sum_exact_mix"), (self.parts, tables, taps))
-            | {"exact": (*windows, tables), "exact_rows": windows[:2]}
-            | {"rel": rel, "sum_rel": (self.parts, *rel)}
-            | {"mix": mix, "sum_mix": (self.parts, *mix)}
-        )
-
-
-# The functions of the library, and the structure that each of them takes.
-_FUNCTIONS = {
-    "elsa_forward": _Elsa,
-    "elsa_backward": _Elsa,
-    "qna_peak": _QnaPeak,
-    "qna_forward": _Qna,
-    "qna_backward": _Qna,
-}
+        """Return the shapes of all tensors, by member. A vector has ``lanes`` numbers."""
+        raise NotImplementedError(f"{type(self).__name__} must define shapes")
 
 
 def round_up(count: int, lanes: int) -> int:
@@ -186,25 +111,38 @@ class Extension:
         """Return how many threads share a loop: PyTorch's number, or 1 without OpenMP."""
         return self._library.mmlocal_threads(c_int64(torch.get_num_threads()))
 
-    def run(self, function: str, dtype: torch.dtype, **arguments: int | Tensor | None) -> None:
+    def run(
+        self,
+        function: str,
+        structure: type[Arguments],
+        dtype: torch.dtype,
+        **members: int | Tensor | None,
+    ) -> None:
         """Call a function of the library.
 
         Args:
             function: name of the function in ``csrc/library.cpp``.
+            structure: the structure that the function takes.
             dtype: dtype of the tensors, float32 or float64.
-            **arguments: members of the function's structure. ``csrc/kernels.h`` gives their shapes.
-                A member that is ``None`` or left out is null.
+            **members: members of the structure. ``csrc/kernels.h`` gives their shapes. A member
+                that is ``None`` or left out is null.
 
         Raises:
-            RuntimeError: a tensor does not have the shape, dtype, device or strides that the
-                function needs.
+            RuntimeError: the function takes a structure of another size, or a tensor does not have
+                the shape, dtype, device or strides that the function needs.
         """
-        call = _FUNCTIONS[function]()
+        size = getattr(self._library, f"mmlocal_size_of_{function}")()
+        if size != ctypes.sizeof(structure):
+            raise RuntimeError(
+                f"{function} takes a structure of {size} bytes, got {structure.__name__} of "
+                f"{ctypes.sizeof(structure)} bytes"
+            )
+        call = structure()
         kinds: dict[str, Any] = {field[0]: field[1] for field in call._fields_}
-        tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
-        for name in arguments.keys() - tensors.keys():
-            if arguments[name] is not None:
-                setattr(call, name, kinds[name](arguments[name]))
+        tensors = {name: x for name, x in members.items() if isinstance(x, Tensor)}
+        for name in members.keys() - tensors.keys():
+            if members[name] is not None:
+                setattr(call, name, kinds[name](members[name]))
         shapes = call.shapes(self.lanes(dtype))
         for name, x in tensors.items():
             expected = getattr(kinds[name], "dtype", None) or dtype
@@ -243,10 +181,7 @@ def _load(path: Path = build.LIBRARY) -> tuple[Extension | None, str | None]:
     try:
         library = ctypes.CDLL(str(path))
         library.mmlocal_digest.restype = c_char_p
-        is_current = library.mmlocal_digest().decode() == build.digest() and all(
-            getattr(library, f"mmlocal_size_of_{name}")() == ctypes.sizeof(structure)
-            for name, structure in _FUNCTIONS.items()
-        )
+        is_current = library.mmlocal_digest().decode() == build.digest()
         for name in ("lanes_float", "lanes_double", "threads"):
             getattr(library, f"mmlocal_{name}").restype = c_int64
     except (OSError, AttributeError) as error:

@@ -6,6 +6,7 @@ That it computes the ops is tested with all other backends, in test_elsa.py and 
 import _ctypes
 import ctypes
 import functools
+import importlib
 import os
 import re
 import shutil
@@ -21,7 +22,9 @@ from cases import worst_error as largest_difference
 
 from mmlocal.ops import build, elsa_attention, extension, qna_attention
 from mmlocal.ops.elsa import BACKENDS as ELSA
+from mmlocal.ops.elsa.cpp import Elsa
 from mmlocal.ops.qna import BACKENDS as QNA
+from mmlocal.ops.qna.cpp import QnaPeak
 
 ROOT = Path(__file__).parents[2]
 built = pytest.mark.skipif(extension.extension is None, reason=str(extension.unavailable_reason))
@@ -221,6 +224,10 @@ def test_memory_of_the_forward_pass(op, inputs):
 
 
 MEND = "`mmlocal build` compiles them"
+# Each function of the library, which begins with the name of its op, and its structure.
+FUNCTIONS = re.findall(
+    r"^MMLOCAL_FUNCTIONS\((\w+), (\w+)\)", (build.SOURCES / "library.cpp").read_text(), re.M
+)
 
 
 @built
@@ -250,20 +257,21 @@ def test_reasons(tmp_path, monkeypatch):
 
 
 @built
-@pytest.mark.parametrize("function", extension._FUNCTIONS)
-def test_structures_are_those_of_the_kernels(function):
-    structure = extension._FUNCTIONS[function]
+@pytest.mark.parametrize(("function", "name"), FUNCTIONS)
+def test_structures_are_those_of_the_kernels(function, name):
+    op, _, _ = function.partition("_")
+    structure = getattr(importlib.import_module(f"mmlocal.ops.{op}.cpp"), name)
     size = getattr(extension.extension._library, f"mmlocal_size_of_{function}")()
     assert size == ctypes.sizeof(structure)
     text = (build.SOURCES / "kernels.h").read_text()
-    body = re.search(rf"struct {structure.__name__[1:]} {{(.*?)\n}};", text, re.S).group(1)
+    body = re.search(rf"struct {name} {{(.*?)\n}};", text, re.S).group(1)
     kinds = {
         "int64_t": ctypes.c_int64,
         "bool": ctypes.c_bool,
-        "Map": extension._Map,
-        "QueryMap": extension._QueryMap,
-        "T*": extension._Table,
-        "uint8_t*": extension._Flags,
+        "Map": extension.Map,
+        "QueryMap": extension.QueryMap,
+        "T*": extension.Table,
+        "uint8_t*": extension.Flags,
     }
     members = []
     for line in filter(str.strip, re.sub(r"//[^\n]*", "", body).split(";")):
@@ -300,7 +308,13 @@ def test_the_library_is_never_called_with_memory_that_does_not_fit(argument):
     }[argument]
     maps = dict(value=torch.zeros(1, 4, 4, 16), attn=torch.zeros(1, 4, 4, 9), out=out)
     with pytest.raises(RuntimeError, match="out must be "):
-        extension.extension.run("elsa_forward", torch.float32, softmax=True, **sizes, **maps)
+        extension.extension.run("elsa_forward", Elsa, torch.float32, softmax=True, **sizes, **maps)
+
+
+@built
+def test_a_function_gets_no_structure_of_another_size():
+    with pytest.raises(RuntimeError, match=r"elsa_forward takes .* bytes, got QnaPeak of "):
+        extension.extension.run("elsa_forward", QnaPeak, torch.float32)
 
 
 @built
@@ -310,7 +324,7 @@ def test_a_table_that_is_not_contiguous_is_refused():
     peak = torch.zeros(1, padded, 8).mT
     with pytest.raises(RuntimeError, match="peak must be contiguous"):
         extension.extension.run(
-            "qna_peak", torch.float32, **sizes, scores=torch.zeros(1, 2, 2, 3), peak=peak
+            "qna_peak", QnaPeak, torch.float32, **sizes, scores=torch.zeros(1, 2, 2, 3), peak=peak
         )
 
 

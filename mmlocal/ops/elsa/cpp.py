@@ -7,13 +7,40 @@ Half precision is converted to float32 and back.
 
 from __future__ import annotations
 
+from ctypes import c_bool, c_int64
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops.cpp_common import PARTS, Output, computation_dtype, to_pixels
-from mmlocal.ops.extension import loaded
+from mmlocal.ops.extension import Arguments, Map, Table, fields, loaded, round_up
 from mmlocal.ops.layout import new_map, to_layout
+
+
+class Elsa(Arguments):
+    """``Elsa`` of ``kernels.h``."""
+
+    _fields_: ClassVar = [
+        *fields(c_int64, "batch height width heads head_dims kernel dilation parts"),
+        *fields(c_bool, "softmax"),
+        *fields(Map, "value attn grad"),
+        *fields(Table, "mul add"),
+        *fields(Map, "weights out grad_value grad_attn"),
+        *fields(Table, "sum_mul sum_add"),
+    ]
+
+    def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
+        pixels, taps = (self.batch, self.height, self.width), self.kernel**2
+        channels = round_up(self.heads * self.head_dims, lanes)
+        table = (taps, channels)
+        return (
+            dict.fromkeys(("value", "grad", "out", "grad_value"), (*pixels, channels))
+            | dict.fromkeys(("attn", "weights", "grad_attn"), (*pixels, self.heads * taps))
+            | dict.fromkeys(("mul", "add"), table)
+            | dict.fromkeys(("sum_mul", "sum_add"), (self.parts, *table))
+        )
 
 
 class _Call:
@@ -62,7 +89,7 @@ class _Call:
         return (F.pad(table, (0, pad)) if pad else table).contiguous()
 
     def run(self, function: str, **more: Tensor | None) -> None:
-        self.extension.run(function, self.dtype, **self.inputs, **more)
+        self.extension.run(function, Elsa, self.dtype, **self.inputs, **more)
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -12,13 +12,15 @@ a tile. Infinity or NaN would reach windows that do not hold it, so ``eager`` ta
 from __future__ import annotations
 
 import math
+from ctypes import c_bool, c_int64
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops.cpp_common import PARTS, Output, computation_dtype, to_pixels
-from mmlocal.ops.extension import loaded, round_up
+from mmlocal.ops.extension import Arguments, Flags, Map, QueryMap, Table, fields, loaded, round_up
 from mmlocal.ops.layout import new_map
 from mmlocal.ops.qna import eager
 from mmlocal.ops.qna.reference import output_size
@@ -26,6 +28,61 @@ from mmlocal.ops.qna.reference import output_size
 # exp(score) / 2^K stays in range up to this magnitude of the largest score. Beyond it, scores are
 # taken relative to the largest one. The difference is exact for all scores that count.
 _LARGE = 256.0
+
+
+class QnaPeak(Arguments):
+    """``QnaPeak`` of ``kernels.h``."""
+
+    _fields_: ClassVar = [
+        *fields(c_int64, "batch height width tables parts"),
+        *fields(Map, "scores"),
+        *fields(Table, "peak"),
+    ]
+
+    def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
+        return {
+            "scores": (self.batch, self.height, self.width, self.tables),
+            "peak": (self.batch, self.parts, round_up(self.tables, lanes)),
+        }
+
+
+class Qna(Arguments):
+    """``Qna`` of ``kernels.h``."""
+
+    _fields_: ClassVar = [
+        *fields(c_int64, "batch channels height width out_height out_width"),
+        *fields(c_int64, "queries heads kernel stride padding parts"),
+        *fields(c_bool, "sum_queries"),
+        *fields(Map, "value scores"),
+        *fields(QueryMap, "grad"),
+        *fields(Table, "shift power rel mix rel_pos tap_weight"),
+        *fields(QueryMap, "out"),
+        *fields(Map, "inverse mean"),
+        *fields(Flags, "exact exact_rows"),
+        *fields(Map, "grad_value grad_scores"),
+        *fields(Table, "sum_rel sum_mix sum_exact_rel sum_exact_mix"),
+    ]
+
+    def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
+        tokens = (self.batch, self.height, self.width)
+        windows = (self.batch, self.out_height, self.out_width)
+        outputs = (self.batch, 1 if self.sum_queries else self.queries, *windows[1:], self.channels)
+        taps, tables = self.kernel**2, self.queries * self.heads
+        padded = round_up(tables, lanes)
+        rel = (taps, padded)
+        mix = (taps, round_up(self.channels, lanes) // lanes, self.queries, lanes)
+        return (
+            dict.fromkeys(("value", "grad_value"), (*tokens, self.channels))
+            | dict.fromkeys(("scores", "grad_scores"), (*tokens, tables))
+            | dict.fromkeys(("grad", "out"), outputs)
+            | dict.fromkeys(("inverse", "mean"), (*windows, padded))
+            | dict.fromkeys(("shift", "power"), (self.batch, padded))
+            | dict.fromkeys(("rel_pos", "tap_weight"), (tables, taps))
+            | dict.fromkeys(("sum_exact_rel", "sum_exact_mix"), (self.parts, tables, taps))
+            | {"exact": (*windows, tables), "exact_rows": windows[:2]}
+            | {"rel": rel, "sum_rel": (self.parts, *rel)}
+            | {"mix": mix, "sum_mix": (self.parts, *mix)}
+        )
 
 
 def _below_infinity(x: Tensor) -> bool:
@@ -62,6 +119,7 @@ class _Call:
         peak = pixels.new_full((batch, PARTS, self.padded), -math.inf)
         self.extension.run(
             "qna_peak",
+            QnaPeak,
             self.dtype,
             **map_size,
             tables=self.tables,
@@ -129,7 +187,7 @@ class _Call:
         return pixels.unsqueeze(1) if self.sum_queries else pixels
 
     def run(self, function: str, **more: Tensor | None) -> None:
-        self.extension.run(function, self.dtype, **self.inputs, **more)
+        self.extension.run(function, Qna, self.dtype, **self.inputs, **more)
 
 
 def forward(
