@@ -33,8 +33,7 @@ class MatchReport:
         parts = [f"{len(self.loaded)} loaded"]
         for name in ("resized", "mismatched", "missing", "unexpected"):
             keys = getattr(self, name)
-            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            parts.append(f"{len(keys)} {name}" + (f" ({shown})" if keys else ""))
+            parts.append(f"{len(keys)} {name}" + (f" ({some(keys)})" if keys else ""))
         return "; ".join(parts)
 
 
@@ -102,3 +101,8 @@ def _bicubic(maps: Tensor, height: int, width: int, antialias: bool) -> Tensor:
         maps.float(), (height, width), mode="bicubic", align_corners=False, antialias=antialias
     )
     return resized.to(maps.dtype)
+
+
+def some(names: list) -> str:
+    """Join the first three of ``names``, for a message."""
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmlocal.checkpoints.flax_files import LEAVES, find_flax, flatten, load_flax, to_pytorch
+from mmlocal.checkpoints.matching import some
 from mmlocal.checkpoints.qna_layers import (
     WINDOW_TABLE,
     convert_qna_layer,
@@ -22,7 +23,6 @@ from mmlocal.checkpoints.system import (
     check_renamed,
     register_system,
     shape_of,
-    some,
     square,
 )
 

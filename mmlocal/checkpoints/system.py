@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mmlocal.checkpoints.files import load_file
+from mmlocal.checkpoints.matching import some
 
 # These heads have the same names in mmdet 2.x and 3.x, and in mmseg 0.x and 1.x.
 _HEAD = re.compile(r"(neck|rpn_head|roi_head|decode_head|auxiliary_head)\.")
@@ -285,8 +286,3 @@ def check_renamed(official: Mapping[str, Tensor], ours: Mapping[str, Tensor]) ->
     """
     if sum(t.numel() for t in official.values()) != sum(t.numel() for t in ours.values()):
         raise ValueError("several of its tensors would get the same name")
-
-
-def some(names: list) -> str:
-    """Join the first three of ``names``, for an error."""
-    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
