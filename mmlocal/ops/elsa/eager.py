@@ -7,7 +7,6 @@ convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,27 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from mmlocal.ops.eager_common import chunks
+from mmlocal.ops.eager_common import chunks, taps_inside
 from mmlocal.ops.layout import to_layout
 
 
-def _taps(kernel_size: int, dilation: int, height: int, width: int) -> Iterator[tuple]:
-    """Yield the taps that lie inside the map for some pixel.
-
-    Each item is the tap's index in row-major order, the pixels that have it inside the map, and
-    their neighbours at this tap.
-    """
-
-    def along(size: int) -> Iterator[tuple[int, slice, slice]]:
-        for index in range(kernel_size):
-            step = (index - kernel_size // 2) * dilation
-            if abs(step) < size:
-                own = slice(max(0, -step), size - max(0, step))
-                yield index, own, slice(own.start + step, own.stop + step)
-
-    for i, own_rows, rows in along(height):
-        for j, own_cols, cols in along(width):
-            yield i * kernel_size + j, (..., own_rows, own_cols), (..., rows, cols)
+def _taps(kernel_size: int, dilation: int, size: torch.Size) -> list[tuple]:
+    return taps_inside(kernel_size, 1, kernel_size // 2 * dilation, dilation, size, size)
 
 
 def _split(
@@ -105,8 +89,9 @@ def forward(
             add, conv = _table(ghost_add, v), None
 
     out = torch.zeros_like(v)
+    taps = _taps(kernel_size, dilation, shape[2:])
     for chunk in chunks(v):
-        for tap, own, other in _taps(kernel_size, dilation, *shape[2:]):
+        for tap, own, other in taps:
             neighbour, weight = v[chunk][other], weights[chunk, :, tap, None][own]
             if add is not None:
                 weight = (weight if mul is None else weight * mul[tap]) + add[tap]
@@ -155,9 +140,10 @@ def backward(
     grad_weights = torch.zeros_like(weights) if need_attn else None
     grad_mul = torch.zeros_like(mul) if need_mul and mul is not None else None
     add_sums = v.new_zeros(kernel_size**2, *v.shape[1:3]) if need_add and grad_add is None else None
+    taps = _taps(kernel_size, dilation, shape[2:])
     for chunk in chunks(v):
         product = torch.empty_like(g[chunk])
-        for tap, own, other in _taps(kernel_size, dilation, *shape[2:]):
+        for tap, own, other in taps:
             weight, own_g = weights[chunk, :, tap, None][own], g[chunk][own]
             own_product = product[own]
             if grad_value is not None:

@@ -9,12 +9,10 @@ score overflows, and the largest token of a window always counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from mmlocal.ops.eager_common import chunks
+from mmlocal.ops.eager_common import chunks, taps_inside
 from mmlocal.ops.layout import to_layout
 from mmlocal.ops.qna.reference import output_size
 
@@ -25,7 +23,7 @@ class _Windows:
     Args:
         scores: ``(b, queries, heads, H, W)``.
         rel_pos: ``(taps, queries, heads, 1, 1)`` or ``None``.
-        taps: the result of ``_taps``.
+        taps: the result of ``taps_inside``.
         size: height and width of the output.
     """
 
@@ -54,30 +52,6 @@ class _Windows:
     def attention(self, tap: int, own: tuple, other: tuple) -> Tensor:
         """Return ``(b, queries, heads, windows with this tap in the map)``."""
         return self._exp(tap, own, other).mul_(self.scale[own])
-
-
-def _taps(
-    kernel_size: int, stride: int, padding: int, map_size: torch.Size, size: list[int]
-) -> list[tuple]:
-    """Return the taps that lie inside the map for some window.
-
-    Each item is the tap's index in row-major order, the windows that have it inside the map, and
-    their tokens at this tap.
-    """
-
-    def along(tokens: int, windows: int) -> Iterator[tuple[int, slice, slice]]:
-        for index in range(kernel_size):
-            first = max(0, -((index - padding) // stride))
-            last = min(windows - 1, (tokens - 1 + padding - index) // stride)
-            if first <= last:
-                start, stop = (i * stride + index - padding for i in (first, last))
-                yield index, slice(first, last + 1), slice(start, stop + 1, stride)
-
-    return [
-        (i * kernel_size + j, (..., own_rows, own_cols), (..., rows, cols))
-        for i, own_rows, rows in along(map_size[0], size[0])
-        for j, own_cols, cols in along(map_size[1], size[1])
-    ]
 
 
 def _table(table: Tensor | None, num_queries: int, dtype: torch.dtype) -> Tensor | None:
@@ -123,7 +97,7 @@ def forward(
     batch, channels = value.shape[:2]
     size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
     v, s, rel_pos, weight = _split(value, scores, rel_pos, tap_weight, num_queries)
-    taps = _taps(kernel_size, stride, padding, value.shape[2:], size)
+    taps = taps_inside(kernel_size, stride, padding, 1, value.shape[2:], size)
     queries = 1 if sum_queries else num_queries
     out = v.new_zeros(batch, queries, *v.shape[1:3], *size)
     for chunk in chunks(v):
@@ -159,7 +133,7 @@ def backward(
     need_value, need_scores, need_rel_pos, need_weight = needs_grad
     size = [output_size(n, kernel_size, stride, padding) for n in value.shape[2:]]
     v, s, bias, weight = _split(value, scores, rel_pos, tap_weight, num_queries)
-    taps = _taps(kernel_size, stride, padding, value.shape[2:], size)
+    taps = taps_inside(kernel_size, stride, padding, 1, value.shape[2:], size)
     queries = 1 if sum_queries else num_queries
     g = grad.to(v.dtype).contiguous().view(v.shape[0], queries, *v.shape[1:3], *size)
 
