@@ -89,6 +89,13 @@ def locate(tile, count, width, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
+def channels_of(head, PER_HEAD: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The channels of a head, and which of them exist."""
+    channel = tl.arange(0, BLOCK_C)
+    return head.to(tl.int64) * PER_HEAD + channel, channel < PER_HEAD
+
+
+@triton.jit
 def program(inner, middle):
     """The three indices of this program, innermost first. The outermost one is int64."""
     pid = tl.program_id(0)

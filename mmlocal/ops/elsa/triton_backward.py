@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmlocal.ops.elsa.triton_forward import channels_of, filter_of, neighbour, softmax_of, weight_of
-from mmlocal.ops.triton_common import locate, program, share, sized, store, tuned
+from mmlocal.ops.elsa.triton_forward import filter_of, neighbour, softmax_of, weight_of
+from mmlocal.ops.triton_common import channels_of, locate, program, share, sized, store, tuned
 
 
 @tuned

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmlocal.ops.triton_common import locate, program, sized, store, tuned
+from mmlocal.ops.triton_common import channels_of, locate, program, sized, store, tuned
 
 
 @triton.jit
@@ -62,13 +62,6 @@ def filter_of(weight, ghost_mul, ghost_add, offsets, real, mask, ACC: tl.constex
     if ghost_add is not None:
         factor = factor + tl.load(ghost_add + offsets, mask=real, other=0.0).to(ACC)[None, :]
     return tl.where(mask, factor, 0.0)
-
-
-@triton.jit
-def channels_of(head, PER_HEAD: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The channels of a head, and which of them exist."""
-    channel = tl.arange(0, BLOCK_C)
-    return head.to(tl.int64) * PER_HEAD + channel, channel < PER_HEAD
 
 
 @tuned

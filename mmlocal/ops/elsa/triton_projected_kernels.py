@@ -10,8 +10,8 @@ import triton.language as tl
 
 from mmlocal.ops.backends import TRITON_INTERPRETED
 from mmlocal.ops.elsa.triton_backward import grad_weight
-from mmlocal.ops.elsa.triton_forward import channels_of, filter_of, neighbour
-from mmlocal.ops.triton_common import locate, program, store, tuned
+from mmlocal.ops.elsa.triton_forward import filter_of, neighbour
+from mmlocal.ops.triton_common import channels_of, locate, program, store, tuned
 
 # The smallest number of taps, features and pixels in a product of matrices.
 BLOCK = 16

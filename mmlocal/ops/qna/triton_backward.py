@@ -10,14 +10,13 @@ import triton.language as tl
 
 from mmlocal.ops.qna.triton_forward import (
     attention_of,
-    channels_of,
     entry_of,
     rows_of,
     score_of,
     softmax_of,
     token_of,
 )
-from mmlocal.ops.triton_common import locate, program, share, sized, store, tuned
+from mmlocal.ops.triton_common import channels_of, locate, program, share, sized, store, tuned
 
 
 @tuned
@@ -46,6 +45,7 @@ def softmax_kernel(
     store(scales + softmaxes, scale, mask=mask)
     if means is not None:
         channel, real = channels_of(head, PER_HEAD, BLOCK_C)
+        channel, real = channel[None, :], real[None, :]
         value += batch * value_strides[0] + channel * value_strides[1]
         grad += batch * grad_strides[0] + group.to(tl.int64) * grad_strides[1]
         grad += channel * grad_strides[2] + index[:, None] * grad_strides[3]
@@ -84,6 +84,7 @@ def grad_tokens_kernel(
     y, x = y + padding, x + padding
     index = index[:, None]
     channel, real = channels_of(head, PER_HEAD, BLOCK_C)
+    channel, real = channel[None, :], real[None, :]
     exists = inside[:, None] & real
     grad += batch * grad_strides[0] + channel * grad_strides[2]
     if grad_scores is not None:
@@ -145,6 +146,7 @@ def grad_tables_kernel(
     begin, end = share(split.to(tl.int32), splits, tiles * batches)
     rows, asked = rows_of(group, head, heads, QUERIES, BLOCK_Q)
     channel, real = channels_of(head, PER_HEAD, BLOCK_C)
+    channel, real = channel[None, :], real[None, :]
     all_rows = groups * QUERIES * heads
     scores += rows * scores_strides[1]
     value += channel * value_strides[1]

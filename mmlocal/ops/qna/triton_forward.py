@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmlocal.ops.triton_common import locate, program, sized, store, tuned
+from mmlocal.ops.triton_common import channels_of, locate, program, sized, store, tuned
 
 
 @triton.jit
@@ -27,13 +27,6 @@ def rows_of(group, head, heads, QUERIES: tl.constexpr, BLOCK_Q: tl.constexpr):
     """The channels of ``scores`` for the queries of a group, and which of them exist."""
     query = tl.arange(0, BLOCK_Q)[None, :]
     return (group * QUERIES + query).to(tl.int64) * heads + head, query < QUERIES
-
-
-@triton.jit
-def channels_of(head, PER_HEAD: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The channels of a head, and which of them exist."""
-    channel = tl.arange(0, BLOCK_C)[None, :]
-    return head.to(tl.int64) * PER_HEAD + channel, channel < PER_HEAD
 
 
 @triton.jit
@@ -98,6 +91,7 @@ def forward_kernel(
     y, x = y * stride - padding, x * stride - padding
     rows, asked = rows_of(group, head, heads, QUERIES, BLOCK_Q)
     channel, real = channels_of(head, PER_HEAD, BLOCK_C)
+    channel, real = channel[None, :], real[None, :]
     scores += batch * scores_strides[0] + rows * scores_strides[1]
     value += batch * value_strides[0] + channel * value_strides[1]
     peak, scale = softmax_of(
