@@ -1,7 +1,7 @@
 // The structures that the library and the kernels share. The kernels are compiled once per
 // instruction set. They get pointers and numbers, and nothing of PyTorch. T is float or double.
 //
-// "Padded" counts are rounded up to whole vectors. mmlocal/ops/extension.py mirrors the structures
+// "Padded" counts are rounded up to whole vectors. mmlocal/ops/<op>/cpp.py mirrors the structures
 // and checks the shapes.
 #pragma once
 
