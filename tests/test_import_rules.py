@@ -10,6 +10,7 @@ import pytest
 from mmengine.registry import Registry
 
 import mmlocal.registry
+from mmlocal import libraries
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mmlocal"
@@ -67,9 +68,10 @@ RULES = {
         "mmlocal.errors",
         "mmlocal.registry",
     },
-    "mmlocal/libraries/mmdet.py": {"numpy", "torch", "mmengine", "mmdet", "mmlocal"},
-    "mmlocal/libraries/mmseg.py": {"numpy", "torch", "mmengine", "mmseg", "mmlocal"},
-    "mmlocal/libraries/mmpretrain.py": {"numpy", "torch", "mmengine", "mmpretrain", "mmlocal"},
+    **{
+        f"{type(library).__module__.replace('.', '/')}.py": {*library.packages, "mmlocal"}
+        for library in libraries.LIBRARIES.values()
+    },
     "mmlocal/libraries/*.py": {"numpy", "torch", "cv2", "mmengine", "mmlocal"},
     "mmlocal/checkpoints/**/*.py": {
         "torch",

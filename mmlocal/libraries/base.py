@@ -59,7 +59,7 @@ class Library:
     """
 
     name = "mmengine"
-    """``default_scope`` of the configs, and folder of the configs that come with mmlocal."""
+    """Usual ``default_scope`` of the configs, and folder of the configs that come with mmlocal."""
     packages: tuple[str, ...] = ("torch", "numpy", "mmengine")
     """Packages that must be installed, in the order in which to install them."""
     modules: tuple[str, ...] = ()
@@ -77,6 +77,17 @@ class Library:
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or self.name
+
+    def owns(self, cfg: Config) -> bool:
+        """Whether a config is for this library.
+
+        :func:`mmlocal.libraries.library_of` asks the library first that was registered last. So a
+        library built on another one can take configs with the ``default_scope`` of the other one.
+
+        Args:
+            cfg: whole config.
+        """
+        return cfg.get("default_scope") == self.name
 
     # ------------------------------------------------------------------------- installation
 
@@ -129,7 +140,7 @@ class Library:
             UsageError: the user gave an argument that this library does not have. The message names
                 the libraries that have it.
         """
-        from mmlocal.libraries import LIBRARIES
+        from mmlocal.libraries.registry import LIBRARIES
 
         for argument, value in arguments.items():
             if value is not None and argument not in self.arguments:

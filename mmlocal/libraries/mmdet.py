@@ -16,6 +16,7 @@ from mmlocal.libraries.base import (
     visualization_hook,
     with_flips,
 )
+from mmlocal.libraries.registry import register_library
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,7 @@ _LAYOUT = (
 )
 
 
+@register_library
 class MMDet(Library):
     """MMDetection."""
 

@@ -13,6 +13,7 @@ from mmlocal.libraries.base import (
     visualization_hook,
     with_flips,
 )
+from mmlocal.libraries.registry import register_library
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,7 @@ _LAYOUT = (
 )
 
 
+@register_library
 class MMPreTrain(Library):
     """MMPreTrain."""
 

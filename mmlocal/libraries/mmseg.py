@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
 from mmlocal.libraries.base import Demo, Library, metrics_of, type_name, visualization_hook
+from mmlocal.libraries.registry import register_library
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ _LAYOUT = (
 )
 
 
+@register_library
 class MMSeg(Library):
     """MMSegmentation."""
 

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope, Registry
 from mmengine.utils import get_object_from_string
 
 import mmlocal.registry
-from mmlocal.libraries import LIBRARIES
+from mmlocal.libraries import LIBRARIES, library_of
 
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in ROOT.rglob("*.py") if "_base_" not in path.parts)
@@ -53,7 +53,7 @@ def test_form(path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "an experiment begins with a docstring"
     cfg = Config.fromfile(path)
-    assert cfg.default_scope == path.relative_to(ROOT).parts[0]
+    assert library_of(cfg).name == path.relative_to(ROOT).parts[0]
     assert "custom_imports" not in cfg, "MMEngine imports mmlocal.registry by the scope of a type"
     used = types(cfg.to_dict())
     assert not used & OURS, "write 'mmlocal.X': the bare name is not found from another scope"

@@ -7,8 +7,9 @@ import pytest
 from mmengine.config import Config
 
 import mmlocal
+from mmlocal.cli.config import load_config
 from mmlocal.errors import UsageError
-from mmlocal.libraries import LIBRARIES, Library, MMDet, library_of, register_library
+from mmlocal.libraries import LIBRARIES, Library, MMDet, MMSeg, library_of, register_library
 
 PACKAGE = Path(mmlocal.__file__).parent
 
@@ -53,6 +54,26 @@ def test_registered_library_is_found():
     with pytest.raises(UsageError, match="applies to mmpretrain and toy configs") as error:
         LIBRARIES["mmdet"].refuse_foreign(interval=2)
     assert error.value.argument == "interval"
+
+
+def test_library_on_top_of_another_one_takes_its_own_configs(tmp_path):
+    """The configs keep ``default_scope="mmseg"``, so that MMEngine finds the models of mmseg."""
+
+    @register_library
+    class Several(MMSeg):
+        name = "several"
+
+        def owns(self, cfg):
+            return cfg.get("model", {}).get("type") == "mmlocal.Several"
+
+    def written(scope, model):
+        path = tmp_path / f"{scope}.py"
+        path.write_text(f"default_scope = {scope!r}\nmodel = dict(type={model!r})\n")
+        return library_of(load_config(str(path)))
+
+    assert type(written("mmseg", "mmlocal.Several")) is Several
+    assert type(written("mmseg", "EncoderDecoder")) is MMSeg
+    assert type(written("mmdet", "MaskRCNN")) is MMDet
 
 
 def test_names_are_unique():
