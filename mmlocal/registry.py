@@ -17,12 +17,7 @@ MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmlocal", locations=["
 DATASETS = Registry(
     "dataset", parent=MMENGINE_DATASETS, scope="mmlocal", locations=["mmlocal.datasets"]
 )
-HOOKS = Registry(
-    "hook",
-    parent=MMENGINE_HOOKS,
-    scope="mmlocal",
-    locations=["mmlocal.engine.batches", "mmlocal.engine.hooks", "mmlocal.engine.weights"],
-)
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mmlocal", locations=["mmlocal.engine"])
 METRICS = Registry(
     "metric",
     parent=MMENGINE_METRICS,
@@ -39,11 +34,11 @@ OPTIM_WRAPPERS = Registry(
     "optim_wrapper",
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope="mmlocal",
-    locations=["mmlocal.engine.optim"],
+    locations=["mmlocal.engine"],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optim_wrapper_constructor",
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope="mmlocal",
-    locations=["mmlocal.engine.optim"],
+    locations=["mmlocal.engine"],
 )

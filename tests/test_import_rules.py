@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +82,6 @@ RULES = {
         "mmlocal.files",
         "mmlocal.version",
     },
-    "mmlocal/datasets/__init__.py": set(),
     "mmlocal/datasets/shapes/**/*.py": {
         "numpy",
         "cv2",
@@ -93,6 +94,13 @@ RULES = {
         "torch",
         "mmcv.transforms",
         "mmlocal.datasets.transforms",
+        "mmlocal.registry",
+    },
+    "mmlocal/datasets/*.py": {
+        "numpy",
+        "torch",
+        "mmengine",
+        "mmlocal.datasets",
         "mmlocal.registry",
     },
     "mmlocal/evaluation/**/*.py": {
@@ -304,6 +312,7 @@ def test_where_registries_look():
     """In folders that import without the libraries, which the next test proves."""
     found = {name: registry._locations for name, registry in registries().items()}
     assert found["DATASETS"] == ["mmlocal.datasets"]
+    assert found["HOOKS"] == ["mmlocal.engine"]
     assert found["METRICS"] == ["mmlocal.evaluation"]
     assert found["TRANSFORMS"] == ["mmlocal.datasets.transforms"]
 
@@ -316,3 +325,29 @@ def test_locations_import(name):
     for location in locations:
         importlib.import_module(location)
         run_without(f"import {location}", *LIBRARIES, "triton")
+
+
+def test_a_new_file_registers_itself(tmp_path):
+    """No list names the files of these folders."""
+    shutil.copytree(PACKAGE, tmp_path / "mmlocal", ignore=shutil.ignore_patterns("*.pyc"))
+    code = "from mmlocal.registry import {0}\n\n\n@{0}.register_module()\nclass New: ...\n"
+    folders = {"DATASETS": "datasets", "TRANSFORMS": "datasets/transforms", "HOOKS": "engine"}
+    for name, folder in folders.items():
+        (tmp_path / "mmlocal" / folder / "new.py").write_text(code.format(name))
+    (tmp_path / "mmlocal/libraries/new.py").write_text(
+        "from mmlocal.libraries.base import Library\n"
+        "from mmlocal.libraries.registry import register_library\n\n\n"
+        "@register_library\nclass New(Library):\n    name = 'new'\n"
+    )
+    code = f"""
+from mmlocal import registry
+from mmlocal.libraries import LIBRARIES
+
+assert "new" in LIBRARIES
+for name in {list(folders)}:
+    assert getattr(registry, name).get("mmlocal.New"), name
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -7,17 +7,21 @@ from mmlocal.models import autoencoders, backbones, necks
 
 __all__ = ["autoencoders", "backbones", "necks"]
 
-try:
-    importlib.import_module("mmdet")
-    importlib.import_module("mmdet.models")
-except Exception as error:
-    # The backbones also work where mmdet is broken, for example without mmcv's compiled ops.
-    if not (isinstance(error, ModuleNotFoundError) and error.name == "mmdet"):
-        warnings.warn(
-            f"mmlocal's detectors are not registered, because mmdet does not import: {error!r}",
-            stacklevel=2,
-        )
-else:
-    from mmlocal.models import detectors
+# Folders of models that need a library.
+_NEEDS = {"detectors": "mmdet"}
 
-    __all__ += ["detectors"]
+for _folder, _library in _NEEDS.items():
+    try:
+        importlib.import_module(_library)
+        importlib.import_module(f"{_library}.models")
+    except Exception as error:
+        # The backbones also work where a library is broken, as without mmcv's compiled ops.
+        if not (isinstance(error, ModuleNotFoundError) and error.name == _library):
+            warnings.warn(
+                f"mmlocal's {_folder} are not registered, because {_library} does not import: "
+                f"{error!r}",
+                stacklevel=2,
+            )
+    else:
+        importlib.import_module(f"{__name__}.{_folder}")
+        __all__ += [_folder]
