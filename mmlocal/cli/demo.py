@@ -15,28 +15,38 @@ from mmlocal.cli.tool import run_tool
 from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
 from mmlocal.errors import UsageError
 from mmlocal.files import write_whole
-from mmlocal.libraries import LIBRARIES, library_of
+from mmlocal.libraries import LIBRARIES, Demo, library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 
-DEMOS = {library.demo.name: library.demo for library in LIBRARIES.values() if library.demo}
 DATA_ROOT = Path("data/shapes")
 NUM_PICTURES = 12
+DEFAULT = "det"
+
+
+def demos() -> dict[str, Demo]:
+    """The demos of the libraries by name."""
+    return {library.demo.name: library.demo for library in LIBRARIES.values() if library.demo}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    models = [
+        f"{demo.title} ({name}{', the default' if name == DEFAULT else ''})"
+        for name, demo in demos().items()
+    ]
+    folders = [f"work_dirs/demo-{name}" for name in demos() if name != DEFAULT]
     parser = argparse.ArgumentParser(prog=program("demo"), description=__doc__)
     parser.add_argument(
         "task",
         nargs="?",
-        choices=DEMOS,
-        default="det",
-        help="model to train: Mask R-CNN (det, the default), UPerNet (seg) or a classifier (cls)",
+        choices=demos(),
+        default=DEFAULT,
+        help=f"model to train: {', '.join(models[:-1])} or {models[-1]}",
     )
     parser.add_argument(
         "--work-dir",
         type=Path,
-        help="folder for the results; default: work_dirs/demo for det, work_dirs/demo-seg and "
-        "work_dirs/demo-cls for the others",
+        help=f"folder for the results; default: work_dirs/demo for {DEFAULT}, "
+        f"{' and '.join(folders)} for the others",
     )
     parser.add_argument("--config", help="another config to train, for the same task and data")
     return parser.parse_args(argv)
@@ -47,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_tool(lambda: print(format_summary(run_demo(**vars(parse_args(argv))))))
 
 
-def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None = None) -> dict:
+def run_demo(task: str = DEFAULT, work_dir: Path | None = None, config: str | None = None) -> dict:
     """Train and test a narrow ELSA-Swin on generated shapes.
 
     Writes to ``work_dir``:
@@ -59,11 +69,11 @@ def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None
     - ``curves.png``: the training curves;
     - ``summary.json``: the returned dict.
 
-    Generates the data of the task in ``data/shapes``, unless it is there already. Data of other
+    Generates the data of the demo in ``data/shapes``, unless it is there already. Data of other
     tasks stays.
 
     Args:
-        task: a key of :data:`DEMOS`.
+        task: a key of :func:`demos`.
         work_dir: folder for the results; default: ``work_dirs/demo`` for ``"det"``,
             ``work_dirs/demo-<task>`` for the others.
         config: name or path of another config to train, for the same data and task.
@@ -77,19 +87,19 @@ def run_demo(task: str = "det", work_dir: Path | None = None, config: str | None
         UsageError: there is no such config, its library cannot run here, ``data/shapes`` holds
             something else, or a step failed.
     """
-    if task not in DEMOS:
-        raise ValueError(f"task must be one of {', '.join(DEMOS)}, got {task!r}")
-    demo = DEMOS[task]
+    if task not in demos():
+        raise ValueError(f"task must be one of {', '.join(demos())}, got {task!r}")
+    demo = demos()[task]
     config = config or demo.config
     library_of(load_config(config)).require()  # before it spends minutes on the data
-    work_dir = work_dir or Path("work_dirs") / ("demo" if task == "det" else f"demo-{task}")
+    work_dir = work_dir or Path("work_dirs") / ("demo" if task == DEFAULT else f"demo-{task}")
     work_dir = work_dir.resolve()
     (work_dir / "summary.json").unlink(missing_ok=True)
     train_dir, test_dir, pictures = (work_dir / name for name in ("train", "test", "pictures"))
 
     seconds: dict[str, float] = {}
     with _timed(seconds, "data"):
-        data = _prepare_data(task)
+        data = _prepare_data(demo.tasks)
     with _timed(seconds, "train"):
         _run("training", work_dir, "train", config, "--work-dir", train_dir)
     with _timed(seconds, "test"):
@@ -155,8 +165,8 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     seconds[step] = time.perf_counter() - start
 
 
-def _prepare_data(task: str) -> dict:
-    """Generate the data of the task unless it is there.
+def _prepare_data(tasks: Sequence[str]) -> dict:
+    """Generate the data of the tasks unless it is there.
 
     Returns:
         The arguments that the data was generated with.
@@ -170,17 +180,21 @@ def _prepare_data(task: str) -> dict:
             f"{DATA_ROOT} was made by version {manifest['version']} of the generator, but the demo "
             f"needs version {VERSION}; replace it with 'mmlocal make-shapes --overwrite'"
         )
-    if manifest is not None and task in manifest["arguments"]["tasks"]:
+    made = manifest["arguments"]["tasks"] if manifest is not None else []
+    missing = [task for task in tasks if task not in made]
+    if manifest is not None and not missing:
         print(f"data: {DATA_ROOT} is there already", flush=True)
         return manifest["arguments"]
-    print(f"data: generating {DATA_ROOT} for the task {task}", flush=True)
+    print(f"data: generating {DATA_ROOT} for the task {' and '.join(missing)}", flush=True)
     try:
-        if manifest is not None:
-            return add_task(DATA_ROOT, task)["arguments"]
-        return generate_shapes(DATA_ROOT, tasks=[task])["arguments"]
+        if manifest is None:
+            return generate_shapes(DATA_ROOT, tasks=missing)["arguments"]
+        for task in missing:
+            manifest = add_task(DATA_ROOT, task)
+        return manifest["arguments"]
     except FileExistsError as error:
         if read_manifest(DATA_ROOT) is not None:  # another process was faster
-            return _prepare_data(task)
+            return _prepare_data(tasks)
         raise UsageError(
             f"{DATA_ROOT} is not a data set of 'mmlocal make-shapes'; move it, because the demo "
             "needs this path"

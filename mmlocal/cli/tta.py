@@ -9,9 +9,6 @@ from mmlocal.cli.config import innermost_test_dataset
 from mmlocal.libraries import library_of
 from mmlocal.libraries.base import type_name
 
-# Transforms that read labels.
-_LABEL_LOADERS = ("LoadAnnotations", "LoadPanopticAnnotations")
-
 
 def augment_test(cfg: Config) -> None:
     """Wrap the model and replace the test pipeline.
@@ -27,24 +24,28 @@ def augment_test(cfg: Config) -> None:
     """
     dataset = innermost_test_dataset(cfg)
     pipeline = dataset.get("pipeline") or []
+    library = library_of(cfg)
     if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
-        model, augmented = library_of(cfg).default_tta(pipeline)
+        model, augmented = library.default_tta(pipeline)
         print_log("no tta_model or tta_pipeline in the config: flips only", level=logging.WARNING)
         cfg.tta_model = cfg.get("tta_model") or model
         cfg.tta_pipeline = cfg.get("tta_pipeline") or augmented
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    labelled = any(type_name(step.get("type")) in _LABEL_LOADERS for step in pipeline)
-    dataset.pipeline = cfg.tta_pipeline if labelled else _without_labels(cfg.tta_pipeline)
+    labelled = any(type_name(step.get("type")) in library.label_loaders for step in pipeline)
+    if labelled:
+        dataset.pipeline = cfg.tta_pipeline
+    else:
+        dataset.pipeline = _without_labels(cfg.tta_pipeline, library.label_loaders)
 
 
-def _without_labels(pipeline: list[dict]) -> list[dict]:
+def _without_labels(pipeline: list[dict], loaders: frozenset[str]) -> list[dict]:
     """A TTA pipeline without the steps that load labels, for a data set that has none."""
     kept = []
     for step in pipeline:
-        if type_name(step.get("type")) in _LABEL_LOADERS:
+        if type_name(step.get("type")) in loaders:
             continue
         if type_name(step.get("type")) == "TestTimeAug":
-            branches = [_without_labels(branch) for branch in step["transforms"]]
+            branches = [_without_labels(branch, loaders) for branch in step["transforms"]]
             step = {**step, "transforms": [branch for branch in branches if branch]}
         kept.append(step)
     return kept

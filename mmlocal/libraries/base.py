@@ -30,7 +30,9 @@ class Demo:
     """A demo of a library: the config to train and the results to show.
 
     Args:
-        name: argument of ``mmlocal demo``, and task of the generated data set.
+        name: argument of ``mmlocal demo``.
+        title: the model, for the help of ``mmlocal demo``.
+        tasks: tasks of the generated data set that the config needs.
         config: name of the config to train, on the data in ``data/shapes``.
         metrics: name in the summary -> name in the results of the test.
         losses: names in the training log of the values to plot.
@@ -40,6 +42,8 @@ class Demo:
     """
 
     name: str
+    title: str
+    tasks: tuple[str, ...]
     config: str
     metrics: dict[str, str]
     losses: tuple[str, ...]
@@ -72,6 +76,8 @@ class Library:
     """Types of ``heads`` that make their own labels, so that ``num_classes`` differs."""
     downloads: frozenset[str] = frozenset()
     """Types of data sets that download themselves, unless the config has ``download=False``."""
+    label_loaders: frozenset[str] = frozenset({"LoadAnnotations"})
+    """Types of transforms that read labels."""
     demo: Demo | None = None
     """Demo of this library for ``mmlocal demo``, if there is one."""
 

@@ -59,8 +59,11 @@ class MMDet(Library):
     modules = ("mmcv._ext", "mmdet", "mmdet.models", "mmdet.datasets")
     # Not rpn_head, which has one class, nor semantic_head of HTC, which has other classes.
     heads = ("bbox_head", "mask_head", "mask_iou_head", "point_head")
+    label_loaders = Library.label_loaders | {"LoadPanopticAnnotations"}
     demo = Demo(
         name="det",
+        title="Mask R-CNN",
+        tasks=("det",),
         config="elsa_swin_nano_maskrcnn_shapes",
         metrics={
             f"{kind}_{name}": f"coco/{kind}_{key}"

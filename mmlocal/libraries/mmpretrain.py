@@ -48,6 +48,8 @@ class MMPreTrain(Library):
     downloads = frozenset({"CIFAR10", "CIFAR100", "FashionMNIST", "MNIST"})
     demo = Demo(
         name="cls",
+        title="a classifier",
+        tasks=("cls",),
         config="elsa_swin_nano_shapes",
         metrics={"top1": "accuracy/top1"},
         losses=("loss",),

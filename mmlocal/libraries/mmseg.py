@@ -41,6 +41,8 @@ class MMSeg(Library):
     odd_heads = frozenset({"STDCHead"})  # it finds the borders of the classes
     demo = Demo(
         name="seg",
+        title="UPerNet",
+        tasks=("seg",),
         config="elsa_swin_nano_upernet_shapes",
         metrics={"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"},
         losses=("loss", "decode.loss_ce", "aux.loss_ce"),

@@ -12,7 +12,7 @@ import pytest
 from mmengine.config import Config
 
 from mmlocal import config_path
-from mmlocal.cli.demo import DEMOS, _prepare_data, format_summary, run_demo
+from mmlocal.cli.demo import _prepare_data, demos, format_summary, run_demo
 from mmlocal.datasets.shapes import (
     CLASSES,
     PALETTE,
@@ -51,19 +51,19 @@ def _scalars(work_dir: Path) -> list[dict]:
 
 
 def test_configs_know_the_classes():
-    cfg = Config.fromfile(config_path(DEMOS["det"].config))
+    cfg = Config.fromfile(config_path(demos()["det"].config))
     assert cfg.metainfo.classes == CLASSES
     assert [tuple(colour) for colour in cfg.metainfo.palette] == list(PALETTE)
     assert cfg.model.roi_head.bbox_head.num_classes == len(CLASSES)
     assert cfg.model.roi_head.mask_head.num_classes == len(CLASSES)
 
-    cfg = Config.fromfile(config_path(DEMOS["seg"].config))
+    cfg = Config.fromfile(config_path(demos()["seg"].config))
     assert cfg.metainfo.classes == SEG_CLASSES
     assert [tuple(colour) for colour in cfg.metainfo.palette] == list(SEG_PALETTE)
     for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
         assert head.num_classes == len(SEG_CLASSES)
 
-    cfg = Config.fromfile(config_path(DEMOS["cls"].config))
+    cfg = Config.fromfile(config_path(demos()["cls"].config))
     assert tuple(cfg.train_dataloader.dataset.metainfo.classes) == CLASSES
     assert cfg.model.head.num_classes == len(CLASSES)
 
@@ -85,7 +85,7 @@ def test_generates_the_data_of_its_task_only(tmp_path, monkeypatch):
     generate_shapes("data/shapes", tasks=["cls"], num_train=3, num_val=2, image_size=96)
     pictures = sorted((tmp_path / "data/shapes/cls").rglob("*.jpg"))
     for tasks in (["cls"], ["seg", "cls"], ["det", "seg", "cls"]):
-        arguments = _prepare_data(tasks[0])
+        arguments = _prepare_data(tasks[:1])
         assert arguments == read_manifest("data/shapes")["arguments"]
         assert arguments["tasks"] == tasks
         assert arguments["num_train"] == 3
@@ -102,7 +102,7 @@ def test_another_process_makes_the_data_first(tasks, tmp_path, monkeypatch):
         return generate_shapes(*args, **kwargs)
 
     monkeypatch.setattr("mmlocal.cli.demo.generate_shapes", generate_too_late)
-    arguments = _prepare_data("det")
+    arguments = _prepare_data(["det"])
     assert arguments == read_manifest("data/shapes")["arguments"]
     assert arguments["num_train"] == 3
     assert "det" in arguments["tasks"]
@@ -152,7 +152,7 @@ def test_demo(folder):
     result = start(TOOLS / "demo.py", "--config", SMOKE, "--work-dir", "out", cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     summary = json.loads((folder / "out/summary.json").read_text())
-    assert list(summary["metrics"]) == list(DEMOS["det"].metrics)
+    assert list(summary["metrics"]) == list(demos()["det"].metrics)
     assert set(summary["seconds"]) == {"data", "train", "test"}
     assert format_summary(summary) in result.stdout
     assert "8 training and 4 test images, 128 pixels wide" in result.stdout
