@@ -3,7 +3,7 @@
 from mmlocal.analysis.flops import (
     MMENGINE_HANDLES,
     Complexity,
-    build_model,
+    build_to_count,
     count_macs,
     count_model,
     model_complexity,
@@ -13,7 +13,7 @@ from mmlocal.analysis.flops import (
 __all__ = [
     "MMENGINE_HANDLES",
     "Complexity",
-    "build_model",
+    "build_to_count",
     "count_macs",
     "count_model",
     "model_complexity",

@@ -177,10 +177,10 @@ def model_complexity(
         ValueError: the backbone refuses the shape, or ``shape`` is ``None`` and the test pipeline
             has no size.
     """
-    return count_model(build_model(cfg, device), cfg, shape)
+    return count_model(build_to_count(cfg, device), cfg, shape)
 
 
-def build_model(cfg: Config, device: str = "meta") -> nn.Module:
+def build_to_count(cfg: Config, device: str = "meta") -> nn.Module:
     """Build the model of a config, with random weights, for :func:`count_model`.
 
     Args:
@@ -204,7 +204,7 @@ def count_model(model: nn.Module, cfg: Config, shape: tuple[int, int] | None = N
     """Count one image at test time, in the way that :func:`model_complexity` describes.
 
     Args:
-        model: the model, as :func:`build_model` returns it.
+        model: the model, as :func:`build_to_count` returns it.
         cfg: the config of the model.
         shape: height and width of the image in pixels; ``None`` for the size of the FLOPs in
             papers.

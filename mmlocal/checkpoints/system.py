@@ -119,14 +119,14 @@ def official_weights(
     state_dict = content[entry] if wrapped else content
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise ValueError(f"{entry if wrapped else 'it'} holds no weights")
-    if wrong := [k for k, v in state_dict.items() if not (isinstance(k, str) and _is_plain(v))]:
+    if wrong := [k for k, v in state_dict.items() if not (isinstance(k, str) and _is_dense(v))]:
         raise ValueError(f"{len(wrong)} of its weights are not plain tensors: {some(wrong)}")
     if all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     return dict(state_dict), [str(key) for key in content if key != entry] if wrapped else []
 
 
-def _is_plain(value: object) -> bool:
+def _is_dense(value: object) -> bool:
     """Whether ``value`` is a tensor, but not quantised, sparse or on the meta device."""
     return (
         isinstance(value, Tensor)

@@ -14,7 +14,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("name", nargs="?", help="print the path of the config with this name")
     parser.add_argument(
         "--library",
-        "--task",
+        "--task",  # the old name
         choices=config_libraries(),
         help="list only the configs for this library",
     )

@@ -1,4 +1,4 @@
-"""Count parameters and GFLOPs of a model from a config of mmdet, mmseg or mmpretrain."""
+"""Count parameters and GFLOPs of a model from a config."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from mmengine.logging import MMLogger
 
 from mmlocal import list_configs
-from mmlocal.analysis import Complexity, build_model, count_model
+from mmlocal.analysis import Complexity, build_to_count, count_model
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, number_of
 from mmlocal.cli.building import build_errors
@@ -100,7 +100,7 @@ def flops(
     library_of(cfg).require()
     check_settings(cfg, [])
     with build_errors(cfg):
-        model = build_model(cfg, device)
+        model = build_to_count(cfg, device)
     try:
         return count_model(model, cfg, shape)
     except UsageError:

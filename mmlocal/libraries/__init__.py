@@ -1,16 +1,17 @@
 """One object for each library: the only place that knows how libraries differ.
 
 ``default_scope`` of a config names its library, unless a library overrides :meth:`Library.owns`. A
-scope that is not registered here works as plain MMEngine. Each file of this folder registers one
-library. Another package can add its library with :func:`register_library`. A config then imports
-that package by ``custom_imports``, so that the commands find it. Importing this package imports no
-library.
+scope that is not registered here works as plain MMEngine. Each library in this folder has a file,
+which registers it. Another package can add its library with :func:`register_library`. A config then
+imports that package by ``custom_imports``, so that the commands find it. Importing this package
+imports no library.
 """
 
 from importlib import import_module
 from pkgutil import iter_modules
 
-from mmlocal.libraries.base import Demo, Library
+from mmlocal.libraries.base import Library
+from mmlocal.libraries.demo import Demo
 from mmlocal.libraries.mmdet import MMDet
 from mmlocal.libraries.mmseg import MMSeg
 

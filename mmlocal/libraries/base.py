@@ -6,11 +6,11 @@ import os
 import os.path as osp
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmlocal import compatibility
 from mmlocal.errors import UsageError
+from mmlocal.libraries.demo import Demo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,33 +23,6 @@ if TYPE_CHECKING:
     from mmlocal.cli.data.report import Findings
 
 _PICKLES = (".pkl", ".pickle")
-
-
-@dataclass(frozen=True)
-class Demo:
-    """A demo of a library: the config to train and the results to show.
-
-    Args:
-        name: argument of ``mmlocal demo``.
-        title: the model, for the help of ``mmlocal demo``.
-        tasks: tasks of the generated data set that the config needs.
-        config: name of the config to train, on the data in ``data/shapes``.
-        metrics: name in the summary -> name in the results of the test.
-        losses: names in the training log of the values to plot.
-        curves: names in the validation log of the values to plot.
-        scale: factor that brings the metrics to [0, 1].
-        columns: number of pictures in a row of the contact sheet.
-    """
-
-    name: str
-    title: str
-    tasks: tuple[str, ...]
-    config: str
-    metrics: dict[str, str]
-    losses: tuple[str, ...]
-    curves: tuple[str, ...]
-    scale: float = 1.0
-    columns: int = 2
 
 
 class Library:

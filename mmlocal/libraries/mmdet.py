@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
 from mmlocal.libraries.base import (
-    Demo,
     Library,
     add_metric,
     metrics_of,
@@ -16,6 +15,7 @@ from mmlocal.libraries.base import (
     visualization_hook,
     with_flips,
 )
+from mmlocal.libraries.demo import Demo
 from mmlocal.libraries.registry import register_library
 
 if TYPE_CHECKING:

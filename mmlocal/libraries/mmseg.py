@@ -6,7 +6,8 @@ import os.path as osp
 from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import Demo, Library, metrics_of, type_name, visualization_hook
+from mmlocal.libraries.base import Library, metrics_of, type_name, visualization_hook
+from mmlocal.libraries.demo import Demo
 from mmlocal.libraries.registry import register_library
 
 if TYPE_CHECKING:
