@@ -61,7 +61,7 @@ def make(checkout, target="setup", **environment):
     done = subprocess.run(
         ["make", target],
         cwd=checkout,
-        env=os.environ | {"FAIL_AT": "never", "MAKEFLAGS": ""} | environment,
+        env=os.environ | {"FAIL_AT": "never", "MAKEFLAGS": "", "MAKELEVEL": "0"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -3,7 +3,8 @@
 import os
 import os.path as osp
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -109,13 +110,9 @@ def build_runner(cfg: Config, whole: bool) -> Runner:
     Raises:
         UsageError: a part of the config cannot be built. The message names its key.
     """
-    # MMEngine loads checkpoints with weights_only=True. If that fails, it tries again without, and
-    # code in the checkpoint can run. This forbids the second try, unless the user allows it.
-    if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
-        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     if cfg.launcher == "pytorch" and get_device() == "cpu":
         _use_gloo(cfg)
-    with build_errors(cfg):
+    with build_errors(cfg), _loading_runs_no_code():
         runner = RUNNERS.build(cfg)
     if isinstance(runner, Runner):  # other runners may load checkpoints in another way
         runner.register_hook(CheckWeightsHook(whole))
@@ -137,7 +134,7 @@ def run_loop(loop: Callable[[], Any], cfg: Config) -> Any:
         UsageError: a part of the config cannot be built, the checkpoint is not safe to load, or
             BatchNorm got a batch of one image.
     """
-    with build_errors(cfg):
+    with build_errors(cfg), _loading_runs_no_code():
         try:
             return loop()
         except pickle.UnpicklingError as error:
@@ -154,6 +151,22 @@ def run_loop(loop: Callable[[], Any], cfg: Config) -> Any:
                 "small for a layer that normalises pooled values; set "
                 "train_dataloader.batch_size=2 or more"
             ) from error
+
+
+@contextmanager
+def _loading_runs_no_code() -> Iterator[None]:
+    """Force ``weights_only`` for all checkpoints, unless the user has chosen."""
+    # MMEngine loads checkpoints with weights_only=True. If that fails, it tries again without, and
+    # code in the checkpoint can run. This forbids the second try, unless the user allows it.
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    if any(name in os.environ for name in names):
+        yield
+        return
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
 
 
 def _use_gloo(cfg: Config) -> None:

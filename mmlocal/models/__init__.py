@@ -23,5 +23,5 @@ for _folder, _library in _NEEDS.items():
                 stacklevel=2,
             )
     else:
-        importlib.import_module(f"{__name__}.{_folder}")
+        importlib.import_module(f"mmlocal.models.{_folder}")
         __all__ += [_folder]

@@ -65,7 +65,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_data_set_package_imports_nothing():
+def test_data_set_package_imports_no_library():
     """The DATASETS registry imports ``mmlocal.datasets``; a failure there would be swallowed."""
     code = (
         "import sys, mmlocal; before = set(sys.modules); "
@@ -78,4 +78,6 @@ def test_data_set_package_imports_nothing():
         text=True,
         check=True,
     )
-    assert result.stdout.split() == ["mmlocal.datasets"]
+    foreign = {name.partition(".")[0] for name in result.stdout.split()} - sys.stdlib_module_names
+    assert foreign == {"mmlocal"}
+    assert "mmlocal.datasets.shapes" not in result.stdout.split()

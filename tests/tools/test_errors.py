@@ -1,9 +1,13 @@
 """After a mistake, the user sees one message and no traceback, and the exit code is 2."""
 
+import os
+
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmlocal.cli import tool
+from mmlocal.cli.runner import run_loop
 from mmlocal.errors import UsageError
 
 from .conftest import TOOLS, start, write_config
@@ -141,3 +145,14 @@ def test_checkpoint_of_another_model(data, tmp_path):
     message = fails(TOOLS / "test.py", config, "other.pth", "--tta", cwd=tmp_path)
     assert "checkpoint 'other.pth' does not fit the model of the config: 0 loaded" in message
     assert "1 mismatched (head.fc.weight: (2, 9) for (2, 64))" in message
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_loading_is_safe_while_a_loop_runs_and_no_longer(chosen, monkeypatch):
+    """A script that calls our functions keeps its own environment."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv(name, chosen)
+    assert run_loop(lambda: os.environ[name], Config()) == (chosen or "1")
+    assert os.environ.get(name) == chosen
