@@ -51,7 +51,7 @@ class Operator:
             ``(C, 1, k, k)`` of a depth-wise convolution.
 
     Raises:
-        ValueError: ``tables`` names an argument that is not a tensor.
+        ValueError: ``tables`` names an argument that is not a tensor, or ``step`` names none.
     """
 
     def __init__(
@@ -81,7 +81,10 @@ class Operator:
                 f"{name}: tables must be among {', '.join(names)}, got {', '.join(sorted(unknown))}"
             )
         self._tables = [argument in tables for argument in names]
-        self._step = step
+        if step is not None and step not in self._arguments:
+            raise ValueError(f"step must be an argument of the definition, got {step!r}")
+        self._step = None if step is None else self._arguments.index(step)
+        self._padding = self._arguments.index("padding") if "padding" in self._arguments else None
         self._forward_op = torch.library.custom_op(
             f"mmlocal::{name}",
             self._forward,
@@ -118,11 +121,11 @@ class Operator:
     def _cut(self, args: tuple, limit: int) -> tuple:
         if self._step is None:
             return args
-        index = self._arguments.index(self._step)
+        index = self._step
         return (*args[:index], min(args[index], limit), *args[index + 1 :])
 
     def _prepare(self, args: tuple) -> tuple:
-        padding = args[self._arguments.index("padding")] if "padding" in self._arguments else 0
+        padding = 0 if self._padding is None else args[self._padding]
         return self._cut(args, max(args[0].shape[2:]) + 2 * padding)
 
     def _implementation(self, backend: str) -> ModuleType:

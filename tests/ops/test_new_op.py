@@ -150,6 +150,11 @@ def test_a_kind_of_backend_that_does_not_exist():
         make_backends("somewhere", {}, cuda={})
 
 
+def test_a_step_that_is_no_argument(package):
+    with pytest.raises(ValueError, match=r"step must be an argument of .*, got .stride."):
+        Operator("stepless_for_a_test", package.reference.forward, (), step="stride")
+
+
 def test_a_definition_without_type_hints():
     with pytest.raises(ValueError, match="must have a type annotation"):
         Operator("untyped_for_a_test", lambda value: value, ())
