@@ -65,7 +65,7 @@ def convert_window_attention(params: Mapping[str, Tensor], num_heads: int) -> di
         num_heads: number of heads of the layer.
 
     Returns:
-        A state dict of :class:`mmlocal.layers.WindowAttention`.
+        A state dict of :class:`mmlocal.layers.WindowMSA`.
 
     Raises:
         ValueError: the official layer does not have one of the names.

@@ -11,14 +11,14 @@ from mmlocal.layers.even_window_attention import EvenWindowAttention
 from mmlocal.layers.ghost_attention import GhostAttention
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
-from mmlocal.layers.mixers import MIXERS, register_mixer
+from mmlocal.layers.mixers import MIXERS, build_mixer, register_mixer
 from mmlocal.layers.mlp import MLP
 from mmlocal.layers.norm import LayerNorm
 from mmlocal.layers.patch import PatchEmbed, PatchMerging
 from mmlocal.layers.qna import QnA
-from mmlocal.layers.shifted_window_attention import ShiftedWindowAttention
 from mmlocal.layers.upsample_qna import UpsampleQnA
 from mmlocal.layers.window_attention import WindowAttention
+from mmlocal.layers.window_msa import WindowMSA
 
 __all__ = [
     "ELSA",
@@ -33,10 +33,11 @@ __all__ = [
     "PatchEmbed",
     "PatchMerging",
     "QnA",
-    "ShiftedWindowAttention",
     "TransformerBlock",
     "UpsampleQnA",
     "WindowAttention",
+    "WindowMSA",
+    "build_mixer",
     "check_image",
     "lecun_normal_",
     "register_mixer",

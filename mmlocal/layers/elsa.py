@@ -20,7 +20,7 @@ from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.projected_attention import ProjectedAttention
 
 
-@register_mixer("elsa")
+@register_mixer
 class ELSA(Unscripted, nn.Module):
     """Local self-attention whose maps come from the Hadamard product of queries and keys.
 

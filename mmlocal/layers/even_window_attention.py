@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, as_side, check_map
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.layers.window_attention import WindowAttention, window_partition, window_reverse
+from mmlocal.layers.window_msa import WindowMSA, window_partition, window_reverse
 
 
-@register_mixer("even_window")
+@register_mixer
 class EvenWindowAttention(Unscripted, nn.Module):
     """Window attention on a map of any size, which is cut into equal windows.
 
@@ -25,10 +25,10 @@ class EvenWindowAttention(Unscripted, nn.Module):
         embed_dims: channels.
         num_heads: must divide ``embed_dims``.
         window_size: largest width of a window, in tokens; also as a pair of equal numbers.
-        **kwargs: other arguments of :class:`~mmlocal.layers.WindowAttention`.
+        **kwargs: other arguments of :class:`~mmlocal.layers.WindowMSA`.
 
     Raises:
-        ValueError: the window is not a square, or :class:`~mmlocal.layers.WindowAttention` refuses
+        ValueError: the window is not a square, or :class:`~mmlocal.layers.WindowMSA` refuses
             an argument.
         TypeError: an argument has another type.
     """
@@ -39,7 +39,7 @@ class EvenWindowAttention(Unscripted, nn.Module):
         super().__init__()
         self.window_size = window_size = as_side("window_size", window_size)
         self.embed_dims = embed_dims
-        self.w_msa = WindowAttention(embed_dims, num_heads, (window_size, window_size), **kwargs)
+        self.w_msa = WindowMSA(embed_dims, num_heads, (window_size, window_size), **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, embed_dims)``, with any H and W, to the same shape.

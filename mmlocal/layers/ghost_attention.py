@@ -18,7 +18,7 @@ from mmlocal.layers.checks import (
 from mmlocal.layers.mixers import register_mixer
 
 
-@register_mixer("ghost")
+@register_mixer
 class GhostAttention(Unscripted, nn.Module):
     """Global self-attention in which static matrices turn each head's map into several maps.
 

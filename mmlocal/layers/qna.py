@@ -9,7 +9,7 @@ from mmlocal.layers.learned_queries import LearnedQueries
 from mmlocal.layers.mixers import register_mixer
 
 
-@register_mixer("qna")
+@register_mixer
 class QnA(LearnedQueries):
     """Local attention by learned queries that all windows share.
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmlocal
 from mmlocal.analysis import MMENGINE_HANDLES, Complexity, count_macs, model_complexity
 from mmlocal.cli.flops import published_table
-from mmlocal.layers import ELSA, GhostAttention, QnA, UpsampleQnA, WindowAttention
+from mmlocal.layers import ELSA, GhostAttention, QnA, UpsampleQnA, WindowMSA
 from mmlocal.libraries import library_of
 from mmlocal.models.backbones import ELSASwin, QnAViT
 from mmlocal.ops import OPS, Op, elsa_attention, qna_attention, register_op
@@ -117,7 +117,7 @@ def test_qna_layers(device):
 @pytest.mark.parametrize("masked", [True, False])
 def test_window_attention(device, masked):
     """On a CPU, PyTorch has a fused kernel for the two products that its counter does not know."""
-    layer = WindowAttention(12, 3, (2, 3)).eval().to(device)
+    layer = WindowMSA(12, 3, (2, 3)).eval().to(device)
     mask = torch.zeros(2, 6, 6, device=device) if masked else None
     windows, tokens = 4, 6
     macs = count_macs(layer, torch.zeros(windows, tokens, 12, device=device), mask=mask)

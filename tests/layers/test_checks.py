@@ -16,10 +16,10 @@ from mmlocal.layers import (
     PatchEmbed,
     PatchMerging,
     QnA,
-    ShiftedWindowAttention,
     TransformerBlock,
     UpsampleQnA,
     WindowAttention,
+    WindowMSA,
 )
 from mmlocal.models.backbones import ELSASwin, GhostDeiT, QnAViT
 
@@ -122,11 +122,11 @@ CASES = [
         embed_dims=COUNT, num_heads=[*COUNT, 5], map_size=PAIR, ghost_ratio=COUNT, lam=NUMBER,
         gamma=NUMBER, qkv_bias=FLAG, qk_scale=NUMBER, attn_drop_rate=RATE, proj_drop_rate=RATE,
     )),
-    (layer(WindowAttention, 12, 2, 7), dict(
+    (layer(WindowMSA, 12, 2, 7), dict(
         embed_dims=COUNT, num_heads=[*COUNT, 5], window_size=PAIR, qkv_bias=FLAG, qk_scale=NUMBER,
         attn_drop_rate=RATE, proj_drop_rate=RATE, proj_bias=FLAG,
     )),
-    (layer(ShiftedWindowAttention, 12, 2, 7), dict(window_size=SQUARE, shift=FLAG,
+    (layer(WindowAttention, 12, 2, 7), dict(window_size=SQUARE, shift=FLAG,
                                                    fit_window=FLAG, embed_dims=COUNT)),
     (layer(EvenWindowAttention, 12, 2, 7), dict(window_size=SQUARE, num_heads=COUNT)),
     (layer(MLP, 12, 8), dict(embed_dims=COUNT, hidden_dims=COUNT, drop_rate=RATE, gelu=NAME)),
@@ -189,7 +189,7 @@ def test_pairs_as_swin_has_them():
 
 
 @pytest.mark.parametrize(
-    "build", [layer(ShiftedWindowAttention, 12, 2, 7), layer(EvenWindowAttention, 12, 2, 7)]
+    "build", [layer(WindowAttention, 12, 2, 7), layer(EvenWindowAttention, 12, 2, 7)]
 )
 def test_bad_maps(build):
     for shape in ((1, 12, 12), (1, 3, 4, 11)):
@@ -200,7 +200,7 @@ def test_bad_maps(build):
 
 
 def test_bad_windows():
-    attention = WindowAttention(12, 2, (3, 4))
+    attention = WindowMSA(12, 2, (3, 4))
     attention(torch.zeros(2, 6, 12), (2, 3))
     with pytest.raises(ValueError, match=r"x must be .* 12, embed_dims=12.* 3x4, got \(2, 6, 12\)"):
         attention(torch.zeros(2, 6, 12))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import mmlocal
-from mmlocal.layers import MIXERS, register_mixer
+from mmlocal.layers import MIXERS, build_mixer, register_mixer
 
 mixers = pytest.mark.parametrize("name", MIXERS)
 
@@ -45,17 +45,61 @@ def test_space_is_mixed(name):
     assert not changes[1].any()
 
 
-def test_register():
+@pytest.fixture
+def mine():
     with patch.dict(MIXERS):
 
-        @register_mixer("mine")
+        @register_mixer
         class Mine(nn.Module):
-            pass
+            def __init__(self, embed_dims, num_heads, factor=1.0, shift=False):
+                super().__init__()
+                self.arguments = (embed_dims, num_heads, factor, shift)
 
-        assert MIXERS["mine"] is Mine
-        with pytest.raises(ValueError, match=r"name must be new in MIXERS, got 'mine' of .*Mine"):
-            register_mixer("mine")(nn.Identity)
-        assert MIXERS["mine"] is Mine
+        yield Mine
+
+
+def test_register(mine):
+    assert MIXERS["Mine"] is mine
+    other = type("Mine", (nn.Identity,), {})
+    with pytest.raises(ValueError, match=r"name must be new in MIXERS, got 'Mine' of .*Mine"):
+        register_mixer(other)
+    assert MIXERS["Mine"] is mine
+
+
+def test_build(mine):
+    for kind in ("Mine", mine):
+        assert build_mixer(dict(type=kind), 12, 3).arguments == (12, 3, 1.0, False)
+    cfg = dict(type="Mine", num_heads=4, factor=2.0)
+    assert build_mixer(cfg, 12, 3).arguments == (12, 4, 2.0, False)
+    assert cfg == dict(type="Mine", num_heads=4, factor=2.0)
+
+
+def test_every_second_block_shifts(mine):
+    cfg = dict(type="Mine")
+    assert [build_mixer(cfg, 12, 3, i).arguments[3] for i in range(4)] == [False, True, False, True]
+    cfg["shift"] = False
+    assert not build_mixer(cfg, 12, 3, 1).arguments[3]
+
+
+@pytest.mark.parametrize(
+    ("cfg", "error", "message"),
+    [
+        (dict(type="ELSa"), ValueError, r"unknown mixer 'ELSa': did you mean ELSA\? there are "),
+        (dict(type="zzz"), ValueError, r"unknown mixer 'zzz': there are ELSA, "),
+        (dict(kernel_size=3), ValueError, r"must have the key 'type', got \{'kernel_size': 3\}"),
+        (dict(type=3), TypeError, "type of a mixer must be a name or a class, got 3"),
+        ("ELSA", TypeError, "a mixer must be a dict with the key 'type', got 'ELSA'"),
+        (
+            dict(type="ELSA", kernel=3),
+            TypeError,
+            r"'kernel': 3\} does not fit ELSA: .*'kernel'",
+        ),
+    ],
+    ids=str,
+)
+def test_a_wrong_config(cfg, error, message):
+    with pytest.raises(error, match=message):
+        build_mixer(cfg, 12, 3)
 
 
 def test_a_file_in_layers_is_a_new_mixer(tmp_path):
@@ -65,11 +109,11 @@ def test_a_file_in_layers_is_a_new_mixer(tmp_path):
     (package / "layers" / "mine.py").write_text(
         "from torch import nn\n"
         "from mmlocal.layers.mixers import register_mixer\n"
-        "@register_mixer('mine')\n"
+        "@register_mixer\n"
         "class Mine(nn.Module):\n"
         "    pass\n"
     )
-    code = "from mmlocal.layers.mixers import MIXERS; print(MIXERS['mine'].__module__)"
+    code = "from mmlocal.layers.mixers import MIXERS; print(MIXERS['Mine'].__module__)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)},
         capture_output=True, text=True, check=True,

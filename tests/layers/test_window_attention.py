@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmlocal.layers import EvenWindowAttention, ShiftedWindowAttention, WindowAttention
-from mmlocal.layers.shifted_window_attention import shift_mask
-from mmlocal.layers.window_attention import window_partition, window_reverse
+from mmlocal.layers import EvenWindowAttention, WindowAttention, WindowMSA
+from mmlocal.layers.window_attention import shift_mask
+from mmlocal.layers.window_msa import window_partition, window_reverse
 
 
-def written_out(layer: WindowAttention, x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+def written_out(layer: WindowMSA, x: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
     """Compute Swin's equation in one window pair by pair. The table's index is query minus key."""
     heads, table = layer.num_heads, layer.relative_position_bias_table
     wh, ww = layer.window_size
@@ -30,9 +30,9 @@ def written_out(layer: WindowAttention, x: torch.Tensor, window: tuple[int, int]
     return out @ layer.proj.weight.T + layer.proj.bias
 
 
-def make(window_size, **kwargs) -> WindowAttention:
+def make(window_size, **kwargs) -> WindowMSA:
     torch.manual_seed(0)
-    layer = WindowAttention(12, 3, window_size, **kwargs).double()
+    layer = WindowMSA(12, 3, window_size, **kwargs).double()
     layer.relative_position_bias_table.data.normal_()
     return layer
 
@@ -92,9 +92,9 @@ def test_shift_mask_separates_what_was_apart(size, step):
     assert torch.equal(mask == -100, ~together)
 
 
-def shifted(window=4, shift=True, **kwargs) -> ShiftedWindowAttention:
+def shifted(window=4, shift=True, **kwargs) -> WindowAttention:
     torch.manual_seed(0)
-    layer = ShiftedWindowAttention(12, 3, window, shift, **kwargs).double()
+    layer = WindowAttention(12, 3, window, shift, **kwargs).double()
     layer.w_msa.relative_position_bias_table.data.normal_()
     return layer
 
@@ -266,10 +266,10 @@ def test_gradients_of_even_windows():
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match="num_heads must divide embed_dims=12, got num_heads=5"):
-        WindowAttention(12, 5, (7, 7))
+        WindowMSA(12, 5, (7, 7))
     with pytest.raises(ValueError, match="num_heads must be at least 1, got 0"):
-        WindowAttention(12, 0, (7, 7))
+        WindowMSA(12, 0, (7, 7))
     with pytest.raises(ValueError, match="window_size must be at least 1, got 0"):
-        ShiftedWindowAttention(12, 3, 0)
+        WindowAttention(12, 3, 0)
     with pytest.raises(ValueError, match="window_size must be at least 1, got 0"):
         EvenWindowAttention(12, 3, 0)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mmlocal.checkpoints.elsa import convert_elsa
-from mmlocal.layers import ELSA, PatchMerging, TransformerBlock, WindowAttention
+from mmlocal.layers import ELSA, PatchMerging, TransformerBlock, WindowMSA
 from mmlocal.models.backbones import ELSASwin
 from mmlocal.ops import elsa_attention
 from mmlocal.ops.elsa import BACKENDS
@@ -138,7 +138,7 @@ def check_block(golden: Golden) -> None:
 
 def check_window_attention(golden: Golden) -> None:
     init = dict(golden.init)
-    layer = WindowAttention(init.pop("dim"), **init)
+    layer = WindowMSA(init.pop("dim"), **init)
     check_module(golden, layer, mask=golden.arrays.get("mask"))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmlocal.checkpoints.qna import convert_qna_vit
 from mmlocal.checkpoints.qna_layers import convert_qna_layer, convert_window_attention
-from mmlocal.layers import QnA, UpsampleQnA, WindowAttention
+from mmlocal.layers import QnA, UpsampleQnA, WindowMSA
 from mmlocal.models.backbones import QnAViT
 from mmlocal.models.necks import QnAPooling
 from mmlocal.ops.qna import BACKENDS
@@ -141,7 +141,7 @@ def test_window_attention(name, dtype):
     config = golden.config
     window = config["window_size"]
     window = (window, window) if isinstance(window, int) else tuple(window)
-    layer = WindowAttention(
+    layer = WindowMSA(
         config["in_features"],
         config["heads"],
         window,

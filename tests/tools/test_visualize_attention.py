@@ -50,7 +50,7 @@ from torch import nn
 from mmlocal.layers import MIXERS, register_mixer
 
 
-@register_mixer("bright")
+@register_mixer
 class Bright(nn.Module):
     kernel_size, stride, padding, dilation = 3, 1, 2, 2
 
@@ -68,7 +68,7 @@ class Bright(nn.Module):
         return (windows * self.attention_maps(x)[:, :1]).sum(dim=2).permute(0, 2, 3, 1)
 
 
-@register_mixer("bright_ghost")
+@register_mixer
 class BrightGhost(Bright):
     def ghost_filters(self, attn, channels):
         return attn[:1].repeat(len(channels), 1, 1, 1) - 0.1
@@ -78,8 +78,8 @@ class BrightGhost(Bright):
 class OtherBackbone(BaseModule):
     def __init__(self):
         super().__init__()
-        self.attn = MIXERS["bright"](3, 1)
-        self.ghost = MIXERS["bright_ghost"](3, 3)
+        self.attn = MIXERS["Bright"](3, 1)
+        self.ghost = MIXERS["BrightGhost"](3, 3)
 
     def forward(self, x):
         return (self.ghost(self.attn(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),)

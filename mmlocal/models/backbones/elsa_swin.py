@@ -16,8 +16,8 @@ from mmlocal.layers import (
     ELSA,
     PatchEmbed,
     PatchMerging,
-    ShiftedWindowAttention,
     TransformerBlock,
+    WindowAttention,
 )
 from mmlocal.layers.checks import as_side, check_flag, check_int, check_ints, check_rate
 from mmlocal.models.backbones.base import TRUNC_NORMAL, LocalBackbone, check_per_stage
@@ -159,7 +159,7 @@ class ELSASwin(LocalBackbone):
         if stage < len(self.depths) - 1:
             attn: nn.Module = ELSA(dims, heads, **self._elsa)
         else:
-            attn = ShiftedWindowAttention(dims, heads, shift=index % 2 == 1, **self._window)
+            attn = WindowAttention(dims, heads, shift=index % 2 == 1, **self._window)
         return TransformerBlock(dims, attn, drop_path_rate=drop_path_rate, **self._block)
 
     def _make_downsample(self, stage: int, drop_path_rate: float) -> nn.Module:

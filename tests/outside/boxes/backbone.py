@@ -11,7 +11,7 @@ from mmlocal.layers import MIXERS, PatchEmbed, PatchMerging, TransformerBlock
 from mmlocal.models.backbones.base import LocalBackbone
 from mmlocal.registry import MODELS
 
-assert mixer.BoxAttention is MIXERS["box"]
+assert mixer.BoxAttention is MIXERS["BoxAttention"]
 
 
 @MODELS.register_module()
@@ -36,7 +36,9 @@ class BoxNet(LocalBackbone):
 
     def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
         dims = self.num_features[stage]
-        return TransformerBlock(dims, MIXERS["box"](dims, 1), drop_path_rate=drop_path_rate)
+        return TransformerBlock(
+            dims, MIXERS["BoxAttention"](dims, 1), drop_path_rate=drop_path_rate
+        )
 
     def _make_downsample(self, stage: int, drop_path_rate: float) -> nn.Module:
         return PatchMerging(self.num_features[stage], self.num_features[stage + 1])

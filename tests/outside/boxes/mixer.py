@@ -8,7 +8,7 @@ from boxes.op import box_attention
 from mmlocal.layers.mixers import register_mixer
 
 
-@register_mixer("box")
+@register_mixer
 class BoxAttention(nn.Module):
     """Map ``(B, H, W, embed_dims)`` to the same shape."""
 
