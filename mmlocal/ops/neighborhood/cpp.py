@@ -57,8 +57,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``query`` and ``key``, ``None`` where not needed."""
     if query.numel() == 0:
-        inputs = zip((query, key), needs_grad, strict=True)
-        return tuple(new_map(x, x.shape) if need else None for x, need in inputs)
+        empty = [new_map(x, x.shape) for x in (query, key)]
+        return empty[0] if needs_grad[0] else None, empty[1] if needs_grad[1] else None
     # Both gradients read it. Here it is brought into their layout once.
     grad = to_pixels(grad, computation_dtype(query)).movedim(-1, -3)
     return gradients(elsa, grad, query, key, kernel_size, dilation, needs_grad)
