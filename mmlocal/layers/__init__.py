@@ -14,6 +14,7 @@ from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
 from mmlocal.layers.mixers import MIXERS, build_mixer, register_mixer
 from mmlocal.layers.mlp import MLP
 from mmlocal.layers.norm import LayerNorm
+from mmlocal.layers.outlook_attention import OutlookAttention
 from mmlocal.layers.patch import PatchEmbed, PatchMerging
 from mmlocal.layers.qna import QnA
 from mmlocal.layers.upsample_qna import UpsampleQnA
@@ -30,6 +31,7 @@ __all__ = [
     "HasGhostHead",
     "HasLocalAttention",
     "LayerNorm",
+    "OutlookAttention",
     "PatchEmbed",
     "PatchMerging",
     "QnA",
