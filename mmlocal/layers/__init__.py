@@ -5,10 +5,14 @@ from pkgutil import iter_modules
 
 from mmlocal.layers.block import TransformerBlock
 from mmlocal.layers.checks import check_image
+from mmlocal.layers.depthwise_conv import DepthwiseConv
 from mmlocal.layers.drop_path import DropPath
+from mmlocal.layers.dwnet_block import DWNetBlock
+from mmlocal.layers.dynamic_depthwise_conv import DynamicDepthwiseConv
 from mmlocal.layers.elsa import ELSA
 from mmlocal.layers.even_window_attention import EvenWindowAttention
 from mmlocal.layers.ghost_attention import GhostAttention
+from mmlocal.layers.inhomogeneous_depthwise_conv import InhomogeneousDepthwiseConv
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
 from mmlocal.layers.mixers import MIXERS, build_mixer, register_mixer
@@ -25,11 +29,15 @@ __all__ = [
     "ELSA",
     "MIXERS",
     "MLP",
+    "DWNetBlock",
+    "DepthwiseConv",
     "DropPath",
+    "DynamicDepthwiseConv",
     "EvenWindowAttention",
     "GhostAttention",
     "HasGhostHead",
     "HasLocalAttention",
+    "InhomogeneousDepthwiseConv",
     "LayerNorm",
     "OutlookAttention",
     "PatchEmbed",
