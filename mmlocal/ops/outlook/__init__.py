@@ -52,10 +52,10 @@ def outlook_attention(
     Args:
         value: ``(B, C, H, W)``, any float dtype and memory format. Zero outside the map.
         attn: ``(B, num_heads * kernel_size**4, rows, columns)``, any float dtype and memory format,
-            with ``rows = (H + 2 * padding - kernel_size) // stride + 1`` and likewise for columns.
-            One channel for each head, target and source, the source innermost. Logits if
-            ``softmax`` is true, weights if it is false. There is no factor: multiply the logits
-            beforehand.
+            with ``rows = (H + 2 * padding - kernel_size) // stride + 1`` and
+            ``columns = (W + 2 * padding - kernel_size) // stride + 1``. A window has one channel
+            for each head, target and source. The source is innermost. Logits if ``softmax`` is
+            true, weights if it is false. The op does not scale the logits.
         num_heads: number of heads. Channels ``[n * C / num_heads, (n + 1) * C / num_heads)`` of
             ``value`` use head ``n``.
         kernel_size: width of the window, in pixels.

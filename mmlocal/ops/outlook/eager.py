@@ -48,8 +48,8 @@ def _pairs_along(
             first, last = max(0, -(low // stride)), min(windows - 1, (pixels - 1 - high) // stride)
             if first <= last:
                 start, stop = first * stride - padding, last * stride - padding + 1
-                at = (slice(start + tap, stop + tap, stride) for tap in (target, source))
-                yield target, source, slice(first, last + 1), *at
+                pixel = [slice(start + tap, stop + tap, stride) for tap in (target, source)]
+                yield target, source, slice(first, last + 1), pixel[0], pixel[1]
 
 
 def _pairs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,10 @@ def forward(
     batch, channels, height, width = value.shape
     taps, count = kernel_size**2, attn.shape[2] * attn.shape[3]
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    settings = dict(kernel_size=kernel_size, padding=padding, stride=stride)
-    unfold = partial(F.unfold, **settings)
+    settings: dict[str, Any] = dict(kernel_size=kernel_size, padding=padding, stride=stride)
+
+    def unfold(x: Tensor) -> Tensor:
+        return F.unfold(x, **settings)
 
     # A target or a source outside the map gets no gradient, even from infinity or NaN.
     outside = unfold(torch.ones(1, 1, height, width, dtype=dtype, device=value.device))[0] == 0
