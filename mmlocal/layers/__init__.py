@@ -5,12 +5,15 @@ from pkgutil import iter_modules
 
 from mmlocal.layers.block import TransformerBlock
 from mmlocal.layers.checks import check_image
+from mmlocal.layers.class_attention import ClassAttentionBlock
+from mmlocal.layers.conv_stem import ConvStem
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.elsa import ELSA
 from mmlocal.layers.even_window_attention import EvenWindowAttention
 from mmlocal.layers.ghost_attention import GhostAttention
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
+from mmlocal.layers.mix_token import exchange_box
 from mmlocal.layers.mixers import MIXERS, build_mixer, register_mixer
 from mmlocal.layers.mlp import MLP
 from mmlocal.layers.norm import LayerNorm
@@ -24,6 +27,8 @@ __all__ = [
     "ELSA",
     "MIXERS",
     "MLP",
+    "ClassAttentionBlock",
+    "ConvStem",
     "DropPath",
     "EvenWindowAttention",
     "GhostAttention",
@@ -39,6 +44,7 @@ __all__ = [
     "WindowMSA",
     "build_mixer",
     "check_image",
+    "exchange_box",
     "lecun_normal_",
     "register_mixer",
 ]
