@@ -17,6 +17,7 @@ from mmlocal.layers.mix_token import exchange_box
 from mmlocal.layers.mixers import MIXERS, build_mixer, register_mixer
 from mmlocal.layers.mlp import MLP
 from mmlocal.layers.norm import LayerNorm
+from mmlocal.layers.outlook_attention import OutlookAttention
 from mmlocal.layers.patch import PatchEmbed, PatchMerging
 from mmlocal.layers.qna import QnA
 from mmlocal.layers.upsample_qna import UpsampleQnA
@@ -35,6 +36,7 @@ __all__ = [
     "HasGhostHead",
     "HasLocalAttention",
     "LayerNorm",
+    "OutlookAttention",
     "PatchEmbed",
     "PatchMerging",
     "QnA",
