@@ -236,10 +236,6 @@ class LocalBackbone(Unscripted, BaseModule):
         """Make the norm of an output ``(B, H, W, dims)``."""
         return nn.LayerNorm(dims)
 
-    def _output(self, stage: int, out: Tensor) -> Tensor:
-        """Normalise the output ``(B, H, W, C)`` of a stage, and return it as ``(B, C, H, W)``."""
-        return getattr(self, f"norm{stage}")(out).permute(0, 3, 1, 2)
-
     def _embed(self, x: Tensor) -> Tensor:
         """Map the image ``(B, in_channels, H, W)`` to the input of the first stage."""
         return self.patch_embed(x)
@@ -257,13 +253,20 @@ class LocalBackbone(Unscripted, BaseModule):
             ValueError: ``x`` is not 4-D, has other channels or is smaller than a patch.
             TypeError: ``x`` is not floating point.
         """
-        x = self._embed(x)
+        return self._forward_stages(self._embed(x))
+
+    def _forward_stages(self, x: Tensor) -> tuple[Any, ...]:
+        """Map the input of the first stage, ``(B, H, W, C)``, to the outputs of ``forward``."""
         outs = []
         for i, stage in enumerate(self.stages):
             out, x = stage(x)
             if i in self.out_indices:
-                outs.append(self._output(i, out).contiguous())
+                outs.append(self._output(i, out))
         return tuple(outs)
+
+    def _output(self, stage: int, x: Tensor) -> Any:
+        """Map ``(B, H, W, C)``, the last block's output of a stage, to an entry of the outputs."""
+        return getattr(self, f"norm{stage}")(x).permute(0, 3, 1, 2).contiguous()
 
     def train(self, mode: bool = True) -> LocalBackbone:
         """Set the mode as ``nn.Module`` does, and keep frozen parts in eval mode.

@@ -163,10 +163,10 @@ class DWNet(LocalSwin):
     def _make_norm(self, dims: int) -> nn.Module:
         return nn.LayerNorm(dims) if self.out_norm == "LN" else nn.BatchNorm2d(dims)
 
-    def _output(self, stage: int, out: Tensor) -> Tensor:
+    def _output(self, stage: int, x: Tensor) -> Any:
         if self.out_norm == "LN":
-            return super()._output(stage, out)
-        return batch_norm(getattr(self, f"norm{stage}"), out.permute(0, 3, 1, 2))
+            return super()._output(stage, x)
+        return batch_norm(getattr(self, f"norm{stage}"), x.permute(0, 3, 1, 2)).contiguous()
 
     def _configure_norms(self, norm_cfg: Mapping[str, Any]) -> None:
         """Apply ``norm_cfg`` to all batch norms, also to those inside the operators."""
