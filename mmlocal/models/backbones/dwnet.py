@@ -85,9 +85,11 @@ class DWNet(LocalSwin):
         TypeError: an argument has another type.
 
     Note:
-        Every way of loading refuses a checkpoint of another operator. Training with ``'dynamic'``
-        needs 2 images per process, SyncBN, or ``norm_eval``, because the batch norm of its
-        predictor sees one value per image.
+        Every way of loading refuses a checkpoint of another operator. As in the official code,
+        batch norms of outputs ignore the LayerNorm that a classification checkpoint has there.
+
+        Training with ``'dynamic'`` needs 2 images per process, SyncBN, or ``norm_eval``, because
+        the batch norm of its predictor sees one value per image.
 
         The newest official classification code builds the static network if it is asked for the
         dynamic one. This is the network of the paper and of the published checkpoints.
@@ -153,6 +155,7 @@ class DWNet(LocalSwin):
         )
         self.spatial = spatial
         self._configure_norms(dict(type="BN") if norm_cfg is None else norm_cfg)
+        self.register_load_state_dict_pre_hook(_skip_layer_norms)
 
     def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
         block = super()._make_block(stage, index, drop_path_rate)
@@ -204,3 +207,17 @@ class DWNet(LocalSwin):
                 f"the checkpoint is of a DWNet with spatial={found[0]!r}, but this one has "
                 f"spatial={self.spatial!r}"
             )
+
+
+def _skip_layer_norms(
+    module: DWNet, state_dict: dict[str, Tensor], prefix: str, *args: Any
+) -> None:
+    """Take the LayerNorm of a classification model out of a state dict, if a batch norm is there.
+
+    Both have the same names and shapes.
+    """
+    for i in module.out_indices if module.out_norm == "BN" else ():
+        norm = f"{prefix}norm{i}."
+        if norm + "running_mean" not in state_dict:
+            for name in ("weight", "bias"):
+                state_dict.pop(norm + name, None)
