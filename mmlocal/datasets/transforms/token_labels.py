@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from mmcv.transforms import TRANSFORMS as MMCV_TRANSFORMS
 from mmcv.transforms import BaseTransform
-from mmcv.transforms.utils import cache_random_params
 from torch import Tensor
 
 from mmlocal.registry import TRANSFORMS
@@ -26,8 +25,8 @@ class RecordCrop(BaseTransform):
         dict(type="mmlocal.RecordCrop", crop=dict(type="RandomResizedCrop", scale=224))
 
     Args:
-        crop: config of mmpretrain's ``RandomResizedCrop``, or of a step that also draws its crop by
-            ``rand_crop_params(img)``.
+        crop: config of mmpretrain's ``RandomResizedCrop``, or of a step that also draws nothing but
+            ``rand_crop_params(img)``, from NumPy's global generator.
 
     Raises:
         TypeError: ``crop`` draws its crop in another way.
@@ -44,9 +43,10 @@ class RecordCrop(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Crop ``img``, and add ``crop_box``."""
         height, width = results["img"].shape[:2]
-        with cache_random_params(self.crop):
-            top, left, rows, columns = self.crop.rand_crop_params(results["img"])
-            results = self.crop(results)
+        state = np.random.get_state()  # noqa: NPY002 - mmpretrain draws from this one
+        top, left, rows, columns = self.crop.rand_crop_params(results["img"])
+        np.random.set_state(state)  # noqa: NPY002 - the crop draws the same numbers again
+        results = self.crop(results)
         box = np.array(
             [left / width, top / height, (left + columns) / width, (top + rows) / height],
             dtype=np.float32,
