@@ -166,7 +166,7 @@ def test_vertical_flip(tmp_path, sample):
 
 
 def test_bad_arguments():
-    with pytest.raises(TypeError, match="crop must be RandomResizedCrop .* got CenterCrop"):
+    with pytest.raises(TypeError, match=r"crop must be RandomResizedCrop .* got CenterCrop"):
         Compose([dict(type="mmlocal.RecordCrop", crop=dict(type="CenterCrop", crop_size=8))])
     with pytest.raises(TypeError, match="label_root must be a folder or None, got 3"):
         Compose([dict(type="mmlocal.LoadTokenLabels", label_root=3)])
