@@ -1,8 +1,11 @@
 """A narrow ELSA-VOLO classifier on the generated shapes, with token labelling.
 
-The paper has no such model. It trains from scratch on two CPU cores in minutes. The generated data
-has no label maps, so each token has the label of its image. Tokens are mixed, as in the large
-models.
+The paper has no such model. It trains from scratch on two CPU cores in minutes. For this, it is
+narrow and initialised for its width. The generated data has no label maps, so each token has the
+label of its image. Tokens are not mixed: these images have 4x4 tokens, and with MixToken this short
+run reached a top-1 of 0.71 in place of 0.84 (one run each). To mix them::
+
+    --cfg-options model.mix_token=True
 """
 
 _base_ = ["./_base_/datasets/shapes_classes.py", "./_base_/default_runtime.py"]
@@ -18,8 +21,14 @@ model = dict(
         with_cls_token=True,
         out_indices=(3,),
         drop_path_rate=0.0,
+        # The usual standard deviation of 0.02 suits wider layers.
+        init_cfg=[
+            dict(type="Xavier", layer="Linear", distribution="uniform", bias=0.0),
+            dict(type="Constant", layer="LayerNorm", val=1.0, bias=0.0),
+        ],
     ),
     head=dict(type="mmlocal.TokenLabelHead", num_classes=9, in_channels=96),
+    mix_token=False,
 )
 
 max_epochs = 30

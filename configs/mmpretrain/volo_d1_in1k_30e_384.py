@@ -4,7 +4,8 @@ Published: 85.2 % top-1 (README of the official code, sail-sg/volo). Not reprodu
 
 The recipe is official, for 8 GPUs with 64 images each: a learning rate of 8e-6 with hardly any
 weight decay, and the ground truth mixed into the targets of the class token. 10 epochs of cool-down
-follow the 30. The augmentation and its differences are as in volo_d1_in1k_300e.py.
+follow the 30. The augmentation and its differences are as in volo_d1_in1k_300e.py. The learning
+rate is up to 2 % higher than in the official run.
 
 The run starts from a checkpoint of volo_d1_in1k_300e.py, and stops with an error if there is none.
 The position embedding is resized. To name another file, such as a converted official checkpoint::
