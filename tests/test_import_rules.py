@@ -126,6 +126,7 @@ RULES = {
         "torch",
         "mmengine",
         "mmlocal.analysis",
+        "mmlocal.errors",
         "mmlocal.libraries",
         "mmlocal.ops",
     },
