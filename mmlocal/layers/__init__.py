@@ -5,6 +5,8 @@ from pkgutil import iter_modules
 
 from mmlocal.layers.block import TransformerBlock
 from mmlocal.layers.checks import check_image
+from mmlocal.layers.class_attention import ClassAttentionBlock
+from mmlocal.layers.conv_stem import ConvStem
 from mmlocal.layers.ddf import DDF
 from mmlocal.layers.depthwise_conv import DepthwiseConv
 from mmlocal.layers.drop_path import DropPath
@@ -19,6 +21,7 @@ from mmlocal.layers.inhomogeneous_depthwise_conv import InhomogeneousDepthwiseCo
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.layers.involution import Involution
 from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
+from mmlocal.layers.mix_token import exchange_box
 from mmlocal.layers.mixers import MIXERS, build_mixer, register_mixer
 from mmlocal.layers.mlp import MLP
 from mmlocal.layers.norm import LayerNorm
@@ -35,6 +38,8 @@ __all__ = [
     "ELSA",
     "MIXERS",
     "MLP",
+    "ClassAttentionBlock",
+    "ConvStem",
     "DWNetBlock",
     "DepthwiseConv",
     "DropPath",
@@ -59,6 +64,7 @@ __all__ = [
     "WindowMSA",
     "build_mixer",
     "check_image",
+    "exchange_box",
     "lecun_normal_",
     "register_mixer",
 ]

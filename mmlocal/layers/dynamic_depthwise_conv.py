@@ -80,7 +80,7 @@ class DynamicDepthwiseConv(Unscripted, nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         pooled = x.mean(dim=(1, 2))[:, :, None, None]
-        kernels = self.predictor(pooled).view(len(x), self.embed_dims, *[self.kernel_size] * 2)
+        kernels = self.predictor(pooled).view(x.shape[0], -1, self.kernel_size, self.kernel_size)
         x = (convolve_by_op if x.is_cpu else convolve)(x, kernels)
         return x if self.bias is None else x + self.bias
 
