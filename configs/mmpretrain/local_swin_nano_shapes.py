@@ -24,7 +24,7 @@ model = dict(
     ),
 )
 
-max_epochs = 20
+max_epochs = 15
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
@@ -39,7 +39,14 @@ param_scheduler = [
 
 operators = {
     "WindowAttention": dict(type="WindowAttention", fit_window=True),
+    "HaloAttention": dict(type="HaloAttention"),
+    "GlobalAttention": dict(type="GlobalAttention"),
     "ELSA": dict(type="ELSA", group_width=4),
     "QnA": dict(type="QnA", kernel_size=7),
+    "OutlookAttention": dict(type="OutlookAttention"),
+    "Net7-N": dict(type="UnifiedLocalAttention", preset="net7-n"),
     "DepthwiseConv": dict(type="ProjectedMixer", mixer=dict(type="DepthwiseConv")),
+    "DynamicDepthwiseConv": dict(type="ProjectedMixer", mixer=dict(type="DynamicDepthwiseConv")),
+    "Involution": dict(type="ProjectedMixer", mixer=dict(type="Involution")),
+    "DDF": dict(type="ProjectedMixer", mixer=dict(type="DDF")),
 }
