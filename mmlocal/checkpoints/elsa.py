@@ -212,8 +212,6 @@ def rename_elsa(
         ValueError: the checkpoint has another architecture, no EMA weights, or a tensor without a
             place.
     """
-    if ema and "state_dict_ema" not in content:
-        raise ValueError("it holds no moving average of the weights, state_dict_ema")
     official, left = official_weights(content, "state_dict_ema" if ema else "state_dict")
     official, heads = split_heads(official)
     cfg = elsa_backbone_cfg(official, lam, gamma)

@@ -105,7 +105,8 @@ def official_weights(
     """Find the weights of a checkpoint, under their official names.
 
     Args:
-        content: the checkpoint. If it lacks ``entry``, it is the state dict itself.
+        content: the checkpoint. If it lacks ``entry``, it is the state dict itself, unless
+            ``entry`` is ``state_dict_ema``.
         entry: name of the entry with the weights.
 
     Returns:
@@ -113,8 +114,10 @@ def official_weights(
         ``module.``, this prefix is removed.
 
     Raises:
-        ValueError: there are no weights, or one of them is not a dense tensor.
+        ValueError: there are no weights, no averaged ones, or one is not a dense tensor.
     """
+    if entry == "state_dict_ema" and entry not in content:
+        raise ValueError(f"it holds no moving average of the weights, {entry}")
     wrapped = entry in content
     state_dict = content[entry] if wrapped else content
     if not isinstance(state_dict, Mapping) or not state_dict:

@@ -5,35 +5,58 @@ from pkgutil import iter_modules
 
 from mmlocal.layers.block import TransformerBlock
 from mmlocal.layers.checks import check_image
+from mmlocal.layers.class_attention import ClassAttentionBlock
+from mmlocal.layers.conv_stem import ConvStem
+from mmlocal.layers.ddf import DDF
+from mmlocal.layers.depthwise_conv import DepthwiseConv
 from mmlocal.layers.drop_path import DropPath
+from mmlocal.layers.dwnet_block import DWNetBlock
+from mmlocal.layers.dynamic_depthwise_conv import DynamicDepthwiseConv
 from mmlocal.layers.elsa import ELSA
 from mmlocal.layers.even_window_attention import EvenWindowAttention
 from mmlocal.layers.ghost_attention import GhostAttention
+from mmlocal.layers.global_attention import GlobalAttention
+from mmlocal.layers.halo_attention import HaloAttention
+from mmlocal.layers.inhomogeneous_depthwise_conv import InhomogeneousDepthwiseConv
 from mmlocal.layers.init import lecun_normal_
+from mmlocal.layers.involution import Involution
 from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
+from mmlocal.layers.mix_token import exchange_box
 from mmlocal.layers.mixers import MIXERS, build_mixer, register_mixer
 from mmlocal.layers.mlp import MLP
 from mmlocal.layers.norm import LayerNorm
 from mmlocal.layers.outlook_attention import OutlookAttention
 from mmlocal.layers.patch import PatchEmbed, PatchMerging
+from mmlocal.layers.projected_mixer import ProjectedMixer
 from mmlocal.layers.qna import QnA
 from mmlocal.layers.upsample_qna import UpsampleQnA
 from mmlocal.layers.window_attention import WindowAttention
 from mmlocal.layers.window_msa import WindowMSA
 
 __all__ = [
+    "DDF",
     "ELSA",
     "MIXERS",
     "MLP",
+    "ClassAttentionBlock",
+    "ConvStem",
+    "DWNetBlock",
+    "DepthwiseConv",
     "DropPath",
+    "DynamicDepthwiseConv",
     "EvenWindowAttention",
     "GhostAttention",
+    "GlobalAttention",
+    "HaloAttention",
     "HasGhostHead",
     "HasLocalAttention",
+    "InhomogeneousDepthwiseConv",
+    "Involution",
     "LayerNorm",
     "OutlookAttention",
     "PatchEmbed",
     "PatchMerging",
+    "ProjectedMixer",
     "QnA",
     "TransformerBlock",
     "UpsampleQnA",
@@ -41,6 +64,7 @@ __all__ = [
     "WindowMSA",
     "build_mixer",
     "check_image",
+    "exchange_box",
     "lecun_normal_",
     "register_mixer",
 ]

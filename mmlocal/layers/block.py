@@ -85,6 +85,12 @@ class TransformerBlock(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         branch = self.attn(self.norm1(x))
+        if self.skip is None and branch.shape != x.shape:  # the sum below might broadcast
+            raise ValueError(
+                f"attn must keep the shape of its input {tuple(x.shape)}, but "
+                f"{type(self.attn).__name__} returns {tuple(branch.shape)}; a block without a skip "
+                "needs such an attn"
+            )
         if self.gamma1 is not None:
             branch = branch * self.gamma1
         x = x + self.drop_path(branch) if self.skip is None else self.skip(x) + branch
@@ -94,7 +100,11 @@ class TransformerBlock(nn.Module):
         return x + self.drop_path(branch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, embed_dims)`` to ``(B, H', W', out_dims)``."""
+        """Map ``(B, H, W, embed_dims)`` to ``(B, H', W', out_dims)``.
+
+        Raises:
+            ValueError: there is no ``skip``, and ``attn`` does not keep the shape of the map.
+        """
         if self.with_cp and torch.is_grad_enabled() and self.training:
             return checkpoint(self._forward, x, use_reentrant=False)
         return self._forward(x)

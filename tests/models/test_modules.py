@@ -12,12 +12,13 @@ from mmlocal.layers import PatchEmbed, UpsampleQnA
 from mmlocal.layers.learned_queries import QueryScores
 from mmlocal.layers.projected_attention import ProjectedAttention
 from mmlocal.models.autoencoders import AutoEncoder
-from mmlocal.models.backbones import ELSASwin, GhostDeiT, QnAViT
+from mmlocal.models.backbones import VOLO, ELSASwin, GhostDeiT, QnAViT
 
 ELSA_ARCH = dict(embed_dims=12, depths=(1, 2), num_heads=(3, 3), group_width=4)
 QNA_ARCH = dict(embed_dims=8, attn_depths=(0, 1), qna_depths=(1, 1), attn_heads=(1, 2),
                 qna_heads=(2, 4))  # fmt: skip
 DEIT_ARCH = dict(embed_dims=12, num_layers=2, num_heads=3)
+VOLO_ARCH = dict(embed_dims=12, depths=(1, 1), num_heads=(3, 4), stem_dims=8)
 # Those that have a weight matrix, or several.
 KINDS = (nn.Linear, nn.Conv2d, QueryScores, ProjectedAttention)
 
@@ -44,6 +45,11 @@ def deit() -> nn.Module:
     return GhostDeiT(DEIT_ARCH, patch_size=4, pretrain_img_size=16, drop_path_rate=0.0)
 
 
+def volo() -> nn.Module:
+    settings = dict(pretrain_img_size=32, drop_path_rate=0.0, out_indices=(0, 1))
+    return VOLO(VOLO_ARCH, with_cls_token=True, **settings)
+
+
 def upsample() -> nn.Module:
     layer = UpsampleQnA(12, 3, qkv_bias=True)
     return nn.Sequential(PatchEmbed(3, 12), layer)
@@ -53,7 +59,7 @@ def auto_encoder() -> nn.Module:
     return AutoEncoder(num_layers=2, embed_dims=8, num_heads=2)
 
 
-backbones = pytest.mark.parametrize("build", [elsa, qna_with_resnet_stem, deit])
+backbones = pytest.mark.parametrize("build", [elsa, qna_with_resnet_stem, deit, volo])
 IMAGE = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 
 
@@ -63,8 +69,11 @@ def make(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def outputs(model: nn.Module) -> tuple[Tensor, ...]:
-    outs = model(IMAGE)
-    return outs if isinstance(outs, tuple) else (outs,)
+    return flat(model(IMAGE))
+
+
+def flat(outs: Tensor | tuple) -> tuple[Tensor, ...]:
+    return (outs,) if isinstance(outs, Tensor) else tuple(x for out in outs for x in flat(out))
 
 
 def train(model: nn.Module, steps: int = 2) -> None:
@@ -83,7 +92,7 @@ def train(model: nn.Module, steps: int = 2) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    "build", [elsa, elsa_with_dropout, qna, qna_with_resnet_stem, deit, auto_encoder]
+    "build", [elsa, elsa_with_dropout, qna, qna_with_resnet_stem, deit, volo, auto_encoder]
 )
 def test_every_child_is_called(build, training):
     model = make(build).train(training)
@@ -98,7 +107,7 @@ def test_every_child_is_called(build, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("build", [elsa, qna, qna_with_resnet_stem, deit, auto_encoder])
+@pytest.mark.parametrize("build", [elsa, qna, qna_with_resnet_stem, deit, volo, auto_encoder])
 def test_what_a_hook_stores_is_not_overwritten(build, training):
     """Inputs and outputs that a hook stores stay the same, with and without gradients."""
     model = make(build).train(training)
@@ -129,7 +138,7 @@ def test_backward_hooks(build):
 
 
 @pytest.mark.parametrize("with_cp", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("build", [elsa, qna, deit])
+@pytest.mark.parametrize("build", [elsa, qna, deit, volo])
 def test_pruned_layers_train(build, with_cp):
     model = make(build)
     for module in list(model.modules()):
@@ -138,7 +147,7 @@ def test_pruned_layers_train(build, with_cp):
         if hasattr(module, "with_cp"):
             module.with_cp = with_cp
     pruned = [module for module in model.modules() if hasattr(module, "weight_mask")]
-    assert any(isinstance(module, KINDS[2:]) for module in pruned) or build is deit
+    assert any(isinstance(module, KINDS[2:]) for module in pruned) or build in (deit, volo)
     train(model, steps=3)
     before = outputs(model)
     for module in pruned:
@@ -162,7 +171,7 @@ def test_pruned_layers_train(build, with_cp):
     ],
     ids=["weight", "spectral", "old-spectral", "old-weight"],
 )
-@pytest.mark.parametrize("build", [elsa, qna_with_resnet_stem, deit, upsample])
+@pytest.mark.parametrize("build", [elsa, qna_with_resnet_stem, deit, volo, upsample])
 def test_norms_of_weights(build, norm):
     model = make(build)
     expected = outputs(model)
@@ -207,7 +216,7 @@ def test_wrapped_layers(build):
     assert all(factor != 0 for factor in factors)
 
 
-@pytest.mark.parametrize("build", [elsa, qna, deit])
+@pytest.mark.parametrize("build", [elsa, qna, deit, volo])
 def test_symbolic_tracing_is_refused_in_words(build):
     """Both errors name ``torch.export``, which the tests of each backbone cover."""
     message = r"proxy of torch.fx.symbolic_trace.* use torch\.export\.export or torch\.compile"

@@ -244,13 +244,20 @@ class LocalBackbone(Unscripted, BaseModule):
             ValueError: ``x`` is not 4-D, has other channels or is smaller than a patch.
             TypeError: ``x`` is not floating point.
         """
-        x = self._embed(x)
+        return self._forward_stages(self._embed(x))
+
+    def _forward_stages(self, x: Tensor) -> tuple[Any, ...]:
+        """Map the input of the first stage, ``(B, H, W, C)``, to the outputs of ``forward``."""
         outs = []
         for i, stage in enumerate(self.stages):
             out, x = stage(x)
             if i in self.out_indices:
-                outs.append(getattr(self, f"norm{i}")(out).permute(0, 3, 1, 2).contiguous())
+                outs.append(self._output(i, out))
         return tuple(outs)
+
+    def _output(self, stage: int, x: Tensor) -> Any:
+        """Map ``(B, H, W, C)``, the last block's output of a stage, to an entry of the outputs."""
+        return getattr(self, f"norm{stage}")(x).permute(0, 3, 1, 2).contiguous()
 
     def train(self, mode: bool = True) -> LocalBackbone:
         """Set the mode as ``nn.Module`` does, and keep frozen parts in eval mode.

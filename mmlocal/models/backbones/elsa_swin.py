@@ -10,27 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
-
-from mmlocal.layers import (
-    ELSA,
-    PatchEmbed,
-    PatchMerging,
-    TransformerBlock,
-    WindowAttention,
-)
+from mmlocal.layers import ELSA, WindowAttention
 from mmlocal.layers.checks import as_side, check_flag, check_int, check_ints, check_rate
-from mmlocal.models.backbones.base import TRUNC_NORMAL, LocalBackbone, check_per_stage
-from mmlocal.models.backbones.position import (
-    add_position,
-    position_embedding,
-    pretrain_map_size,
-)
+from mmlocal.models.backbones.local_swin import ARCH_KEYS, LocalSwin
 from mmlocal.registry import MODELS
 
 
 @MODELS.register_module()
-class ELSASwin(LocalBackbone):
+class ELSASwin(LocalSwin):
     """ELSA-Swin backbone for classification and dense prediction.
 
     All stages but the last attend by :class:`~mmlocal.layers.ELSA`, without a scale on ``q * k``.
@@ -115,28 +102,24 @@ class ELSASwin(LocalBackbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(TRUNC_NORMAL if init_cfg is None else init_cfg)
-        required = {"embed_dims", "depths", "num_heads"}
-        arch = self._resolve_arch(arch, required, dict(group_width=8))
-        dims, depths, self.num_heads = arch["embed_dims"], arch["depths"], arch["num_heads"]
-        check_int(embed_dims=dims, group_width=arch["group_width"])
-        check_ints(depths=depths, num_heads=self.num_heads)
-        check_per_stage(depths=depths, num_heads=self.num_heads)
-        patch_size = as_side("patch_size", patch_size)
-        map_size = pretrain_map_size(pretrain_img_size, patch_size)
-        check_flag(patch_norm=patch_norm, use_abs_pos_embed=use_abs_pos_embed)
+        arch = self._resolve_arch(arch, set(ARCH_KEYS), dict(group_width=8))
+        group_width = arch.pop("group_width")
+        check_int(group_width=group_width)
+        check_ints(depths=arch["depths"])
         check_flag(fit_window=fit_window)
         check_rate(drop_rate=drop_rate)
-        self._elsa: dict[str, Any] = dict(
+        elsa: dict[str, Any] = dict(
+            type=ELSA,
             kernel_size=as_side("kernel_size", kernel_size, odd=True),
-            group_width=arch["group_width"],
+            group_width=group_width,
             qkv_bias=qkv_bias,
             qk_scale=1.0,
             lam=lam,
             gamma=gamma,
             attn_drop_rate=attn_drop_rate,
         )
-        self._window: dict[str, Any] = dict(
+        window: dict[str, Any] = dict(
+            type=WindowAttention,
             window_size=as_side("window_size", window_size),
             fit_window=fit_window,
             qkv_bias=qkv_bias,
@@ -144,29 +127,19 @@ class ELSASwin(LocalBackbone):
             attn_drop_rate=attn_drop_rate,
             proj_drop_rate=drop_rate,
         )
-        self._block: dict[str, Any] = dict(
-            mlp_ratio=mlp_ratio, drop_rate=drop_rate, with_cp=with_cp
+        super().__init__(
+            arch,
+            mixers=[elsa] * (len(arch["depths"]) - 1) + [window],
+            in_channels=in_channels,
+            patch_size=patch_size,
+            mlp_ratio=mlp_ratio,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            patch_norm=patch_norm,
+            use_abs_pos_embed=use_abs_pos_embed,
+            pretrain_img_size=pretrain_img_size,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
         )
-
-        self.patch_embed = PatchEmbed(in_channels, dims, patch_size, patch_norm)
-        self.absolute_pos_embed = position_embedding(dims, map_size) if use_abs_pos_embed else None
-        self.drop_after_pos = nn.Dropout(drop_rate)
-        num_features = [dims * 2**i for i in range(len(depths))]
-        self._build_stages(num_features, depths, drop_path_rate, out_indices, frozen_stages)
-
-    def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
-        dims, heads = self.num_features[stage], self.num_heads[stage]
-        if stage < len(self.depths) - 1:
-            attn: nn.Module = ELSA(dims, heads, **self._elsa)
-        else:
-            attn = WindowAttention(dims, heads, shift=index % 2 == 1, **self._window)
-        return TransformerBlock(dims, attn, drop_path_rate=drop_path_rate, **self._block)
-
-    def _make_downsample(self, stage: int, drop_path_rate: float) -> nn.Module:
-        return PatchMerging(self.num_features[stage], self.num_features[stage + 1])
-
-    def _embed(self, x: Tensor) -> Tensor:
-        x = self.patch_embed(x)
-        if self.absolute_pos_embed is not None:
-            x = add_position(x, self.absolute_pos_embed)
-        return self.drop_after_pos(x)

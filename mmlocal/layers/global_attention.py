@@ -1,0 +1,83 @@
+"""Self-attention among all tokens of a map."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlocal.layers.checks import (
+    Unscripted,
+    check_flag,
+    check_int,
+    check_map,
+    check_number,
+    check_rate,
+)
+from mmlocal.layers.mixers import register_mixer
+
+
+@register_mixer
+class GlobalAttention(Unscripted, nn.Module):
+    """Multi-head self-attention ``softmax(q k^T * qk_scale) v`` among all tokens of a map.
+
+    Within queries, keys and values, the channels
+    ``[n * embed_dims / num_heads, (n + 1) * embed_dims / num_heads)`` belong to head ``n``. The
+    layer knows nothing of positions: if the tokens change places, the outputs do the same.
+
+    Args:
+        embed_dims: channels in and out.
+        num_heads: must divide ``embed_dims``.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        qk_scale: factor of q k^T; ``None`` for ``(embed_dims / num_heads) ** -0.5``.
+        attn_drop_rate: dropout on the attention map.
+        proj_drop_rate: dropout on the output.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``embed_dims``, a count is below 1, a rate is out
+            of [0, 1], or a number is not finite.
+        TypeError: an argument has another type.
+
+    Source:
+        Vaswani et al. 2017, eq. 1, and ViT, Dosovitskiy et al. 2020.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_int(embed_dims=embed_dims, num_heads=num_heads)
+        check_flag(qkv_bias=qkv_bias)
+        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
+        if qk_scale is not None:
+            check_number(qk_scale=qk_scale)
+        if embed_dims % num_heads:
+            raise ValueError(
+                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
+            )
+        self.embed_dims = embed_dims
+        self.num_heads = num_heads
+        self.qk_scale = qk_scale
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, embed_dims)``, with any H and W, to the same shape.
+
+        Raises:
+            ValueError: ``x`` has another shape.
+        """
+        check_map(x, self.embed_dims)
+        qkv = self.qkv(x).flatten(1, 2).unflatten(2, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.attn_drop_rate if self.training else 0.0, scale=self.qk_scale
+        )
+        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(x.shape)))

@@ -1,0 +1,111 @@
+"""Every golden file in tests/data/dwnet: values, gradients and running statistics.
+
+The official parameters, and their gradients, come in through ``mmlocal.checkpoints``.
+"""
+
+import pytest
+import torch
+from dwnet_golden import FOLDER, Golden
+
+from mmlocal.layers import (
+    DepthwiseConv,
+    DWNetBlock,
+    DynamicDepthwiseConv,
+    InhomogeneousDepthwiseConv,
+)
+from mmlocal.ops import elsa_attention
+from mmlocal.ops.elsa import BACKENDS
+
+BLOCK, OUR_BLOCK = "layers.0.blocks.0.", "stages.0.blocks.0."
+# Triton has tests of its own.
+RUNNING = [b.name for b in BACKENDS if not b.not_supported_reasons(torch.empty(0))]
+modes = pytest.mark.parametrize("mode", ["eval", "train"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+
+
+def make_mixer(meta: dict) -> torch.nn.Module:
+    dims = meta["dim"]
+    kind = (
+        meta.get("variant")
+        or {"DynamicDWConv": "dynamic", "IDynamicDWConv": "idynamic"}[meta["cls"]]
+    )
+    kernel_size = meta.get("kernel_size") or meta["window_size"]
+    if kind == "static":
+        return DepthwiseConv(dims, kernel_size=kernel_size)
+    if kind == "dynamic":
+        return DynamicDepthwiseConv(dims, kernel_size=kernel_size)
+    return InhomogeneousDepthwiseConv(dims, dims // meta["group_channels"], kernel_size)
+
+
+@pytest.mark.parametrize("backend", RUNNING)
+def test_operator(backend):
+    """Involution is ``elsa_attention`` without softmax."""
+    golden = Golden("dwnet_op_idynamic")
+    arrays = golden.arrays
+    x = arrays["input"].clone().requires_grad_()
+    weight = arrays["weight"].clone().requires_grad_()
+    settings = dict(kernel_size=golden.meta["kernel_size"], softmax=False, backend=backend)
+    out = elsa_attention(x, weight.flatten(1, 3), **settings)
+    (out * arrays["grad_output"]).sum().backward()
+    golden.compare("output", out, arrays["output"], 1e-6)
+    golden.compare("grad_input", x.grad, arrays["grad_input"], 1e-6)
+    golden.compare("grad_weight", weight.grad, arrays["grad_weight"], 1e-6)
+    print(backend, golden.errors)
+
+
+@modes
+@dtypes
+@pytest.mark.parametrize("kind", ["dynamic", "idynamic"])
+def test_mixer(kind, mode, dtype):
+    part = f"{BLOCK}attn2conv.conv."
+    golden = Golden(f"dwnet_conv_{kind}", part, f"{OUR_BLOCK}attn.")
+    mixer = make_mixer(golden.meta)
+    golden.check(mixer, lambda x: [mixer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)], mode, dtype)
+
+
+class Branch(torch.nn.Module):
+    """The first branch of a block, without its MLP."""
+
+    def __init__(self, block: DWNetBlock) -> None:
+        super().__init__()
+        for name, child in block.named_children():
+            if not name.endswith("mlp"):
+                self.add_module(name, child)
+        self.forward = block.branch
+
+
+@modes
+@dtypes
+@pytest.mark.parametrize("kind", ["static", "dynamic", "idynamic"])
+def test_branch(kind, mode, dtype):
+    golden = Golden(f"dwnet_block_{kind}", f"{BLOCK}attn2conv.", OUR_BLOCK)
+    branch = Branch(DWNetBlock(golden.meta["dim"], make_mixer(golden.meta)))
+    golden.check(branch, lambda x: [branch(x)], mode, dtype)
+
+
+@modes
+@dtypes
+@pytest.mark.parametrize("name", ["static", "dynamic_padded"])
+@pytest.mark.parametrize("with_cp", [False, True], ids=["plain", "with_cp"])
+def test_block(name, mode, dtype, with_cp):
+    golden = Golden(f"dwnet_spatialblock_{name}", BLOCK, OUR_BLOCK)
+    meta = golden.meta
+    size = meta.get("input_resolution") or (meta["H"], meta["W"])
+    kind = name.partition("_")[0]
+    block = DWNetBlock(
+        meta["dim"],
+        make_mixer(meta | dict(variant=kind)),
+        meta["mlp_ratio"],
+        with_cp=with_cp,
+        pad_size_divisor=meta["window_size"] if "padded" in name else 1,
+    )
+    golden.check(block, lambda x: [block(x.unflatten(1, tuple(size))).flatten(1, 2)], mode, dtype)
+
+
+def test_every_golden_file_has_a_test():
+    kinds = {"op_idynamic", "conv_dynamic", "conv_idynamic"}
+    kinds |= {f"block_{kind}" for kind in ("static", "dynamic", "idynamic")}
+    kinds |= {"spatialblock_static", "spatialblock_dynamic_padded"}
+    kinds |= {f"cls_{kind}" for kind in ("static", "dynamic", "idynamic")}
+    kinds |= {"backbone_static", "backbone_dynamic"}
+    assert {path.stem for path in FOLDER.glob("*.npz")} == {f"dwnet_{kind}" for kind in kinds}
