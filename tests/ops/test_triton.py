@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import make_cotangent, make_elsa, make_projected, make_qna, worst_error
+from cases import make_cotangent, make_elsa, make_outlook, make_projected, make_qna, worst_error
 from random_problems import differences, make_problem
 
 from mmlocal.layers import ELSA
-from mmlocal.ops import OPS, elsa_attention, qna_attention
+from mmlocal.ops import OPS, elsa_attention, outlook_attention, qna_attention
 from mmlocal.ops import elsa_attention_projected as projected
 from mmlocal.ops.backends import choose_backend
 from mmlocal.ops.layout import new_map
@@ -74,11 +74,23 @@ QNA_CASES = [
     ((1, 1, 2, 6, 7, 7, 1, 3, 2), (True, True), True, F32, "contiguous"),
     ((0, 2, 2, 4, 5, 3, 1, 1, 2), (True, True), True, F32, "contiguous"),
 ]
+OUTLOOK_CASES = [
+    # (batch, heads, channels per head, height, width, kernel, stride, padding), softmax
+    ((2, 2, 2, 5, 4, 3, 2, 1), True, F32, "contiguous"),
+    ((1, 1, 2, 1, 1, 3, 2, 1), True, F64, "contiguous"),
+    ((1, 2, 32, 5, 6, 3, 2, 1), True, BF16, "channels-last"),  # heads of VOLO
+    ((1, 2, 3, 4, 5, 3, 1, 1), False, F16, "channels-last"),
+    ((1, 1, 2, 3, 4, 5, 2, 2), True, F32, "sliced"),
+    ((1, 2, 2, 6, 7, 2, 3, 1), True, F64, "transposed"),  # pixels in no window
+    ((2, 1, 3, 5, 4, 2, 1, 0), True, F32, "expanded"),
+    ((1, 1, 96, 17, 18, 1, 1, 0), True, F16, "channels-last"),  # several tiles, the last in part
+    ((0, 2, 2, 4, 5, 3, 2, 1), True, F32, "contiguous"),
+]
 
 
 def case_id(case: tuple) -> str:
-    shape, switches, last, dtype, layout = case
-    return "-".join([*map(str, shape), *map(str, switches), str(last), str(dtype)[6:], layout])
+    shape, *switches, dtype, layout = case
+    return "-".join([*map(str, shape), *map(str, switches), str(dtype)[6:], layout])
 
 
 def arrange(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -125,8 +137,8 @@ def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
 
 
 def tolerance(op, tensors: dict) -> float:
-    backends = OPS["qna" if op is qna_attention else "elsa"].backends
-    dtype = tensors["value"].dtype
+    owner = next(known for known in OPS.values() if op in (known.function, *known.variants))
+    backends, dtype = owner.backends, tensors["value"].dtype
     limit = next(b for b in backends if b.name == "triton").atol[dtype]
     # Half precision: the gradient of the logits is rounded, and what is made of it once more.
     return 1.5 * limit if op is projected and dtype in (BF16, F16) else limit
@@ -144,7 +156,8 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    assert int(passed[1]) >= len(ELSA_CASES) + len(PROJECTED_CASES) + len(QNA_CASES)
+    cases = [*ELSA_CASES, *PROJECTED_CASES, *QNA_CASES, *OUTLOOK_CASES]
+    assert int(passed[1]) >= len(cases)
 
 
 class CompileOnly:
@@ -167,7 +180,10 @@ class CompileOnly:
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="compiles where nothing else does")
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-@pytest.mark.parametrize("module", ["elsa.triton_impl", "elsa.triton_projected", "qna.triton_impl"])
+@pytest.mark.parametrize(
+    "module",
+    ["elsa.triton_impl", "elsa.triton_projected", "qna.triton_impl", "outlook.triton_impl"],
+)
 def test_kernels_compile(module, layout, monkeypatch):
     """To machine code; the interpreter takes some programs that the compiler does not."""
     jit = pytest.importorskip("triton.runtime.jit")
@@ -188,6 +204,9 @@ def test_kernels_compile(module, layout, monkeypatch):
         dtype = F32 if layout == "contiguous" else BF16  # features in blocks and at once
         tensors, _ = make_projected((1, 3, 32, 14, 14, 7, 1), (1, 1, True), 64, dtype)
         settings = (7, 1)
+    elif module == "outlook.triton_impl":
+        tensors, settings = make_outlook((1, 6, 32, 14, 14, 3, 2, 1), dtype=BF16)
+        settings = (*settings.values(), True)
     else:
         tensors, settings = make_qna((1, 8, 8, 14, 14, 3, 2, 1, 2), dtype=BF16)
         settings = (*settings.values(), True)
@@ -297,8 +316,16 @@ def test_qna(case):
     check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
 
 
+@kernels
+@pytest.mark.parametrize("case", OUTLOOK_CASES, ids=case_id)
+def test_outlook(case):
+    shape, softmax, dtype, layout = case
+    tensors, settings = make_outlook(shape, dtype)
+    check(outlook_attention, tensors, layout, **settings, softmax=softmax)
+
+
 # Seeds of calls that are small, most of them with infinity or NaN in one of the tensors.
-RANDOM = {"elsa": [1, 23, 101, 294], "qna": [826, 1998, 2233, 2286]}
+RANDOM = {"elsa": [1, 23, 101, 294], "outlook": [18, 58, 151, 377], "qna": [826, 1998, 2233, 2286]}
 
 
 @kernels
@@ -320,6 +347,7 @@ def test_half_precision_beside_float64():
     for op, (tensors, settings) in (
         (elsa_attention, make_elsa((1, 1, 2, 3, 3, 3, 1))),
         (qna_attention, make_qna((1, 1, 2, 3, 3, 3, 1, 1, 1))),
+        (outlook_attention, make_outlook((1, 1, 2, 3, 3, 3, 2, 1))),
     ):
         mixed = {n: x.detach().to(F64 if n == "value" else BF16) for n, x in tensors.items()}
         exact = {n: x.double() for n, x in mixed.items()}
@@ -345,6 +373,29 @@ def test_elsa_with_masked_logits():
     attn = tensors["attn"].detach().clone()
     attn.unflatten(1, (2, 9))[:, :, :8] = -torch.inf
     check(elsa_attention, tensors | {"attn": attn}, **settings)
+
+
+@kernels
+@pytest.mark.parametrize("kind", ["large", "masked"])
+def test_outlook_with_special_logits(kind):
+    tensors, settings = make_outlook((1, 2, 2, 4, 5, 3, 2, 1), F32)
+    attn = tensors["attn"].detach() * (1e4 if kind == "large" else 1)
+    if kind == "masked":
+        attn.unflatten(1, (2, 9, 9))[:, :, :, :8] = -torch.inf
+    check(outlook_attention, tensors | {"attn": attn}, **settings)
+
+
+@kernels
+def test_inputs_of_outlook_may_be_frozen():
+    """Only what is asked for is computed."""
+    tensors, settings = make_outlook((1, 1, 2, 3, 2, 3, 2, 1), BF16)
+    tensors = {n: x.detach().to(DEVICE) for n, x in tensors.items()}
+    full = results(outlook_attention, tensors, **settings, backend="triton")
+    for name, x in tensors.items():
+        others = {n: x for n, x in tensors.items() if n != name}
+        part = functools.partial(outlook_attention, **others)
+        ours = results(part, {name: x}, **settings, backend="triton")
+        assert torch.equal(ours[f"grad of {name}"], full[f"grad of {name}"]), name
 
 
 @kernels
@@ -426,6 +477,11 @@ LARGE_QNA = [
     ((1, 4, 32, 20, 30, 3, 1, 1, 4), (True, True), False),
     ((1, 1, 160, 33, 29, 13, 1, 6, 1), (False, True), True),
 ]
+LARGE_OUTLOOK = [
+    ((2, 6, 32, 28, 28, 3, 2, 1), True),
+    ((1, 3, 48, 37, 61, 3, 1, 1), True),
+    ((1, 2, 160, 20, 31, 5, 2, 2), False),
+]
 
 
 @on_gpu
@@ -441,22 +497,30 @@ def test_large_maps(dtype, layout):
     for shape, tables, sum_queries in LARGE_QNA:
         tensors, settings = make_qna(shape, tables, dtype)
         check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
+    for shape, softmax in LARGE_OUTLOOK:
+        tensors, settings = make_outlook(shape, dtype)
+        check(outlook_attention, tensors, layout, **settings, softmax=softmax)
 
 
-def both() -> list[tuple]:
-    """Both ops on maps of more than one tile, on the GPU."""
+def all_ops() -> list[tuple]:
+    """All ops on maps of more than one tile, on the GPU."""
     elsa = make_elsa((2, 3, 32, 28, 29, 7, 1), dtype=F32)
     qna = make_qna((2, 8, 8, 28, 29, 3, 2, 1, 2), dtype=F32)
+    outlook = make_outlook((2, 6, 32, 28, 29, 3, 2, 1), dtype=F32)
     return [
         (op, {n: x.detach().cuda() for n, x in tensors.items()}, settings)
-        for op, (tensors, settings) in ((elsa_attention, elsa), (qna_attention, qna))
+        for op, (tensors, settings) in (
+            (elsa_attention, elsa),
+            (qna_attention, qna),
+            (outlook_attention, outlook),
+        )
     ]
 
 
 @on_gpu
 def test_is_chosen_and_deterministic_on_a_gpu():
     """Without a name, every run of it gives the same bits."""
-    for op, tensors, settings in both():
+    for op, tensors, settings in all_ops():
         first = results(op, tensors, **settings, backend="triton")
         for _ in range(3):
             again = results(op, tensors, **settings)
@@ -480,7 +544,7 @@ def test_projection_on_a_gpu():
 @on_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_another_device_than_the_current_one():
-    for op, tensors, settings in both():
+    for op, tensors, settings in all_ops():
         expected = results(op, tensors, **settings, backend="triton")
         moved = {n: x.to("cuda:1") for n, x in tensors.items()}
         ours = results(op, moved, **settings, backend="triton")
@@ -508,7 +572,7 @@ def test_more_numbers_than_fit_32_bits():
 @on_gpu
 @pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
 def test_compile(compiler):
-    for op, tensors, settings in both():
+    for op, tensors, settings in all_ops():
         torch.compiler.reset()
         expected = results(op, tensors, **settings)
         compiled = torch.compile(
@@ -521,7 +585,7 @@ def test_compile(compiler):
 @on_gpu
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_opcheck(layout):
-    for op, tensors, settings in both():
+    for op, tensors, settings in all_ops():
         inputs = [arrange(x, layout).requires_grad_() for x in tensors.values()]
         name = op.__name__
         extra = (True, "triton")  # softmax or sum_queries, and the backend

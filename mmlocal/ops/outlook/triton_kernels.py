@@ -46,13 +46,13 @@ def mix_kernel(
         own = ((y - top) * KERNEL + (x - left)).to(tl.int64)
         window = row.to(tl.int64) * cols + col
         pointers = attn + window * attn_strides[2]
-        peak, scale = 0.0, 0.0
+        peak, scale = tl.zeros([BLOCK_P], ACC), tl.zeros([BLOCK_P], ACC)
         if TRANSPOSED:
             pointers += own * attn_strides[1]
         else:
             pointers += own * TAPS * attn_strides[1]
             if SOFTMAX:
-                peak, scale = softmax_of(pointers, attn_strides[1], near, TAPS, BLOCK_T, ACC)
+                peak, scale = softmax_of(pointers, attn_strides[1], near, TAPS, 1, ACC)
         for tap in range(TAPS):
             other, there = token_of(tap, top, left, near, height, width, KERNEL)
             if TRANSPOSED and SOFTMAX:
