@@ -35,7 +35,9 @@ class GhostHead(nn.Module):
         of N(0, 1), because such a power of a negative number is not real.
 
         With one map for each channel, this is the ghost head of :class:`~mmlocal.layers.ELSA`.
-        :class:`~mmlocal.layers.GhostAttention` has its own tables, which it resizes with the map.
+        :class:`~mmlocal.layers.GhostAttention` resizes its tables with the map.
+        :class:`~mmlocal.layers.UnifiedLocalAttention` with the preset ``"lsa"`` is Swin's window
+        attention with this ghost head.
 
     Source:
         ELSA, Zhou et al. 2021, eq. 8 and appendix C.

@@ -27,7 +27,7 @@ from mmlocal.layers.window_attention import over_windows
 
 @register_mixer
 class UnifiedLocalAttention(Unscripted, nn.Module):
-    r"""Local attention whose weights are any sum of four terms, under any of three normalisations.
+    """Local attention whose weights are any sum of four terms, under any of three normalisations.
 
     For a query at pixel ``p``, the keys at the pixels ``s`` of its region, and each head::
 
@@ -40,15 +40,16 @@ class UnifiedLocalAttention(Unscripted, nn.Module):
         embed_dims: channels in and out.
         num_heads: from 1 to ``embed_dims``, and a divisor of it. The preset ``dwconv`` ignores it
             and makes each channel a head.
-        preset: name in :data:`~mmlocal.layers.unified_presets.PRESETS`. It gives the next four
-            arguments where they are ``None``.
+        preset: name in :mod:`mmlocal.layers.unified_presets`, such as ``"lsa"``, ``"dwconv"``,
+            ``"hadamard-n"`` or ``"net7-n"``. It gives the next four arguments where they are
+            ``None``.
         terms: some of ``"qk"`` (``q.k``), ``"qr"`` (``q.rk``), ``"rk"`` (``rq.k``) and ``"rb"``
             (``rb``). The layer projects queries and keys only if a term needs them.
         norm: ``"softmax"``; ``"filter"``, which is :func:`~mmlocal.layers.filter_norm.filter_norm`
             divided by the root of the number of taps; or ``"identity"``.
         region: ``"window"``, the window that the query is in, as in Swin Transformer; or
             ``"neighborhood"``, the window around the query.
-        hadamard: whether ``q * k`` takes the place of ``q`` and of ``k``, as in Hadamard attention.
+        hadamard: whether ``q * k`` takes the place of ``q`` and of ``k``, as in eq. 7.
         window_size: width of a window, in tokens, for the region ``"window"``; ``None`` for 7.
         kernel_size: odd width of a neighbourhood, in taps, for the region ``"neighborhood"``;
             ``None`` for 7.
@@ -89,6 +90,9 @@ class UnifiedLocalAttention(Unscripted, nn.Module):
         Tables start as truncated normals. Their deviation is 0.02 for the softmax, and one over the
         root of the number of taps otherwise. This is our choice, as are the scale of the filter
         normalisation and ``ghost_ratio``.
+
+        The preset ``hadamard-n`` is the Hadamard attention of eq. 7. The published models have
+        another variant, :class:`~mmlocal.layers.ELSA`.
 
     Source:
         ELSA, Zhou et al. 2021, section 3, eq. 4; section 5, eq. 7 and 8.

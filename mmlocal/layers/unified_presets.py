@@ -1,4 +1,32 @@
-"""Named settings of the unified local attention."""
+"""Named settings of the unified local attention.
+
+| preset | terms | normalisation | region | heads |
+|---|---|---|---|---|
+| ``lsa`` | q.k + rb | softmax | window | given |
+| ``net1`` | rb | identity | window | given |
+| ``net2`` | q.rk | identity | window | given |
+| ``net3`` | q.rk | filter | window | given |
+| ``net4`` | q.rk | softmax | window | given |
+| ``net5`` | q.rk + rb | softmax | window | given |
+| ``net6`` | q.rk + rq.k + rb | softmax | window | given |
+| ``net7`` | q.k + q.rk + rq.k + rb | softmax | window | given |
+| ``hadamard`` | u.rk + rq.u + rb, with u = q * k | softmax | window | given |
+| ``dwconv`` | rb | identity | neighbourhood | one per channel |
+
+A name with ``-n`` has the neighbourhood in place of the window. ``lsa`` is Swin's attention,
+``dwconv`` is a depth-wise convolution, and ``hadamard-n`` is eq. 7 of the paper.
+
+Note:
+    The paper's table of the seven networks was not available to us, so ``net1`` to ``net7`` are our
+    reading. These facts were available: eq. 4; the terms of the depth-wise convolution (rb), of
+    dynamic filters (q.rk) and of local attention (q.k); and that networks 5 to 7 show the effect of
+    relative position embeddings. In our reading, each network differs from the one before in one
+    term or in the normalisation.
+
+Source:
+    ELSA, Zhou et al. 2021, https://arxiv.org/abs/2112.12786, section 3, eq. 1 to 4; section 5,
+    eq. 7.
+"""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class WindowWeights(LocalWeights):
         maps = self.attn_drop(self.normalise(scores, 3))
         if self.ghost_head is not None:
             maps = self.ghost_head(maps, index)
-        if mask is not None:
+        if mask is not None and (self.norm != "softmax" or self.ghost_head is not None):
             maps = maps * (mask == 0)
         value = value.unflatten(2, (maps.shape[1], -1)).transpose(1, 2)
         return (maps.to(value.dtype) @ value).transpose(1, 2).flatten(2)

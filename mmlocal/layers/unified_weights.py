@@ -1,4 +1,4 @@
-"""What all regions of the unified local attention share: tables, normalisation and ghost head."""
+"""Tables, normalisation and ghost head of the unified local attention, for all its regions."""
 
 from __future__ import annotations
 
