@@ -1,6 +1,6 @@
 """ELSA, involution and outlook attention by unfold, as the official codes write them.
 
-Beside them, the whole layer of outlook attention: ours, and the one of timm on the same weights.
+Beside them, our layer of outlook attention and timm's layer, on the same weights.
 """
 
 from __future__ import annotations

@@ -111,24 +111,51 @@ static void outlook_forward(const Outlook<T>& a, T* memory, int64_t begin, int64
   });
 }
 
+// The channels of one row of the matrices: vectors [begin, end) of its head.
+template <class T>
+struct OutlookRow {
+  const T* grad;  // null if the target lies outside the map, or there is no such row
+  int64_t begin, end;
+  typename Types<T>::Int head;
+};
+
+// products[i] = the product of grad at the target of row i and value at a source, in all lanes of
+// the row's head. With V, heads have V vectors each. Without, several heads may share a vector.
+template <class T, int V>
+MMLOCAL_INLINE void outlook_products(const OutlookRow<T>* rows, const T* value,
+                                     const Heads<T>& heads, Vec<T>* products) {
+  constexpr int n = kLanes<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) {
+    Vec<T> product{};
+    if (rows[i].grad && V > 0) {
+      const T *g = rows[i].grad + rows[i].begin * n, *v = value + rows[i].begin * n;
+#pragma GCC unroll 4
+      for (int c = 0; c < V; ++c) product += load(g + c * n) * load(v + c * n);
+    } else if (rows[i].grad) {
+      for (int64_t c = rows[i].begin; c < rows[i].end; ++c) {
+        const Vec<T> more = load(rows[i].grad + c * n) * load(value + c * n);
+        const auto own = static_cast<typename Types<T>::Int>(rows[i].head - heads.first[c]);
+        product += heads.lane[c] == own ? more : Vec<T>{};
+      }
+    }
+    products[i] = product;
+  }
+}
+
 // slopes[row, s] = the product of grad at the row's target and value at source s, over the channels
 // of the row's head. It is 0 if one of them lies outside the map.
-template <class T>
+template <class T, int V>
 static void outlook_slopes(const Outlook<T>& a, const OutlookScratch<T>& scratch, const T* grad,
                            const T* value, const OutlookClip& clip) {
   constexpr int n = kLanes<T>;
-  const Heads<T>& heads = scratch.heads;
   const int64_t taps = scratch.taps;
   const auto is_inside = [&](int64_t tap) {
     const int64_t i = tap / a.kernel, j = tap % a.kernel;
     return i >= clip.i0 && i < clip.i1 && j >= clip.j0 && j < clip.j1;
   };
   for (int64_t block = 0; block < scratch.blocks; ++block) {
-    struct {
-      const T* grad;  // null if the target lies outside the map, or there is no such row
-      int64_t begin, end;
-      typename Types<T>::Int head;
-    } rows[n];
+    OutlookRow<T> rows[n];
     for (int i = 0; i < n; ++i) {
       const int64_t row = block * n + i, head = row / taps, target = row % taps;
       const bool there = row < scratch.rows && is_inside(target);
@@ -144,22 +171,9 @@ static void outlook_slopes(const Outlook<T>& a, const OutlookScratch<T>& scratch
         out = Vec<T>{};
         continue;
       }
-      const T* v = value + s / a.kernel * a.value.y + s % a.kernel * a.value.x;
       Vec<T> products[n];
-      for (int i = 0; i < n; ++i) {
-        Vec<T> product{};
-        if (rows[i].grad) {
-          for (int64_t c = rows[i].begin; c < rows[i].end; ++c) {
-            Vec<T> more = load(rows[i].grad + c * n) * load(v + c * n);
-            if (heads.is_shared(c)) {
-              const auto own = static_cast<typename Types<T>::Int>(rows[i].head - heads.first[c]);
-              more = heads.lane[c] == own ? more : Vec<T>{};
-            }
-            product += more;
-          }
-        }
-        products[i] = product;
-      }
+      const T* v = value + s / a.kernel * a.value.y + s % a.kernel * a.value.x;
+      outlook_products<T, V>(rows, v, scratch.heads, products);
       out = sums_of<T>(products);
     }
   }
@@ -196,6 +210,10 @@ static void outlook_backward(const Outlook<T>& a, T* memory, int64_t begin, int6
   s.own = &scratch.own;
   s.other = &scratch.other;
   s.taps = scratch.taps;
+  const auto slopes = a.head_dims == 2 * kLanes<T>   ? outlook_slopes<T, 2>
+                      : a.head_dims == kLanes<T>     ? outlook_slopes<T, 1>
+                      : a.head_dims == 4 * kLanes<T> ? outlook_slopes<T, 4>
+                                                     : outlook_slopes<T, 0>;
   const Map<const T> out{a.grad_value.data, a.grad_value.b, a.grad_value.y, a.grad_value.x};
   if (out.data) outlook_clear(a, a.grad_value, scratch.heads.vectors, begin, end);
   outlook_windows(a, begin, end, [&](int64_t b, int64_t i, int64_t j, const OutlookClip& clip) {
@@ -213,7 +231,7 @@ static void outlook_backward(const Outlook<T>& a, T* memory, int64_t begin, int6
     }
     // The window belongs to the owner of its first row in the map.
     if (a.grad_attn.data && clip.own0 == clip.i0 && clip.own0 < clip.own1) {
-      outlook_slopes(a, scratch, a.grad.at(b, y, x), a.value.at(b, y, x), clip);
+      slopes(a, scratch, a.grad.at(b, y, x), a.value.at(b, y, x), clip);
       outlook_grad_attn(a, scratch, a.grad_attn.at(b, i, j));
     }
   });
