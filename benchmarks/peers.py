@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from benchmarks.contestants import Built, CannotRunError, Contestant, op_tensors
+from benchmarks.unfold import UNFOLD_PEERS
 from mmlocal.ops import elsa_attention, neighborhood_scores
 from mmlocal.ops.cases import Case, Make
 from mmlocal.ops.qna.analysis import NUM_QUERIES
@@ -116,17 +117,26 @@ def _over_windows(attention: Callable[..., Tensor], case: Case, make: Make) -> B
     return tensors, partial(attention, heads=case.heads, kernel_size=case.kernel_size)
 
 
+def output_stride(case: Case) -> int:
+    """Distance between outputs in pixels. Outlook attention folds its windows to a whole map.
+
+    Args:
+        case: shape of an op.
+    """
+    return 1 if case.op == "outlook" else case.stride
+
+
 def _convolution(depthwise: bool, case: Case, make: Make) -> Built:
     k, groups = case.kernel_size, case.channels if depthwise else 1
     tensors = {
         "input": make(case.batch, case.channels, case.height, case.width),
         "weight": make(case.channels, case.channels // groups, k, k),
     }
-    return tensors, partial(F.conv2d, stride=case.stride, padding=k // 2, groups=groups)
+    return tensors, partial(F.conv2d, stride=output_stride(case), padding=k // 2, groups=groups)
 
 
 def _make_qkv(case: Case, make: Make) -> dict[str, Tensor]:
-    if case.stride != 1:
+    if output_stride(case) != 1:
         raise CannotRunError("has no stride")
     shape = (case.batch, case.height, case.width, case.heads, case.channels // case.heads)
     return {name: make(*shape) for name in ("query", "key", "value")}
@@ -274,6 +284,7 @@ def _natten(case: Case, make: Make) -> Built:
 
 
 PEERS = (
+    *UNFOLD_PEERS,
     Contestant("dwconv", "depth-wise convolution", partial(_convolution, True)),
     Contestant("conv", "dense convolution", partial(_convolution, False)),
     Contestant("exp_conv", "QnA by two depth-wise convolutions", _exp_convolutions, ("qna",)),
