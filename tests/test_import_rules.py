@@ -59,7 +59,17 @@ RULES = {
         "torch",
         "torchvision",
         "mmpretrain",
+        "mmlocal.layers",
+        "mmlocal.registry",
         "mmlocal.models.classifiers",
+    },
+    "mmlocal/models/heads/**/*.py": {
+        "torch",
+        "torchvision",
+        "mmpretrain",
+        "mmlocal.layers",
+        "mmlocal.registry",
+        "mmlocal.models.heads",
     },
     "mmlocal/models/*.py": {"mmlocal.models"},
     "mmlocal/engine/**/*.py": {

@@ -33,9 +33,9 @@ class CPUAmpOptimWrapper(OptimWrapper):
         def enter(module: nn.Module, args: tuple) -> None:
             autocast.__enter__()
 
-        def leave(module: nn.Module, args: tuple, outputs: tuple[Tensor, ...] | None) -> tuple:
+        def leave(module: nn.Module, args: tuple, outputs: Any) -> Any:
             autocast.__exit__(None, None, None)
-            return tuple(output.float() for output in outputs or ())  # None after an error
+            return _to_float32(outputs)
 
         backbone = getattr(getattr(model, "module", model), "backbone", None)
         if backbone is None:
@@ -52,6 +52,13 @@ class CPUAmpOptimWrapper(OptimWrapper):
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _to_float32(outputs: Any) -> Any:
+    """Convert the outputs of a backbone: tensors, also in tuples in the tuple of stages."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return tuple(_to_float32(output) for output in outputs or ())  # None after an error
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

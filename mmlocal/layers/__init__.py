@@ -30,6 +30,7 @@ from mmlocal.layers.outlook_attention import OutlookAttention
 from mmlocal.layers.patch import PatchEmbed, PatchMerging
 from mmlocal.layers.projected_mixer import ProjectedMixer
 from mmlocal.layers.qna import QnA
+from mmlocal.layers.sasa import SASA
 from mmlocal.layers.unified_local_attention import UnifiedLocalAttention
 from mmlocal.layers.upsample_qna import UpsampleQnA
 from mmlocal.layers.window_attention import WindowAttention
@@ -40,6 +41,7 @@ __all__ = [
     "ELSA",
     "MIXERS",
     "MLP",
+    "SASA",
     "ClassAttentionBlock",
     "ConvStem",
     "DWNetBlock",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    norms = [norm for norm in module.modules() if isinstance(norm, _BATCH_NORMS)]
+    norms = [norm for norm in module.modules() if isinstance(norm, BATCH_NORMS)]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, number in kept:
         norm.momentum = 0.0

@@ -73,8 +73,9 @@ class DynamicDepthwiseConv(Unscripted, nn.Module):
                 is in training mode.
         """
         check_map(x, self.embed_dims)
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
                 return self._forward(x.to(self.predictor.expand.weight.dtype))
         return self._forward(x)
 

@@ -113,7 +113,7 @@ class MMPreTrain(Library):
 
     def counts_classes(self, model: dict) -> bool:
         """Only for image classifiers. Heads of other models have other outputs."""
-        return type_name(model.get("type")) == "ImageClassifier"
+        return type_name(model.get("type")) in ("ImageClassifier", "TokenLabelClassifier")
 
     def default_prefix(self, dataset: dict) -> dict:
         """For ImageNet, the folder of the split."""

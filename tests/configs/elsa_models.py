@@ -1,11 +1,11 @@
-"""The ELSA configs, and how to make them small enough to run."""
+"""The configs of ELSA-Swin, and how to make them small enough to run."""
 
 from mmengine import Config
 
 import mmlocal
 
 PUBLISHED = [
-    name for name in mmlocal.list_configs() if name.startswith("elsa") and "shapes" not in name
+    name for name in mmlocal.list_configs() if name.startswith("elsa_swin") and "shapes" not in name
 ]
 
 

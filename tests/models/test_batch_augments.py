@@ -32,6 +32,14 @@ def test_order(erase_first):
     assert abs(mixed[erased].std() - (0.5 if erase_first else 1)) < 0.02
 
 
+def test_without_mixing():
+    torch.manual_seed(0)
+    images, scores = torch.full((4, 3, 16, 16), 8.0), torch.eye(4)
+    erased, same = MixAndErase(erasing=dict(p=1.0, scale=(0.2, 0.4)))(images, scores)
+    assert torch.equal(same, scores)
+    assert 0.5 < (erased == 8).float().mean() < 0.9
+
+
 def test_probability():
     torch.manual_seed(0)
     images = torch.full((400, 1, 8, 8), 8.0)

@@ -29,7 +29,8 @@ class MixAndErase(RandomBatchAugment):
 
     Args:
         augments: mixing augmentations of mmpretrain's ``RandomBatchAugment``. One of them, drawn at
-            random, mixes a batch.
+            random, mixes a batch. ``None`` in the sequence stands for no mixing, and is the
+            default.
         probs: probabilities of the augmentations, as ``RandomBatchAugment`` takes them.
         erasing: arguments of torchvision's ``RandomErasing``, except ``value``.
         erase_first: whether to erase before mixing.
@@ -37,7 +38,7 @@ class MixAndErase(RandomBatchAugment):
 
     def __init__(
         self,
-        augments: Callable | dict | Sequence[Callable | dict],
+        augments: Callable | dict | Sequence[Callable | dict | None] = (None,),
         probs: float | list[float] | None = None,
         erasing: dict | None = None,
         erase_first: bool = False,

@@ -1,0 +1,5 @@
+"""Heads of classifiers. They need mmpretrain."""
+
+from mmlocal.models.heads.token_label import TokenLabelHead
+
+__all__ = ["TokenLabelHead"]
