@@ -1,4 +1,4 @@
-"""What an operator costs in a network: the time and the memory of an image."""
+"""The cost of an operator in a network: time and memory per image."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
