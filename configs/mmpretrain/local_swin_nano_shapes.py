@@ -41,6 +41,7 @@ operators = {
     "WindowAttention": dict(type="WindowAttention", fit_window=True),
     "HaloAttention": dict(type="HaloAttention"),
     "GlobalAttention": dict(type="GlobalAttention"),
+    "SASA": dict(type="SASA"),
     "ELSA": dict(type="ELSA", group_width=4),
     "QnA": dict(type="QnA", kernel_size=7),
     "OutlookAttention": dict(type="OutlookAttention"),

@@ -8,28 +8,23 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
 from torch import nn
 
 from mmlocal.analysis import Complexity, build_to_count, count_model
-from mmlocal.analysis.measure import peak_memory, summarise, time_interleaved
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_override_arguments, number_of
 from mmlocal.cli.building import build_errors
 from mmlocal.cli.config import load_config
 from mmlocal.cli.generated_data import DATA_ROOT, prepare_shapes
-from mmlocal.cli.models import build_model
+from mmlocal.cli.operator_costs import image_shape, measure_costs
 from mmlocal.cli.operator_list import choose_operators
 from mmlocal.cli.resume import find_last_checkpoint
 from mmlocal.cli.runner import check_phases, train_and_test
@@ -43,7 +38,6 @@ from mmlocal.visualization import plot_spread
 
 CONFIG = "local_swin_nano_shapes"
 METRIC = "accuracy/top1"
-ROUNDS = 10
 # What of a config says where or how a run was started, and not what is trained.
 _NO_SETTINGS = ("work_dir", "launcher", "resume", "experiment_name")
 
@@ -143,7 +137,7 @@ def compare_operators(
     mixers = choose_operators(operators, base.pop("operators", {}))
     models = {label: _on_shapes_alone(base, label, mixers[label]) for label in mixers}
     cfg = _complete(base, config, cfg_options, work_dir)
-    image = _image_shape(cfg)
+    image = image_shape(cfg)
     costs = {label: _count(model, cfg, label, image) for label, model in models.items()}
 
     # All operators get their first seed before any gets its second.
@@ -165,7 +159,7 @@ def compare_operators(
         print(f"{title}: {metric} {found[metric]:.2f}", flush=True)
 
     print("measuring time and memory", flush=True)
-    measured = _measure({label: runs[label, 0] for label in mixers})
+    measured = measure_costs({label: runs[label, 0] for label in mixers})
     rows = [
         dict(
             label=label,
@@ -275,20 +269,6 @@ def _complete(base: Config, config: str, cfg_options: dict | None, work_dir: Pat
     return cfg
 
 
-def _image_shape(cfg: Config) -> tuple[int, int]:
-    """Height and width of the first test image, in pixels, as the model gets it."""
-    loader = _loader(cfg.test_dataloader)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), build_errors(cfg):
-        item = Runner.build_dataloader(loader).dataset[0]
-    height, width = item["inputs"].shape[-2:]
-    return height, width
-
-
-def _loader(loader: dict) -> dict:
-    """The config of a loader without worker processes."""
-    return deepcopy(loader) | dict(num_workers=0, persistent_workers=False)
-
-
 def _config_of_run(cfg: Config, label: str, mixers: Any, seed: int, work_dir: Path) -> Config:
     cfg = _with_mixers(cfg, mixers)
     name = re.sub(r"[^\w.+-]+", "_", label).strip("_")
@@ -305,7 +285,7 @@ def _settings(cfg: Config) -> dict:
 
 
 def _check_folder(cfg: Config) -> None:
-    """Refuse the folder of a run with other settings, and claim an empty one.
+    """Accept a missing or empty folder, and the folder of a run with the same settings.
 
     Raises:
         UsageError: the folder holds something else.
@@ -352,41 +332,3 @@ def _finish(cfg: Config) -> dict[str, float]:
     metrics = {name: float(value) for name, value in metrics.items()}
     write_whole(result, json.dumps(metrics, indent=2) + "\n")
     return metrics
-
-
-def _measure(configs: Mapping[str, Config]) -> dict[str, dict]:
-    """Time and memory of an image in a batch of the training data.
-
-    Returns:
-        Label -> ``inference`` and ``training``, each with ``ms`` and ``bytes``.
-    """
-    device = torch.device(get_device())
-    cfg = next(iter(configs.values()))
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        batch = next(iter(Runner.build_dataloader(_loader(cfg.train_dataloader), seed=0)))
-        models = {label: build_model(cfg).to(device) for label, cfg in configs.items()}
-        optimizers = {}
-        for label, model in models.items():
-            wrapper = dict(type="OptimWrapper") | configs[label].optim_wrapper
-            optimizers[label] = build_optim_wrapper(model, wrapper)
-
-        def infer(model: Any) -> Any:
-            with torch.no_grad():
-                return model.eval().test_step(batch)
-
-        def train(model: Any, optimizer: Any) -> Any:
-            return model.train().train_step(batch, optimizer)
-
-        calls: dict[str, dict[str, Callable[[], object]]] = dict(
-            inference={label: partial(infer, model) for label, model in models.items()},
-            training={label: partial(train, m, optimizers[label]) for label, m in models.items()},
-        )
-        images = len(batch["inputs"])
-        measured: dict[str, dict] = {label: {} for label in configs}
-        for mode, by_label in calls.items():
-            for label, call in by_label.items():
-                call()
-                measured[label][mode] = dict(bytes=peak_memory(call, device) / images)
-            for label, samples in time_interleaved(by_label, device, ROUNDS).items():
-                measured[label][mode]["ms"] = summarise(samples)["median_ms"] / images
-    return measured

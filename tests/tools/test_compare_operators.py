@@ -11,6 +11,7 @@ from mmengine.hooks import CheckpointHook
 
 from mmlocal import config_path
 from mmlocal.cli import compare_operators as tool
+from mmlocal.cli import operator_costs
 from mmlocal.cli.compare_operators import compare_operators, format_operators, main
 from mmlocal.cli.operator_list import choose_operators, parse_operator
 from mmlocal.datasets.shapes import generate_shapes
@@ -52,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def cwd(folder, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(tool, "ROUNDS", 1)
+    monkeypatch.setattr(operator_costs, "ROUNDS", 1)
     return folder
 
 
@@ -61,7 +62,7 @@ def finished(folder) -> tuple[Path, dict]:
     """A finished comparison: its folder, and what it returned."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(tool, "ROUNDS", 1)
+        patch.setattr(operator_costs, "ROUNDS", 1)
         return folder / "out", compare_operators(folder / "out", config="tiny.py", seeds=2)
 
 
