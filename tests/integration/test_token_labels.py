@@ -62,8 +62,9 @@ def test_label_maps_in_two_processes(folder, monkeypatch):
         assert entry["loss"] == pytest.approx(entry["loss_cls"] + entry["loss_aux"], rel=1e-5)
         assert 0 < entry["loss_aux"] < entry["loss_cls"]
     monkeypatch.chdir(folder)
-    load_tool("test").main([str(config), "token_labels/epoch_1.pth", "--out", "predictions.pkl"])
-    predictions = mmengine.load("predictions.pkl")
+    with DefaultScope.overwrite_default_scope("mmpretrain"):  # restored at the end
+        load_tool("test").main([str(config), "token_labels/epoch_1.pth", "--out", "scores.pkl"])
+    predictions = mmengine.load("scores.pkl")
     assert len(predictions) == 4
     for prediction in predictions:
         assert prediction["pred_label"] == prediction["pred_score"].argmax()
