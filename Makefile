@@ -9,18 +9,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_USER := 0
 
-.PHONY: help setup setup-without-ops demo demo-seg demo-cls test test-oldest lint clean distclean
+.PHONY: help setup setup-without-ops demo demo-seg demo-cls compare test test-oldest lint clean distclean
 help:
 	@echo "make setup         build the environment .venv: once, about 10 minutes on 2 cores"
 	@echo "                   (with another Python, 3.10 to 3.12: PYTHON=python3.12 make setup)"
 	@echo "make demo          train, test and draw a small ELSA-Swin Mask R-CNN on generated data"
 	@echo "make demo-seg      the same with UPerNet, for semantic segmentation"
 	@echo "make demo-cls      the same with a classifier: the quickest demo, without mmcv's ops"
+	@echo "make compare       train one small network with four mixers, and compare them"
 	@echo "make test          run all tests"
 	@echo "make test-oldest   test ops, layers and backbones with the oldest torch, in .venv-oldest"
 	@echo "make lint          check format, style and types"
-	@echo "make clean         remove the files of builds, tests and demos; keep .venv, data/ and"
-	@echo "                   all other folders in work_dirs/"
+	@echo "make clean         remove the files of builds, tests, demos and comparisons; keep .venv,"
+	@echo "                   data/ and all other folders in work_dirs/"
 	@echo "make distclean     clean, and remove .venv, .venv-oldest and the compiled kernels"
 	@echo "Demos, test and lint build .venv first if it is not there."
 
@@ -94,6 +95,10 @@ demo-seg: $(VENV)/ops.done
 demo-cls: $(VENV)/mmlocal.done
 	$(RUN) tools/demo.py cls
 
+compare: $(VENV)/mmlocal.done
+	$(RUN) tools/compare_operators.py --seeds 2 --work-dir work_dirs/compare \
+		WindowAttention ELSA QnA DepthwiseConv
+
 # One process per core, each with one thread. The tests of a file run in one process, because they
 # share fixtures.
 test: $(VENV)/ops.done
@@ -113,7 +118,7 @@ lint: $(VENV)/ops.done
 # clean keeps .venv, which takes long to build, and mmlocal/.mim, which belongs to it. It also keeps
 # data sets and training runs.
 clean:
-	rm -rf build dist *.egg-info work_dirs/demo* .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf build dist *.egg-info work_dirs/demo* work_dirs/compare .pytest_cache .mypy_cache .ruff_cache .coverage
 	find . -name .venv -prune -o -name data -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean

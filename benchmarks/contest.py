@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import CannotRunError, Contestant, make_tensors
-from benchmarks.measure import peak_memory, summarise, time_interleaved
 from benchmarks.report import MODES, first_line
+from mmlocal.analysis.measure import peak_memory, summarise, time_interleaved
 from mmlocal.ops.cases import Case
 
 _COPY_BYTES = 2**27  # larger than any cache

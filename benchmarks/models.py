@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.by_kind import KINDS, time_by_kind
-from benchmarks.measure import choose_device, peak_memory, summarise, time_interleaved
 from benchmarks.report import environment, first_line, format_table, write_json
 from mmlocal.analysis import count_macs
+from mmlocal.analysis.measure import choose_device, peak_memory, summarise, time_interleaved
 from mmlocal.errors import UsageError
 from mmlocal.libraries import LIBRARIES
 from mmlocal.models.backbones.base import LocalBackbone

@@ -16,10 +16,10 @@ import torch
 from benchmarks.check import check_backend
 from benchmarks.contest import measure_case
 from benchmarks.contestants import list_backends
-from benchmarks.measure import choose_device
 from benchmarks.peers import PEERS
 from benchmarks.plots import plot_ops
 from benchmarks.report import environment, format_case, write_json
+from mmlocal.analysis.measure import choose_device
 from mmlocal.errors import UsageError
 from mmlocal.ops import OPS
 from mmlocal.ops.backends import Backend

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from benchmarks.contestants import Built, CannotRunError, Contestant, op_tensors
+from mmlocal.ops import elsa_attention, neighborhood_scores
 from mmlocal.ops.cases import Case, Make
 from mmlocal.ops.qna.analysis import NUM_QUERIES
 
@@ -55,6 +56,62 @@ def exp_convolutions(
 
 def _exp_convolutions(case: Case, make: Make) -> Built:
     return op_tensors(case, make), partial(exp_convolutions, stride=case.stride)
+
+
+def sliding_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, heads: int, kernel_size: int
+) -> Tensor:
+    """Stand-alone self-attention by our ops: scores of each window, then the weighted sum.
+
+    Zeros outside the map take part, as in :func:`unfold_attention`.
+
+    Args:
+        query: queries, ``(B, C, H, W)``.
+        key: keys, ``(B, C, H, W)``.
+        value: values, ``(B, C, H, W)``.
+        heads: number of heads.
+        kernel_size: side of a window in pixels, odd.
+
+    Returns:
+        Output, ``(B, C, H, W)``.
+
+    Source:
+        Stand-Alone Self-Attention in Vision Models, Ramachandran et al. 2019, without positions.
+    """
+    query = query * (query.shape[1] // heads) ** -0.5
+    scores = neighborhood_scores(query, key, num_heads=heads, kernel_size=kernel_size)
+    return elsa_attention(value, scores, kernel_size=kernel_size)
+
+
+def unfold_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, heads: int, kernel_size: int
+) -> Tensor:
+    """:func:`sliding_attention` in plain PyTorch: ``F.unfold`` writes all windows out.
+
+    Args:
+        query: queries, ``(B, C, H, W)``.
+        key: keys, ``(B, C, H, W)``.
+        value: values, ``(B, C, H, W)``.
+        heads: number of heads.
+        kernel_size: side of a window in pixels, odd.
+
+    Returns:
+        Output, ``(B, C, H, W)``.
+    """
+    head_dims = query.shape[1] // heads
+    keys, values = (
+        F.unfold(x, kernel_size, padding=kernel_size // 2).unflatten(1, (heads, head_dims, -1))
+        for x in (key, value)
+    )
+    own = query.flatten(2).unflatten(1, (heads, head_dims, 1)) * head_dims**-0.5
+    weights = (own * keys).sum(dim=2).softmax(dim=2)
+    return (weights.unsqueeze(2) * values).sum(dim=3).reshape(query.shape)
+
+
+def _over_windows(attention: Callable[..., Tensor], case: Case, make: Make) -> Built:
+    shape = (case.batch, case.channels, case.height, case.width)
+    tensors = {name: make(*shape) for name in ("query", "key", "value")}
+    return tensors, partial(attention, heads=case.heads, kernel_size=case.kernel_size)
 
 
 def _convolution(depthwise: bool, case: Case, make: Make) -> Built:
@@ -218,6 +275,18 @@ PEERS = (
     Contestant("dwconv", "depth-wise convolution", partial(_convolution, True)),
     Contestant("conv", "dense convolution", partial(_convolution, False)),
     Contestant("exp_conv", "QnA by two depth-wise convolutions", _exp_convolutions, ("qna",)),
+    Contestant(
+        "sasa",
+        "stand-alone self-attention: neighborhood_scores, then elsa_attention",
+        partial(_over_windows, sliding_attention),
+        ("neighborhood",),
+    ),
+    Contestant(
+        "sasa_unfold",
+        "stand-alone self-attention by unfold",
+        partial(_over_windows, unfold_attention),
+        ("neighborhood",),
+    ),
     Contestant("swin", "window attention, window of the kernel size", _swin),
     Contestant("halo", "HaloNet: blocks of 8x8 see k // 2 pixels around", _halo),
     Contestant("flex", "FlexAttention, compiled, neighbourhood mask", _flex),

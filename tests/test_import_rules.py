@@ -136,6 +136,7 @@ RULES = {
         "torch",
         "mmengine",
         "mmlocal.analysis",
+        "mmlocal.errors",
         "mmlocal.libraries",
         "mmlocal.ops",
     },

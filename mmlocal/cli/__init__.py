@@ -33,6 +33,7 @@ COMMANDS = {
     "visualize-attention": "Draw the local attention of a model on an image",
     "make-shapes": "Generate the shapes data set",
     "compare-autoencoders": "Train auto-encoders with different layers, and compare them",
+    "compare-operators": "Train one network with different mixers, and compare them",
 }
 
 

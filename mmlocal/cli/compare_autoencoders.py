@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mmengine.runner import Runner
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_override_arguments
 from mmlocal.cli.data import check_data
-from mmlocal.cli.runner import build_runner, complete_loaders, run_config, run_loop
+from mmlocal.cli.runner import complete_loaders, run_config, train_and_test
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
@@ -155,11 +154,7 @@ def _run(config: str, options: dict, folder: Path) -> tuple[dict, Runner]:
     if "ReconstructionMetric" not in kinds:
         raise UsageError(f"config {config!r} has no ReconstructionMetric in its test_evaluator")
     check_data(cfg, PHASES)
-    runner = build_runner(cfg, whole=False)
-    start = time.perf_counter()
-    run_loop(runner.train, cfg)
-    seconds = time.perf_counter() - start
-    results = run_loop(runner.test, cfg)
+    runner, seconds, results = train_and_test(cfg)
     run = dict(
         config=config,
         lr=cfg.optim_wrapper.optimizer.lr,

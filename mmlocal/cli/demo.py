@@ -11,14 +11,13 @@ from pathlib import Path
 
 from mmlocal.cli import program
 from mmlocal.cli.config import load_config
+from mmlocal.cli.generated_data import prepare_shapes
 from mmlocal.cli.tool import run_tool
-from mmlocal.datasets.shapes import VERSION, add_task, generate_shapes, read_manifest
 from mmlocal.errors import UsageError
 from mmlocal.files import write_whole
 from mmlocal.libraries import LIBRARIES, Demo, library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 
-DATA_ROOT = Path("data/shapes")
 NUM_PICTURES = 12
 DEFAULT = "det"
 
@@ -99,7 +98,7 @@ def run_demo(task: str = DEFAULT, work_dir: Path | None = None, config: str | No
 
     seconds: dict[str, float] = {}
     with _timed(seconds, "data"):
-        data = _prepare_data(demo.tasks)
+        data = prepare_shapes(demo.tasks)
     with _timed(seconds, "train"):
         _run("training", work_dir, "train", config, "--work-dir", train_dir)
     with _timed(seconds, "test"):
@@ -163,44 +162,6 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - start
-
-
-def _prepare_data(tasks: Sequence[str]) -> dict:
-    """Generate the data of the tasks unless it is there.
-
-    Returns:
-        The arguments that the data was generated with.
-
-    Raises:
-        UsageError: ``data/shapes`` holds something else, or the data cannot be written.
-    """
-    manifest = read_manifest(DATA_ROOT)
-    if manifest is not None and manifest["version"] != VERSION:
-        raise UsageError(
-            f"{DATA_ROOT} was made by version {manifest['version']} of the generator, but the demo "
-            f"needs version {VERSION}; replace it with 'mmlocal make-shapes --overwrite'"
-        )
-    made = manifest["arguments"]["tasks"] if manifest is not None else []
-    missing = [task for task in tasks if task not in made]
-    if manifest is not None and not missing:
-        print(f"data: {DATA_ROOT} is there already", flush=True)
-        return manifest["arguments"]
-    print(f"data: generating {DATA_ROOT} for the task {' and '.join(missing)}", flush=True)
-    try:
-        if manifest is None:
-            return generate_shapes(DATA_ROOT, tasks=missing)["arguments"]
-        for task in missing:
-            manifest = add_task(DATA_ROOT, task)
-        return manifest["arguments"]
-    except FileExistsError as error:
-        if read_manifest(DATA_ROOT) is not None:  # another process was faster
-            return _prepare_data(tasks)
-        raise UsageError(
-            f"{DATA_ROOT} is not a data set of 'mmlocal make-shapes'; move it, because the demo "
-            "needs this path"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise UsageError(f"the data cannot be generated: {error}") from error
 
 
 def _run(step: str, work_dir: Path, *command: str | Path) -> None:

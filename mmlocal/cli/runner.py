@@ -3,6 +3,7 @@
 import os
 import os.path as osp
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -151,6 +152,26 @@ def run_loop(loop: Callable[[], Any], cfg: Config) -> Any:
                 "small for a layer that normalises pooled values; set "
                 "train_dataloader.batch_size=2 or more"
             ) from error
+
+
+def train_and_test(cfg: Config, whole: bool = False) -> tuple[Runner, float, dict[str, float]]:
+    """Train the model of a config, and test it.
+
+    Args:
+        cfg: whole config, completed and checked for both.
+        whole: whether the checkpoint must hold the whole model.
+
+    Returns:
+        The runner, the seconds of the training, and the metrics of the test.
+
+    Raises:
+        UsageError: a part of the config cannot be built, or as in :func:`run_loop`.
+    """
+    runner = build_runner(cfg, whole)
+    start = time.perf_counter()
+    run_loop(runner.train, cfg)
+    seconds = time.perf_counter() - start
+    return runner, seconds, run_loop(runner.test, cfg)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from mmlocal.layers.dynamic_depthwise_conv import DynamicDepthwiseConv
 from mmlocal.layers.elsa import ELSA
 from mmlocal.layers.even_window_attention import EvenWindowAttention
 from mmlocal.layers.ghost_attention import GhostAttention
+from mmlocal.layers.ghost_head import GhostHead
 from mmlocal.layers.global_attention import GlobalAttention
 from mmlocal.layers.halo_attention import HaloAttention
 from mmlocal.layers.inhomogeneous_depthwise_conv import InhomogeneousDepthwiseConv
@@ -29,6 +30,8 @@ from mmlocal.layers.outlook_attention import OutlookAttention
 from mmlocal.layers.patch import PatchEmbed, PatchMerging
 from mmlocal.layers.projected_mixer import ProjectedMixer
 from mmlocal.layers.qna import QnA
+from mmlocal.layers.sasa import SASA
+from mmlocal.layers.unified_local_attention import UnifiedLocalAttention
 from mmlocal.layers.upsample_qna import UpsampleQnA
 from mmlocal.layers.window_attention import WindowAttention
 from mmlocal.layers.window_msa import WindowMSA
@@ -38,6 +41,7 @@ __all__ = [
     "ELSA",
     "MIXERS",
     "MLP",
+    "SASA",
     "ClassAttentionBlock",
     "ConvStem",
     "DWNetBlock",
@@ -46,6 +50,7 @@ __all__ = [
     "DynamicDepthwiseConv",
     "EvenWindowAttention",
     "GhostAttention",
+    "GhostHead",
     "GlobalAttention",
     "HaloAttention",
     "HasGhostHead",
@@ -59,6 +64,7 @@ __all__ = [
     "ProjectedMixer",
     "QnA",
     "TransformerBlock",
+    "UnifiedLocalAttention",
     "UpsampleQnA",
     "WindowAttention",
     "WindowMSA",

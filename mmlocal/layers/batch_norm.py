@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """Normalise ``(B, C, H, W)`` by a batch norm.
@@ -43,10 +45,11 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    norms = [norm for norm in module.modules() if isinstance(norm, BATCH_NORMS)]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, _, number in kept:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if number is None else number.clone()
     try:
         yield
     finally:

@@ -110,6 +110,7 @@ class ClassAttentionBlock(Unscripted, nn.Module):
         super().__init__()
         check_int(embed_dims=embed_dims)
         check_number(mlp_ratio=mlp_ratio)
+        check_rate(drop_rate=drop_rate)
         check_flag(with_cp=with_cp)
         hidden_dims = int(embed_dims * mlp_ratio)
         if hidden_dims < 1:

@@ -52,7 +52,8 @@ class ConvStem(Unscripted, nn.Module):
         check_image(x, self.in_channels, self.patch_size)
         height, width = x.shape[2:]
         x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        return self.proj(self.conv(x)).permute(0, 2, 3, 1)
+        # Otherwise, every LayerNorm up to the next stage would copy the map.
+        return self.proj(self.conv(x)).permute(0, 2, 3, 1).contiguous()
 
 
 def _conv_norm_act(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmlocal.layers.batch_norm import batch_norm, frozen_statistics
-from mmlocal.layers.checks import check_flag, check_int, check_map, check_number
+from mmlocal.layers.checks import check_flag, check_int, check_map, check_number, check_rate
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.mlp import MLP
 
@@ -59,6 +59,8 @@ class DWNetBlock(nn.Module):
         super().__init__()
         check_int(embed_dims=embed_dims, pad_size_divisor=pad_size_divisor)
         check_number(mlp_ratio=mlp_ratio)
+        check_rate(drop_rate=drop_rate)
+        check_rate(below_one=True, drop_path_rate=drop_path_rate)
         check_flag(with_cp=with_cp)
         hidden_dims = int(embed_dims * mlp_ratio)
         if hidden_dims < 1:

@@ -73,14 +73,15 @@ class DynamicDepthwiseConv(Unscripted, nn.Module):
                 is in training mode.
         """
         check_map(x, self.embed_dims)
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
                 return self._forward(x.to(self.predictor.expand.weight.dtype))
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         pooled = x.mean(dim=(1, 2))[:, :, None, None]
-        kernels = self.predictor(pooled).view(len(x), self.embed_dims, *[self.kernel_size] * 2)
+        kernels = self.predictor(pooled).view(x.shape[0], -1, self.kernel_size, self.kernel_size)
         x = (convolve_by_op if x.is_cpu else convolve)(x, kernels)
         return x if self.bias is None else x + self.bias
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,49 @@ def shift_mask(
     region = (3 * rows[:, None] + cols)[None, :, :, None]
     region = window_partition(region, window_size).squeeze(-1)
     return -100.0 * (region[:, :, None] != region[:, None, :]).float()
+
+
+def over_windows(
+    x: Tensor,
+    window_size: int,
+    shift: bool,
+    fit_window: bool,
+    attend: Callable[[Tensor, tuple[int, int], Tensor | None], Tensor],
+) -> Tensor:
+    """Attend within the windows of a map of any size.
+
+    Args:
+        x: ``(B, H, W, C)``. It is zero-padded at the bottom and right to a multiple of the window.
+        window_size: width of a window, in tokens.
+        shift: whether to shift the windows by ``window_size // 2``.
+        fit_window: whether a map whose shorter side is at most ``window_size`` has windows as wide
+            as that side, without a shift.
+        attend: function of windows ``(B * windows, N, C)``, of their height and width, and of the
+            result of :func:`shift_mask`, or ``None`` if there is no shift. It returns the shape of
+            its first argument.
+
+    Returns:
+        ``(B, H, W, C)``.
+    """
+    height, width = x.shape[1:3]
+    window, step = window_size, window_size // 2 if shift else 0
+    if fit_window and min(height, width) <= window:
+        window, step = min(height, width), 0
+    size = (window, window)
+
+    # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
+    padded_height = (height + window - 1) // window * window
+    padded_width = (width + window - 1) // window * window
+    x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+    mask = None
+    if step:
+        x = x.roll((-step, -step), dims=(1, 2))
+        mask = shift_mask(padded_height, padded_width, size, (step, step), x.device)
+    x = attend(window_partition(x, size), size, mask)
+    x = window_reverse(x, size, padded_height, padded_width)
+    if step:
+        x = x.roll((step, step), dims=(1, 2))
+    return x[:, :height, :width].contiguous()
 
 
 @register_mixer
@@ -93,22 +137,4 @@ class WindowAttention(Unscripted, nn.Module):
             ValueError: ``x`` has another shape.
         """
         check_map(x, self.embed_dims)
-        height, width = x.shape[1:3]
-        window, step = self.window_size, self.window_size // 2 if self.shift else 0
-        if self.fit_window and min(height, width) <= window:
-            window, step = min(height, width), 0
-        size = (window, window)
-
-        # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
-        padded_height = (height + window - 1) // window * window
-        padded_width = (width + window - 1) // window * window
-        x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-        mask = None
-        if step:
-            x = x.roll((-step, -step), dims=(1, 2))
-            mask = shift_mask(padded_height, padded_width, size, (step, step), x.device)
-        x = self.w_msa(window_partition(x, size), size, mask)
-        x = window_reverse(x, size, padded_height, padded_width)
-        if step:
-            x = x.roll((step, step), dims=(1, 2))
-        return x[:, :height, :width].contiguous()
+        return over_windows(x, self.window_size, self.shift, self.fit_window, self.w_msa)

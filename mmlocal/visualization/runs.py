@@ -1,10 +1,11 @@
-"""Pictures of a training run: curves from MMEngine's log, and a sheet of drawn predictions."""
+"""Pictures of training runs: curves, a sheet of drawn predictions, and a comparison of models."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,13 +32,8 @@ def plot_curves(
     Raises:
         ValueError: the log holds none of ``losses``.
     """
-    # This canvas needs no display, and leaves the caller's pyplot alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     entries = [json.loads(line) for line in Path(scalars).read_text().splitlines()]
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(11, 4)
     left, right = figure.subplots(1, 2)
     step = 0
     curves: dict[str, tuple[list, list]] = {name: ([], []) for name in (*losses, *metrics)}
@@ -57,6 +53,42 @@ def plot_curves(
         axis.set(xlabel="iteration", title=what, ylim=(0, None if axis is left else 1))
         axis.grid(alpha=0.3)
         axis.legend()
+    figure.savefig(out, dpi=120)
+
+
+def plot_spread(
+    points: Mapping[str, tuple[float, float, float]],
+    out: str | Path,
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """Plot one point with an error bar for each of several models, with numbers that a list names.
+
+    Args:
+        points: name of each model -> its x, its y, and the length of its error bar on either side.
+        out: picture to write. The suffix decides the format.
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
+
+    Raises:
+        ValueError: ``points`` is empty.
+    """
+    if not points:
+        raise ValueError("points must name at least one model")
+    figure = _figure(10, 5.5)
+    axis = figure.subplots()
+    for number, (name, (x, y, spread)) in enumerate(points.items()):
+        colour, marker = f"C{number % 10}", "os^Dv"[number // 10 % 5]
+        axis.errorbar(
+            x, y, spread, color=colour, marker=marker, capsize=3, label=f"{number + 1}  {name}"
+        )
+        axis.annotate(
+            str(number + 1), (x, y), (5, 5), textcoords="offset points", color=colour, weight="bold"
+        )
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.grid(alpha=0.3)
+    axis.margins(0.08)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(out, dpi=120)
 
 
@@ -84,3 +116,13 @@ def contact_sheet(images: Sequence[str | Path], out: str | Path, columns: int = 
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     if not cv2.imwrite(str(out), np.vstack(rows)):
         raise OSError(f"out={str(out)!r} cannot be written")
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of this size in inches. It needs no display, and leaves the user's pyplot alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

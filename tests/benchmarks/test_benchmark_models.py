@@ -12,6 +12,7 @@ from benchmarks import models
 from benchmarks.by_kind import KINDS
 from mmlocal.errors import UsageError
 from mmlocal.models.backbones.base import LocalBackbone
+from mmlocal.ops import OPS
 from mmlocal.registry import MODELS
 
 
@@ -43,7 +44,7 @@ def test_benchmark_models(tmp_path):
         amp=False,
         compile=False,
         rounds=1,
-        backends=dict.fromkeys(("elsa", "qna"), "eager"),
+        backends=dict.fromkeys(OPS, "eager"),
     )
     for mode in ("inference", "training"):
         rows = {row["model"]: row for row in result["results"] if row["mode"] == mode}

@@ -97,6 +97,21 @@ def test_flex_attention(size, k):
         assert not mask.to_dense().all()
 
 
+def test_unfold_is_stand_alone_self_attention():
+    """Both contestants, and by hand for one channel of a window in the middle of the map."""
+    case = Case("neighborhood", "", 2, 12, 3, 9, 11, 5)
+    tensors, unfold = peer("sasa_unfold").build(case, make_tensors(CPU, torch.float64))
+    same, ours = peer("sasa").build(case, make_tensors(CPU, torch.float64))
+    assert all(torch.equal(x, same[name]) for name, x in tensors.items())
+    out = unfold(**tensors)
+    torch.testing.assert_close(ours(**tensors), out, **EXACT)
+    query, key, value = (x[1, 4:8].flatten(1) for x in (
+        tensors["query"][:, :, 4:5, 6:7], *(tensors[n][:, :, 2:7, 4:9] for n in ("key", "value"))
+    ))  # fmt: skip
+    weights = ((query * key).sum(dim=0) / 2).softmax(dim=0)
+    torch.testing.assert_close(out[1, 5, 4, 6], (weights * value[1]).sum(), **EXACT)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_exp_convolutions_are_qna(stride):
     case = Case("qna", "", 2, 12, 3, 9, 11, 5, stride)
@@ -118,13 +133,15 @@ def test_contestants_see_the_same_map(case):
     make = make_tensors(CPU, torch.float64)
     tensors = op_tensors(case, make)
     expected = op_function(case, "reference")(**tensors)
-    like = tensors["value"]
+    like = next(iter(tensors.values()))
     running = {b.name for b in choose_backends(case.op, None, like.dtype, CPU)}
     assert {"eager", "reference"} <= running
     for contestant in list_backends(case.op):
         if contestant.name in running:
             _, function = contestant.build(case, make)
             torch.testing.assert_close(function(**tensors), expected, **EXACT)
+    rows, cols = (-(-side // case.stride) for side in (case.height, case.width))
+    numbers = case.batch * case.channels * rows * cols
     for name in ("dwconv", "conv", "swin", "halo"):
         try:
             tensors, function = peer(name).build(case, make)
@@ -132,7 +149,7 @@ def test_contestants_see_the_same_map(case):
             assert case.stride == 2
             assert name in ("swin", "halo")
         else:
-            assert function(**tensors).numel() == expected.numel()
+            assert function(**tensors).numel() == numbers
 
 
 def test_reference_is_left_out_before_memory_runs_out(monkeypatch):

@@ -58,7 +58,7 @@ def test_the_command_line_finds_it(dummy, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "--ema elsa, dummy: " in words
+    assert "--ema elsa, volo, dummy: " in words
     assert "--halve HALVE dummy: factor of all weights" in words
 
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = {
     "browse_dataset": "browse",
     "compare_autoencoders": "compare-autoencoders",
+    "compare_operators": "compare-operators",
     "convert_checkpoint": "convert",
     "demo": "demo",
     "get_flops": "flops",

@@ -10,6 +10,8 @@ from torch import nn
 from mmlocal.layers import (
     ELSA,
     MLP,
+    ClassAttentionBlock,
+    ConvStem,
     DropPath,
     EvenWindowAttention,
     GhostAttention,
@@ -21,7 +23,7 @@ from mmlocal.layers import (
     WindowAttention,
     WindowMSA,
 )
-from mmlocal.models.backbones import ELSASwin, GhostDeiT, QnAViT
+from mmlocal.models.backbones import ELSAVOLO, VOLO, ELSASwin, GhostDeiT, QnAViT
 
 NAN, INF = float("nan"), float("inf")
 # Values that no argument of the kind takes.
@@ -42,6 +44,7 @@ ELSA_ARCH = dict(embed_dims=12, depths=(1, 1), num_heads=(1, 1), group_width=4)
 QNA_ARCH = dict(embed_dims=8, attn_depths=(0, 1), qna_depths=(1, 0), attn_heads=(1, 1),
                 qna_heads=(1, 1))  # fmt: skip
 DEIT_ARCH = dict(embed_dims=8, num_layers=2, num_heads=2)
+VOLO_ARCH = dict(embed_dims=12, depths=(1, 1), num_heads=(2, 2), stem_dims=4)
 
 
 def elsa_swin(**kwargs):
@@ -56,6 +59,14 @@ def ghost_deit(**kwargs):
     return GhostDeiT(**dict(arch=DEIT_ARCH) | kwargs)
 
 
+def volo(**kwargs):
+    return VOLO(**dict(arch=VOLO_ARCH, with_cls_token=True, out_indices=(0, 1)) | kwargs)
+
+
+def elsa_volo(**kwargs):
+    return ELSAVOLO(**dict(arch=VOLO_ARCH, out_indices=(0, 1)) | kwargs)
+
+
 def elsa_arch(**kwargs):
     return elsa_swin(arch=ELSA_ARCH | kwargs)
 
@@ -66,6 +77,10 @@ def qna_arch(**kwargs):
 
 def deit_arch(**kwargs):
     return ghost_deit(arch=DEIT_ARCH | kwargs)
+
+
+def volo_arch(**kwargs):
+    return volo(arch=VOLO_ARCH | kwargs)
 
 
 def layer(kind, *args):
@@ -105,6 +120,16 @@ CASES = [
         out_indices=INDICES, frozen_stages=FROZEN, with_cp=FLAG, arch=["huge", 3, None, {}],
     )),
     (deit_arch, dict(embed_dims=COUNT, num_layers=COUNT, num_heads=[*COUNT, 3])),
+    (volo, dict(
+        in_channels=COUNT, pretrain_img_size=[*PAIR, 15], mixer=["ELSA", 3, {}, dict(type="x")],
+        with_cls_token=FLAG, drop_rate=RATE, attn_drop_rate=RATE, drop_path_rate=[*RATE, 1],
+        out_indices=[*INDICES, (0,)], frozen_stages=FROZEN, norm_eval=FLAG, with_cp=FLAG,
+        arch=["d6", 3, None, {}, VOLO_ARCH | dict(other=1)],
+    )),
+    (volo_arch, dict(embed_dims=COUNT, depths=DEPTHS, num_heads=[*DEPTHS, (5, 2), (2, 5)],
+                     mlp_ratio=RATIO, stem_dims=COUNT)),
+    (elsa_volo, dict(kernel_size=[*SQUARE, 4], group_width=COUNT, lam=[*NUMBER, None],
+                     gamma=[*NUMBER, None], drop_rate=RATE, attn_drop_rate=RATE)),
     (layer(ELSA, 12, 2), dict(
         embed_dims=[*COUNT, 2], num_heads=[*COUNT, 5], kernel_size=[*SQUARE, 4], dilation=COUNT,
         qk_dims=COUNT, v_dims=COUNT, group_width=COUNT, groups=[*COUNT, 5], qkv_bias=FLAG,
@@ -133,6 +158,11 @@ CASES = [
     (layer(PatchEmbed, 3, 8), dict(in_channels=COUNT, embed_dims=COUNT, patch_size=SQUARE,
                                    norm=FLAG, bias=FLAG)),
     (layer(PatchMerging, 3, 8), dict(in_dims=COUNT, out_dims=COUNT)),
+    (layer(ConvStem, 3, 8), dict(in_channels=COUNT, embed_dims=COUNT, stem_dims=COUNT)),
+    (layer(ClassAttentionBlock, 12, 2), dict(
+        embed_dims=COUNT, num_heads=[*COUNT, 5], mlp_ratio=RATIO, drop_rate=RATE,
+        attn_drop_rate=RATE, with_cp=FLAG,
+    )),
     (layer(DropPath), dict(drop_prob=[*RATE, 1])),
     (block, dict(embed_dims=COUNT, mlp_ratio=RATIO, drop_rate=RATE, drop_path_rate=RATE,
                  with_cp=FLAG, norm1=NORM, norm2=NORM, gelu=NAME, out_dims=COUNT,

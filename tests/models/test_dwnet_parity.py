@@ -6,6 +6,7 @@ The official parameters, and their gradients, come in through ``mmlocal.checkpoi
 import pytest
 import torch
 from dwnet_golden import FOLDER, Golden
+from torch import nn
 
 from mmlocal.layers import (
     DepthwiseConv,
@@ -13,17 +14,19 @@ from mmlocal.layers import (
     DynamicDepthwiseConv,
     InhomogeneousDepthwiseConv,
 )
+from mmlocal.models.backbones import DWNet
 from mmlocal.ops import elsa_attention
 from mmlocal.ops.elsa import BACKENDS
 
 BLOCK, OUR_BLOCK = "layers.0.blocks.0.", "stages.0.blocks.0."
 # Triton has tests of its own.
 RUNNING = [b.name for b in BACKENDS if not b.not_supported_reasons(torch.empty(0))]
+OURS = {"idynamic": "inhomogeneous"}
 modes = pytest.mark.parametrize("mode", ["eval", "train"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 
 
-def make_mixer(meta: dict) -> torch.nn.Module:
+def make_mixer(meta: dict) -> nn.Module:
     dims = meta["dim"]
     kind = (
         meta.get("variant")
@@ -63,7 +66,7 @@ def test_mixer(kind, mode, dtype):
     golden.check(mixer, lambda x: [mixer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)], mode, dtype)
 
 
-class Branch(torch.nn.Module):
+class Branch(nn.Module):
     """The first branch of a block, without its MLP."""
 
     def __init__(self, block: DWNetBlock) -> None:
@@ -100,6 +103,68 @@ def test_block(name, mode, dtype, with_cp):
         pad_size_divisor=meta["window_size"] if "padded" in name else 1,
     )
     golden.check(block, lambda x: [block(x.unflatten(1, tuple(size))).flatten(1, 2)], mode, dtype)
+
+
+class Classifier(DWNet):
+    """A backbone with the head inside, where the official code has it."""
+
+    def __init__(self, num_classes: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.head = nn.ModuleDict(dict(fc=nn.Linear(self.num_features[-1], num_classes)))
+
+
+def make_network(meta: dict, kind: str, cls: type = DWNet, **kwargs) -> DWNet:
+    dims = [meta["embed_dim"] * 2**i for i in range(len(meta["depths"]))]
+    if kind == "idynamic":
+        widths = meta["inhomo_heads(=group_channels)"]
+        kwargs["num_heads"] = [dim // width for dim, width in zip(dims, widths, strict=True)]
+    return cls(
+        arch=dict(embed_dims=dims[0], depths=meta["depths"]),
+        spatial=OURS.get(kind, kind),
+        kernel_size=meta["window_size"],
+        **kwargs,
+    )
+
+
+@dtypes
+@pytest.mark.parametrize("kind", ["static", "dynamic", "idynamic"])
+def test_classification(kind, dtype):
+    golden = Golden(f"dwnet_cls_{kind}")
+    meta = golden.meta
+    # The maps of 64 pixels are no multiples of 7: the official classifier does not pad them.
+    settings = dict(pad_size_divisor=1, out_norm="LN", out_indices=(3,))
+    model = make_network(meta, kind, Classifier, num_classes=meta["num_classes"], **settings)
+
+    def logits(x):
+        features = model(x)[0].mean(dim=(2, 3))
+        golden.compare("features", features, golden.arrays["eval.features"], 1e-5)
+        return [model.head["fc"](features)]
+
+    golden.check(model, logits, "eval", dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_dense(kind, dtype):
+    """With the defaults: padding to multiples of 7, and a batch norm on each output."""
+    golden = Golden(f"dwnet_backbone_{kind}")
+    backbone = make_network(golden.meta, kind)
+    golden.check(backbone, backbone, "eval", dtype)
+
+
+def test_padding_matters():
+    """It changes outputs, except on maps that need none, as those of 224 pixels."""
+    golden = Golden("dwnet_backbone_dynamic")
+    padded, plain = (make_network(golden.meta, "dynamic", pad_size_divisor=n) for n in (7, 1))
+    for backbone in (padded, plain):
+        golden.load(backbone)
+        backbone.eval()
+    with torch.no_grad():
+        for one, other in zip(*(b(golden.arrays["input"]) for b in (padded, plain)), strict=True):
+            assert (one - other).abs().max() > 0.05 * one.abs().max()
+        image = torch.randn(1, 3, 224, 224)
+        for one, other in zip(padded(image), plain(image), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_every_golden_file_has_a_test():

@@ -93,11 +93,13 @@ def test_a_config_builds_it():
     assert kinds(MODELS.build(cfg)) == [["ELSA"], ["QnA", "Mean"]]
 
 
-@pytest.mark.parametrize("size", [(4, 4), (37, 50)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "block"), [((4, 4), "transformer"), ((37, 50), "transformer"), ((37, 50), "dwnet")]
+)
 @pytest.mark.parametrize("name", MIXERS)
-def test_every_mixer(name, size):
+def test_every_mixer(name, size, block):
     """Any image gives finite maps, and every parameter has a gradient."""
-    backbone = make(mixers=dict(type=name))
+    backbone = make(mixers=dict(type=name), block=block)
     outs = backbone(torch.randn(2, 3, *size))
     assert [tuple(out.shape) for out in outs] == [
         (2, 12 * 2**i, -(-size[0] // (4 * 2**i)), -(-size[1] // (4 * 2**i))) for i in range(2)
@@ -130,7 +132,14 @@ def test_arguments_reach_the_blocks():
     assert [block.drop_path.drop_prob for block in blocks] == pytest.approx([0, 0.1, 0.2])
 
 
-def test_another_kind_of_block():
+def test_kinds_of_blocks():
+    backbone = make(block="dwnet", norm_eval=True, mlp_ratio=2, with_cp=True).train()
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 3 * 4
+    assert not any(norm.training for norm in norms)
+    assert backbone.stages[1].blocks[0].mlp.fc1.out_features == 48
+    assert backbone.stages[1].blocks[0].with_cp
+
     class Plain(TransformerBlock):
         """A kind of block that this test adds."""
 

@@ -13,6 +13,7 @@ from torch import nn
 from mmlocal.layers import DropPath, EvenWindowAttention, QnA
 from mmlocal.layers.learned_queries import QueryScores
 from mmlocal.models.backbones import QnAViT
+from mmlocal.models.backbones.downsampling import ConvDownsample, NesTDownsample
 
 TINY = dict(
     embed_dims=8,
@@ -548,6 +549,9 @@ def test_export():
         (dict(normalize_query=(True,)), ValueError, r"normalize_query must .* got \(True,\)"),
         (dict(num_queries=0), ValueError, "num_queries must be at least 1, got 0"),
         (dict(stem="conv"), ValueError, "stem must be one of patch, resnet, got 'conv'"),
+        (dict(downsample="max"), ValueError, "downsample must be one of qna, conv, nest, got 'm"),
+        (dict(mixers=dict(type="QnAs")), ValueError, r"unknown mixer 'QnAs': did you mean QnA\?"),
+        (dict(mixers=[dict(type="QnA")]), ValueError, "mixers must have .* 4 stages .* got 1"),
         (dict(downsample_skip="max"), ValueError, "downsample_skip must be .* got 'max'"),
         (dict(out_indices=(0, 4)), ValueError, r"out_indices must .* 0 to 3, got \(0, 4\)"),
         (dict(out_indices=(-1,)), ValueError, r"out_indices must .*, got \(-1,\)"),
@@ -580,6 +584,60 @@ def test_bad_arguments(kwargs, error, message):
 def test_bad_images(image, error, message, stem):
     with pytest.raises(error, match=f"x must be.*{message}"):
         make(stem=stem)(image)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (33, 97)], ids=str)
+@pytest.mark.parametrize("downsample", ["conv", "nest"])
+def test_downsampling_by_convolution(downsample, size):
+    """Odd maps round up, all parameters learn, and a merging is no block of its own."""
+    backbone = make(downsample=downsample, drop_path_rate=0.6, out_indices=(0, 1, 2, 3))
+    rates = [m.drop_prob for m in backbone.modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.6 * i / 7 for i in range(8)])
+    assert backbone.get_layer_depth("stages.1.downsample.conv.weight") == (4, 10)
+    outs = backbone.eval()(torch.randn(2, 3, *size))
+    assert [out.shape[2:] for out in outs] == [
+        tuple(-(-side // (4 * 2**i)) for side in size) for i in range(4)
+    ]
+    live = dict(backbone.named_parameters())
+    grads = torch.autograd.grad(outs, list(live.values()), cotangents(outs))
+    merging = {n: g for n, g in zip(live, grads, strict=True) if "downsample" in n}
+    assert len(merging) == 3 * {"conv": 1, "nest": 4}[downsample]
+    assert all(grad.any() for grad in merging.values())
+
+
+def test_values_of_the_convolutions():
+    """Each output is computed from its own pixels, also at the end of odd sides."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 5, 7, 3)
+    conv = ConvDownsample(3, 4)
+    last = (conv.conv.weight[:, :, 0, 0] @ x[0, 4, 6]).view(4)
+    torch.testing.assert_close(conv(x)[0, 2, 3], last)
+    first = torch.einsum("ockl,klc->o", conv.conv.weight, x[0, :2, :2])
+    torch.testing.assert_close(conv(x)[0, 0, 0], first)
+
+    nest = NesTDownsample(3, 4)
+    # SAME pads a window of 3 on odd sides at both ends, and on even sides at the last end alone.
+    for part, first in ((x, slice(0, 2)), (x[:, :4, :4], slice(0, 3))):
+        normed = nest.norm(nest.conv(part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))[0]
+        torch.testing.assert_close(nest(part)[0, 0, 0], normed[first, first].amax((0, 1)))
+        torch.testing.assert_close(nest(part)[0, -1, -1], normed[-2:, -2:].amax((0, 1)))
+
+
+def test_mixers_in_place_of_qna():
+    """They get the heads of QnA. Window attention and the downsampling stay as they are."""
+    mixers = [dict(type="ELSA", kernel_size=3), [dict(type="QnA"), dict(type="DepthwiseConv")],
+              dict(type="WindowAttention", num_heads=8), dict(type="QnA")]  # fmt: skip
+    backbone = make(mixers=mixers)
+    assert [[type(block.attn).__name__ for block in stage.blocks] for stage in backbone.stages] == [
+        ["ELSA"],
+        ["EvenWindowAttention", "QnA", "DepthwiseConv"],
+        ["EvenWindowAttention", "EvenWindowAttention", "WindowAttention"],
+        ["EvenWindowAttention"],
+    ]
+    assert backbone.stages[0].blocks[0].attn.num_heads == TINY["qna_heads"][0]
+    assert backbone.stages[2].blocks[2].attn.w_msa.num_heads == 8
+    assert all(isinstance(stage.downsample.attn, QnA) for stage in backbone.stages[:3])
+    backbone(torch.randn(1, 3, 37, 50))[-1].sum().backward()
 
 
 def test_an_empty_batch():

@@ -102,6 +102,22 @@ def make_qna(shape, tables=(True, True), dtype=torch.float64, seed=0) -> tuple[d
     return leaves(tensors, dtype), settings
 
 
+def make_neighborhood(shape, border="zero", dtype=torch.float64, seed=0) -> tuple[dict, dict]:
+    """Return leaf tensors and settings of ``neighborhood_scores``.
+
+    Args:
+        shape: batch, heads, channels per head, height, width, kernel, dilation.
+        border: score of taps outside the map.
+        dtype: dtype of both tensors.
+        seed: seed of the random numbers.
+    """
+    batch, heads, per_head, height, width, k, dilation = shape
+    randn = _randn(seed)
+    tensors = {name: randn(batch, heads * per_head, height, width) for name in ("query", "key")}
+    settings = dict(num_heads=heads, kernel_size=k, dilation=dilation, border=border)
+    return leaves(tensors, dtype), settings
+
+
 def leaves(tensors: dict, dtype: torch.dtype | None = None, **changes) -> dict:
     """Return new leaf tensors with the same numbers. ``changes`` replaces some of them."""
     return {

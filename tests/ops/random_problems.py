@@ -31,11 +31,16 @@ class Problem:
     cotangent: Tensor
     notes: dict = field(default_factory=dict)
 
+    @property
+    def first(self) -> Tensor:
+        """The tensor that decides the dtype and the layout of the output."""
+        return next(iter(self.tensors.values()))
+
     def run(self, backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return output and gradients, computed in ``dtype`` if it is given."""
         tensors = {n: x.detach() for n, x in self.tensors.items()}
         if dtype is not None:  # start from float32 numbers, as a backend does
-            if self.tensors["value"].dtype != torch.float64:
+            if self.first.dtype != torch.float64:
                 tensors = {n: x.float() for n, x in tensors.items()}
             tensors = {n: x.to(dtype) for n, x in tensors.items()}
         tensors = {n: x.requires_grad_(n in self.live) for n, x in tensors.items()}
@@ -48,10 +53,13 @@ class Problem:
         return results
 
     def tolerance(self, backend: str, result: Tensor) -> float:
-        """Return the tolerance for the dtype of ``value`` or of the result, the larger of both."""
+        """Return the tolerance for the dtype of the first tensor or of the result.
+
+        The larger one counts.
+        """
         chosen = next(b for b in OPS[self.op].backends if b.name == backend)
         position = _largest(self.tensors["rel_pos"]) if "rel_pos" in self.tensors else 0.0
-        dtypes = {self.tensors["value"].dtype, result.dtype}
+        dtypes = {self.first.dtype, result.dtype}
         # Entries above 16 leave fewer digits to the exponents that they are added to.
         return max(chosen.atol[dtype] for dtype in dtypes) * max(1.0, position / 16)
 
@@ -180,8 +188,24 @@ def _qna(pick: random.Random, k: int, size: tuple[int, ...], channels: int) -> t
     return shapes, settings
 
 
+def _neighborhood(
+    pick: random.Random, k: int, size: tuple[int, ...], channels: int
+) -> tuple[dict, dict]:
+    """Return shapes by tensor, and settings. ``size`` is batch, heads, height and width."""
+    batch, heads, *sides = size
+    settings = dict(
+        num_heads=heads,
+        kernel_size=k + (k % 2 == 0),
+        dilation=pick.choice([1, 1, 1, 2, 3, 40, 2**62]),
+        border=pick.choice(["zero", "mask"]),
+    )
+    return dict.fromkeys(("query", "key"), (batch, channels, *sides)), settings
+
+
 # The generator of each op's shapes and settings. A new op needs one here.
-MAKE = {"elsa": _elsa, "qna": _qna}
+MAKE = {"elsa": _elsa, "neighborhood": _neighborhood, "qna": _qna}
+# Ops whose tensors must have one dtype.
+ONE_DTYPE = {"neighborhood"}
 
 
 def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
@@ -198,7 +222,7 @@ def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
     shapes, settings = MAKE[op](pick, k, (batch, heads, height, width), heads * per_head)
 
     dtype = pick.choice(FLOATS)
-    mixed = pick.random() < 0.2
+    mixed = pick.random() < 0.2 and op not in ONE_DTYPE
     layout = pick.choice(LAYOUTS)
     tensors = {}
     for name, shape in shapes.items():
@@ -236,7 +260,7 @@ def differences(problem: Problem, backend: str, exact: dict[str, Tensor]) -> lis
             found.append(f"{name}: shape {tuple(x.shape)}, not {tuple(expected.shape)}")
             continue
         own = name.removeprefix("grad of ")
-        like = problem.tensors["value" if name == "out" else own]
+        like = problem.first if name == "out" else problem.tensors[own]
         if backend != "reference" and like.dim() == 4 and x.numel():
             promised = new_map(like, x.shape).stride()
             if x.stride() != promised:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import make_elsa, make_qna, peak_memory
+from cases import make_elsa, make_neighborhood, make_qna, peak_memory
 from cases import run as run_op
 from cases import worst_error as largest_difference
 
-from mmlocal.ops import build, elsa_attention, extension, qna_attention
+from mmlocal.ops import build, elsa_attention, extension, neighborhood_scores, qna_attention
 from mmlocal.ops.elsa import BACKENDS as ELSA
 from mmlocal.ops.elsa.cpp import Elsa
 from mmlocal.ops.qna import BACKENDS as QNA
@@ -77,6 +77,11 @@ def elsa_inputs(shape, dtype=torch.float32):
 
 def qna_inputs(shape, dtype=torch.float32):
     tensors, settings = make_qna(shape, dtype=dtype)
+    return {name: x.detach() for name, x in tensors.items()}, settings
+
+
+def neighborhood_inputs(shape, dtype=torch.float32):
+    tensors, settings = make_neighborhood(shape, dtype=dtype)
     return {name: x.detach() for name, x in tensors.items()}, settings
 
 
@@ -147,6 +152,7 @@ def test_slices_of_channels_last_maps(dtype):
 def test_threads_do_not_change_the_result():
     calls = [
         (elsa_attention, *elsa_inputs((2, 3, 16, 17, 23, 5, 1))),
+        (neighborhood_scores, *neighborhood_inputs((2, 3, 16, 17, 23, 5, 1))),
         (qna_attention, *qna_inputs((2, 4, 8, 50, 140, 3, 1, 1, 2))),
     ]
     threads = torch.get_num_threads()
@@ -174,16 +180,19 @@ def test_other_instruction_sets(capability):
 import sys, torch
 sys.path.insert(0, "tests/ops")
 from test_cpp import *
+from mmlocal.ops import OPS
 print(extension.extension.lanes(torch.float32), extension.extension.lanes(torch.float64))
 for inputs, op, shapes in (
     (elsa_inputs, elsa_attention, ELSA_SHAPES),
+    (neighborhood_inputs, neighborhood_scores, ELSA_SHAPES),
     (qna_inputs, qna_attention, QNA_SHAPES),
 ):
+    backends = next(known.backends for known in OPS.values() if known.function is op)
     for shape in shapes:
         for dtype in FLOATS:
             tensors, settings = inputs(shape, dtype)
             error = worst_error(op, tensors, **settings)
-            assert error < atol(ELSA if op is elsa_attention else QNA, dtype), (shape, error)
+            assert error < atol(backends, dtype), (shape, error)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],

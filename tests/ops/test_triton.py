@@ -13,11 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import make_cotangent, make_elsa, make_projected, make_qna, worst_error
+from cases import (
+    make_cotangent,
+    make_elsa,
+    make_neighborhood,
+    make_projected,
+    make_qna,
+    worst_error,
+)
 from random_problems import differences, make_problem
 
 from mmlocal.layers import ELSA
-from mmlocal.ops import OPS, elsa_attention, qna_attention
+from mmlocal.ops import OPS, elsa_attention, neighborhood_scores, qna_attention
 from mmlocal.ops import elsa_attention_projected as projected
 from mmlocal.ops.backends import choose_backend
 from mmlocal.ops.layout import new_map
@@ -45,6 +52,17 @@ ELSA_CASES = [
     ((2, 1, 32, 16, 17, 1, 1), (1, 1), True, F32, "contiguous"),  # two partial sums
     ((1, 1, 2, 6, 7, 7, 1), (1, 1), True, F32, "contiguous"),
     ((0, 2, 2, 4, 5, 3, 1), (1, 1), True, F32, "contiguous"),
+]
+NEIGHBORHOOD_CASES = [
+    # as above, border
+    ((2, 2, 2, 4, 5, 3, 1), "zero", F32, "contiguous"),
+    ((1, 1, 2, 1, 1, 1, 1), "mask", F64, "contiguous"),
+    ((1, 3, 4, 2, 6, 5, 1), "mask", BF16, "channels-last"),
+    ((1, 1, 3, 7, 5, 5, 2), "mask", F16, "sliced"),
+    ((1, 1, 2, 6, 5, 3, 2), "zero", F64, "transposed"),
+    ((1, 2, 1, 3, 4, 3, 1), "zero", F32, "expanded"),
+    ((1, 1, 96, 6, 7, 3, 1), "mask", F16, "channels-last"),  # three tiles, the last in part
+    ((0, 2, 2, 4, 5, 3, 1), "mask", F32, "contiguous"),
 ]
 PROJECTED_CASES = [
     # as above, (lam, gamma, bias), features
@@ -77,8 +95,8 @@ QNA_CASES = [
 
 
 def case_id(case: tuple) -> str:
-    shape, switches, last, dtype, layout = case
-    return "-".join([*map(str, shape), *map(str, switches), str(last), str(dtype)[6:], layout])
+    shape, *switches, dtype, layout = case
+    return "-".join([*map(str, (*shape, *switches)), str(dtype)[6:], layout])
 
 
 def arrange(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -115,7 +133,7 @@ def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
     error = worst_error({n: x.cpu() for n, x in ours.items()}, expected)
     print(f"worst error {error:.1e}, limit {tolerance(op, tensors):.1e}")
     assert error <= tolerance(op, tensors)
-    likes = {"out": tensors["value"]} | {f"grad of {n}": x for n, x in tensors.items()}
+    likes = {"out": next(iter(tensors.values()))} | {f"grad of {n}": x for n, x in tensors.items()}
     for name, x in ours.items():
         assert x.dtype == likes[name].dtype
         if x.numel():
@@ -125,8 +143,8 @@ def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
 
 
 def tolerance(op, tensors: dict) -> float:
-    backends = OPS["qna" if op is qna_attention else "elsa"].backends
-    dtype = tensors["value"].dtype
+    backends = OPS["qna" if op is qna_attention else "elsa"].backends  # the scores' are as ELSA's
+    dtype = next(iter(tensors.values())).dtype
     limit = next(b for b in backends if b.name == "triton").atol[dtype]
     # Half precision: the gradient of the logits is rounded, and what is made of it once more.
     return 1.5 * limit if op is projected and dtype in (BF16, F16) else limit
@@ -144,19 +162,27 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    assert int(passed[1]) >= len(ELSA_CASES) + len(PROJECTED_CASES) + len(QNA_CASES)
+    cases = (ELSA_CASES, NEIGHBORHOOD_CASES, PROJECTED_CASES, QNA_CASES)
+    assert int(passed[1]) >= sum(map(len, cases))
 
 
 class CompileOnly:
-    """Stands for the driver of an H100 or H200 where there is none: the compiler needs no more."""
+    """Stands for the driver of a GPU where there is none: the compiler needs no more.
+
+    Args:
+        capability: 80 for an A100, 90 for an H100 or H200.
+    """
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
 
     def get_current_target(self):
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self.capability  # compiled kernels are kept by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -165,19 +191,47 @@ class CompileOnly:
         return lambda call, quantiles: (call(), [1.0] * len(quantiles))[1]
 
 
+def stack_bytes(cubin: bytes, folder: Path) -> int:
+    """Return the bytes of its stack, which holds the registers that do not fit."""
+    import triton
+
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    done = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True)
+    return int(re.search(r"STACK:(\d+)", done.stdout)[1])
+
+
+MODULES = [
+    "elsa.triton_impl",
+    "elsa.triton_projected",
+    "neighborhood.triton_impl",
+    "qna.triton_impl",
+]
+# Kernels that a module runs and does not name.
+BORROWED = {
+    "elsa.triton_projected": {"grad_value_kernel", "grad_ghost_kernel"},
+    "neighborhood.triton_impl": {"forward_kernel", "grad_value_kernel"},
+}
+
+
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="compiles where nothing else does")
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-@pytest.mark.parametrize("module", ["elsa.triton_impl", "elsa.triton_projected", "qna.triton_impl"])
-def test_kernels_compile(module, layout, monkeypatch):
-    """To machine code; the interpreter takes some programs that the compiler does not."""
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("module", MODULES)
+def test_kernels_compile(module, capability, layout, monkeypatch, tmp_path):
+    """To machine code that keeps all numbers in registers.
+
+    The interpreter takes some programs that the compiler does not.
+    """
     jit = pytest.importorskip("triton.runtime.jit")
     triton_impl = pytest.importorskip(f"mmlocal.ops.{module}")
     run, compiled = jit.JITFunction.run, []
 
     def compile_only(self, *args, warmup, **kwargs):
         kernel = run(self, *args, warmup=True, **kwargs)
-        assert kernel.asm["cubin"]
         compiled.append(self.__name__)
+        assert stack_bytes(kernel.asm["cubin"], tmp_path) == 0, self.__name__
 
     monkeypatch.setattr(jit.JITFunction, "run", compile_only)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)  # one config
@@ -188,16 +242,19 @@ def test_kernels_compile(module, layout, monkeypatch):
         dtype = F32 if layout == "contiguous" else BF16  # features in blocks and at once
         tensors, _ = make_projected((1, 3, 32, 14, 14, 7, 1), (1, 1, True), 64, dtype)
         settings = (7, 1)
+    elif module == "neighborhood.triton_impl":
+        tensors, _ = make_neighborhood((1, 3, 32, 14, 14, 7, 1), dtype=BF16)
+        settings = (3, 7, 1, True)
     else:
         tensors, settings = make_qna((1, 8, 8, 14, 14, 3, 2, 1, 2), dtype=BF16)
         settings = (*settings.values(), True)
     tensors = [arrange(x.detach(), layout) for x in tensors.values()]
-    monkeypatch.setattr(jit.driver, "_active", CompileOnly())
+    monkeypatch.setattr(jit.driver, "_active", CompileOnly(capability))
     out = triton_impl.forward(*tensors, *settings)
     triton_impl.backward(out, *tensors, *settings, [True] * len(tensors))
     kernels = {name for name in vars(triton_impl) if name.endswith("_kernel")}
-    borrowed = {"grad_value_kernel", "grad_ghost_kernel"} if "projected" in module else set()
-    assert set(compiled) == kernels | borrowed
+    kernels |= BORROWED.get(module, set())
+    assert set(compiled) == kernels
     assert len(kernels) >= 3
 
 
@@ -215,6 +272,20 @@ def test_elsa_with_projection(case):
     shape, switches, dims, dtype, layout = case
     tensors, settings = make_projected(shape, switches, dims, dtype)
     check(projected, tensors, layout, **settings)
+
+
+@kernels
+@pytest.mark.parametrize("case", NEIGHBORHOOD_CASES, ids=case_id)
+def test_neighborhood(case):
+    shape, border, dtype, layout = case
+    tensors, settings = make_neighborhood(shape, border, dtype)
+
+    def op(query, key, **settings):
+        """With 7 in place of -inf, which has no distance from -inf."""
+        scores = neighborhood_scores(query, key, **settings)
+        return torch.where(scores == -torch.inf, 7.0, scores)
+
+    check(op, tensors, layout, **settings)
 
 
 @kernels
@@ -298,7 +369,11 @@ def test_qna(case):
 
 
 # Seeds of calls that are small, most of them with infinity or NaN in one of the tensors.
-RANDOM = {"elsa": [1, 23, 101, 294], "qna": [826, 1998, 2233, 2286]}
+RANDOM = {
+    "elsa": [1, 23, 101, 294],
+    "neighborhood": [10, 16, 23, 58],
+    "qna": [826, 1998, 2233, 2286],
+}
 
 
 @kernels
@@ -435,6 +510,8 @@ def test_large_maps(dtype, layout):
     for shape, ghost, softmax in LARGE_ELSA:
         tensors, settings = make_elsa(shape, ghost, dtype)
         check(elsa_attention, tensors, layout, **settings, softmax=softmax)
+        tensors, settings = make_neighborhood(shape, "zero", dtype)
+        check(neighborhood_scores, tensors, layout, **settings)
     for shape, switches, dims in LARGE_PROJECTED:
         tensors, settings = make_projected(shape, switches, dims, dtype)
         check(projected, tensors, layout, **settings)
@@ -443,20 +520,25 @@ def test_large_maps(dtype, layout):
         check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
 
 
-def both() -> list[tuple]:
-    """Both ops on maps of more than one tile, on the GPU."""
+def on_one_gpu() -> list[tuple]:
+    """The ops on maps of more than one tile, on the GPU."""
     elsa = make_elsa((2, 3, 32, 28, 29, 7, 1), dtype=F32)
     qna = make_qna((2, 8, 8, 28, 29, 3, 2, 1, 2), dtype=F32)
+    scores = make_neighborhood((2, 3, 32, 28, 29, 7, 1), dtype=F32)
     return [
         (op, {n: x.detach().cuda() for n, x in tensors.items()}, settings)
-        for op, (tensors, settings) in ((elsa_attention, elsa), (qna_attention, qna))
+        for op, (tensors, settings) in (
+            (elsa_attention, elsa),
+            (qna_attention, qna),
+            (neighborhood_scores, scores),
+        )
     ]
 
 
 @on_gpu
 def test_is_chosen_and_deterministic_on_a_gpu():
     """Without a name, every run of it gives the same bits."""
-    for op, tensors, settings in both():
+    for op, tensors, settings in on_one_gpu():
         first = results(op, tensors, **settings, backend="triton")
         for _ in range(3):
             again = results(op, tensors, **settings)
@@ -480,7 +562,7 @@ def test_projection_on_a_gpu():
 @on_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_another_device_than_the_current_one():
-    for op, tensors, settings in both():
+    for op, tensors, settings in on_one_gpu():
         expected = results(op, tensors, **settings, backend="triton")
         moved = {n: x.to("cuda:1") for n, x in tensors.items()}
         ours = results(op, moved, **settings, backend="triton")
@@ -508,7 +590,7 @@ def test_more_numbers_than_fit_32_bits():
 @on_gpu
 @pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
 def test_compile(compiler):
-    for op, tensors, settings in both():
+    for op, tensors, settings in on_one_gpu():
         torch.compiler.reset()
         expected = results(op, tensors, **settings)
         compiled = torch.compile(
@@ -521,11 +603,10 @@ def test_compile(compiler):
 @on_gpu
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_opcheck(layout):
-    for op, tensors, settings in both():
+    for op, tensors, settings in on_one_gpu():
         inputs = [arrange(x, layout).requires_grad_() for x in tensors.values()]
         name = op.__name__
-        extra = (True, "triton")  # softmax or sum_queries, and the backend
-        if op is elsa_attention:
-            settings = {n: settings[n] for n in ("kernel_size", "dilation")}
-        args = (*inputs, *settings.values(), *extra)
+        extra = (True, "triton")  # softmax, sum_queries or masked, and the backend
+        others = {"lam", "gamma", "border"}  # these do not reach the operator
+        args = (*inputs, *(x for n, x in settings.items() if n not in others), *extra)
         torch.library.opcheck(getattr(torch.ops.mmlocal, name), args)

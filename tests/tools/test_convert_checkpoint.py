@@ -144,7 +144,7 @@ def test_unusable_outputs(convert, official, tmp_path):
 
 
 def test_system_is_required(convert, official):
-    for arguments in ((official, "out"), ("--from", "swin", official, "out")):
+    for arguments in ((official, "out"), ("--from", "resnet", official, "out")):
         code, _, err = convert(*arguments)
         assert code == 2
         assert "--from" in err
@@ -162,7 +162,7 @@ def test_code_base_of_somebody_else(convert, official, monkeypatch):
     options = {"ema": ema, "top_k": dict(type=int, help="how many")}
     monkeypatch.setitem(SYSTEMS, "other", System("other", "Other", rename, options))
     shown = convert("--help")[1]
-    assert "elsa, other: take the averaged weights" in shown
+    assert "elsa, volo, other: take the averaged weights" in shown
     assert "other: how many" in shown
     message = fails(convert("--from", "other", official, "out", "--ema", "--top-k", "3"))
     assert "nothing to convert" in message

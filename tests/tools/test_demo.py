@@ -12,7 +12,8 @@ import pytest
 from mmengine.config import Config
 
 from mmlocal import config_path
-from mmlocal.cli.demo import _prepare_data, demos, format_summary, run_demo
+from mmlocal.cli.demo import demos, format_summary, run_demo
+from mmlocal.cli.generated_data import prepare_shapes
 from mmlocal.datasets.shapes import (
     CLASSES,
     PALETTE,
@@ -85,7 +86,7 @@ def test_generates_the_data_of_its_task_only(tmp_path, monkeypatch):
     generate_shapes("data/shapes", tasks=["cls"], num_train=3, num_val=2, image_size=96)
     pictures = sorted((tmp_path / "data/shapes/cls").rglob("*.jpg"))
     for tasks in (["cls"], ["seg", "cls"], ["det", "seg", "cls"]):
-        arguments = _prepare_data(tasks[:1])
+        arguments = prepare_shapes(tasks[:1])
         assert arguments == read_manifest("data/shapes")["arguments"]
         assert arguments["tasks"] == tasks
         assert arguments["num_train"] == 3
@@ -102,7 +103,7 @@ def test_another_process_makes_the_data_first(tasks, tmp_path, monkeypatch):
         return generate_shapes(*args, **kwargs)
 
     monkeypatch.setattr("mmlocal.cli.demo.generate_shapes", generate_too_late)
-    arguments = _prepare_data(["det"])
+    arguments = prepare_shapes(["det"])
     assert arguments == read_manifest("data/shapes")["arguments"]
     assert arguments["num_train"] == 3
     assert "det" in arguments["tasks"]

@@ -4,6 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from mmlocal.models.backbones.base import LocalBackbone
+from mmlocal.models.backbones.dwnet import DWNet
 from mmlocal.models.backbones.elsa_swin import ELSASwin
 from mmlocal.models.backbones.elsa_volo import ELSAVOLO
 from mmlocal.models.backbones.ghost_deit import GhostDeiT
@@ -14,6 +15,7 @@ from mmlocal.models.backbones.volo import VOLO
 __all__ = [
     "ELSAVOLO",
     "VOLO",
+    "DWNet",
     "ELSASwin",
     "GhostDeiT",
     "LocalBackbone",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 
+from mmlocal.layers.batch_norm import BATCH_NORMS
 from mmlocal.layers.checks import (
     Unscripted,
     check_flag,
@@ -17,6 +18,7 @@ from mmlocal.layers.checks import (
     is_sequence,
 )
 from mmlocal.models.backbones.loading import (
+    check_names_on_load,
     load_pretrained,
     refuse_other_names_on_load,
     resize_tables_on_load,
@@ -24,7 +26,6 @@ from mmlocal.models.backbones.loading import (
 
 # Names that a checkpoint of a classification model does not hold, as a regular expression.
 _OUTPUT_NORMS = r"norm\d+\."
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # An `init_cfg`, the initialisation of Swin and DeiT.
 TRUNC_NORMAL = [
@@ -114,6 +115,7 @@ class LocalBackbone(Unscripted, BaseModule):
 
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
+        check_names_on_load(self)
         resize_tables_on_load(self, self._antialias)
         refuse_other_names_on_load(self)
 
@@ -202,6 +204,13 @@ class LocalBackbone(Unscripted, BaseModule):
             self.add_module(f"norm{i}", self._make_norm(self.num_features[i]))
         self._freeze()
 
+    def check_names(self, names: Collection[str]) -> None:
+        """Refuse a checkpoint of another model, where its names tell. This class takes any names.
+
+        Args:
+            names: names in the checkpoint, without a prefix.
+        """
+
     def _layers_of_stages(self) -> list[int]:
         """Number of blocks of each stage, including its merging if that counts as a block."""
         last = len(self.depths) - 1
@@ -268,7 +277,7 @@ class LocalBackbone(Unscripted, BaseModule):
         self._freeze()
         if self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _BATCH_NORMS):
+                if isinstance(module, BATCH_NORMS):
                     module.eval()
         return self
 
@@ -329,7 +338,13 @@ class LocalBackbone(Unscripted, BaseModule):
             super().init_weights()
             return
         cfg = {k: v for k, v in pretrained[-1].items() if k != "type"}
-        load_pretrained(self, **cfg, optional=_OUTPUT_NORMS, antialias=self._antialias)
+        load_pretrained(
+            self,
+            **cfg,
+            optional=_OUTPUT_NORMS,
+            antialias=self._antialias,
+            check_names=self.check_names,
+        )
         if hasattr(self, "_params_init_info"):
             update_init_info(self, init_info=f"PretrainedInit: load from {cfg['checkpoint']}")
         self.is_init = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ def load_pretrained(
     *,
     optional: str,
     antialias: bool,
+    check_names: Callable[[Collection[str]], None],
 ) -> None:
     """Load a checkpoint into ``module``, or raise and leave the module as it is.
 
@@ -30,6 +32,7 @@ def load_pretrained(
         map_location: device for the tensors, as :func:`torch.load` takes it.
         optional: regular expression of names that the checkpoint may lack.
         antialias: argument of :func:`mmlocal.checkpoints.match_state_dict`.
+        check_names: function that raises ``ValueError`` for the names of another model.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -41,6 +44,7 @@ def load_pretrained(
     state_dict = content.get("state_dict", content)
     if prefix:
         state_dict = _part(state_dict, prefix.rstrip(".") + ".")
+    check_names(state_dict.keys())
     selected, report = match_state_dict(state_dict, module.state_dict(), optional, antialias)
     name = type(module).__name__
     if report.missing or report.mismatched:
@@ -51,6 +55,19 @@ def load_pretrained(
         )
     module.load_state_dict(selected, strict=False)
     print_log(f"{name}: {checkpoint}: {report}", logger="current")
+
+
+def check_names_on_load(module: nn.Module) -> None:
+    """Make every way of loading call ``module.check_names`` first, with names without a prefix.
+
+    Args:
+        module: a backbone.
+    """
+    module.register_load_state_dict_pre_hook(_check_names)
+
+
+def _check_names(module: Any, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    module.check_names(_part(state_dict, prefix).keys())
 
 
 def resize_tables_on_load(module: nn.Module, antialias: bool) -> None:

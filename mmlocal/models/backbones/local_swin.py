@@ -22,6 +22,7 @@ from mmlocal.layers.checks import (
     check_rate,
     is_sequence,
 )
+from mmlocal.layers.dwnet_block import DWNetBlock
 from mmlocal.layers.mixers import find_mixer
 from mmlocal.models.backbones.base import TRUNC_NORMAL, LocalBackbone, check_per_stage
 from mmlocal.models.backbones.position import (
@@ -32,7 +33,10 @@ from mmlocal.models.backbones.position import (
 from mmlocal.registry import MODELS
 
 # Kinds of blocks, by name.
-BLOCKS: dict[str, Callable[..., nn.Module]] = {"transformer": TransformerBlock}
+BLOCKS: dict[str, Callable[..., nn.Module]] = {
+    "transformer": TransformerBlock,
+    "dwnet": DWNetBlock,
+}
 ARCH_KEYS = frozenset({"embed_dims", "depths", "num_heads"})
 
 Mixer = Mapping[str, Any]
@@ -64,7 +68,8 @@ class LocalSwin(LocalBackbone):
             :data:`~mmlocal.layers.MIXERS` or a class, and the other keys are its arguments.
             ``None`` for ``dict(type='WindowAttention')``, as in Swin Transformer.
         block: kind of the blocks. ``'transformer'`` for the pre-norm
-            :class:`~mmlocal.layers.TransformerBlock`.
+            :class:`~mmlocal.layers.TransformerBlock`, ``'dwnet'`` for
+            :class:`~mmlocal.layers.dwnet_block.DWNetBlock` with its batch norms.
         in_channels: channels of the image.
         patch_size: width of a patch in pixels; also as a pair of equal numbers.
         mlp_ratio: hidden channels of an MLP, divided by its channels.

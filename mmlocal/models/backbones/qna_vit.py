@@ -7,12 +7,11 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mmlocal.layers import (
     EvenWindowAttention,
@@ -20,7 +19,7 @@ from mmlocal.layers import (
     PatchEmbed,
     QnA,
     TransformerBlock,
-    check_image,
+    build_mixer,
     lecun_normal_,
 )
 from mmlocal.layers.checks import (
@@ -32,10 +31,18 @@ from mmlocal.layers.checks import (
     is_sequence,
 )
 from mmlocal.models.backbones.base import LocalBackbone, check_per_stage
+from mmlocal.models.backbones.downsampling import (
+    ConvDownsample,
+    DownsampleSkip,
+    NesTDownsample,
+    ResNetStem,
+)
+from mmlocal.models.backbones.local_swin import mixers_of_blocks
 from mmlocal.registry import MODELS
 
 STEMS = ("patch", "resnet")
 SKIPS = ("conv", "avgpool")
+DOWNSAMPLINGS = {"qna": None, "conv": ConvDownsample, "nest": NesTDownsample}
 _TINY: dict[str, Any] = dict(
     embed_dims=64,
     attn_depths=(0, 0, 4, 2),
@@ -46,69 +53,6 @@ _TINY: dict[str, Any] = dict(
 )
 _SMALL = _TINY | dict(attn_depths=(0, 0, 12, 2), qna_depths=(2, 3, 6, 0))
 _norm = partial(LayerNorm, eps=1e-6)
-
-
-def _pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Tensor:
-    """Pad ``(B, C, H, W)`` as JAX's ``SAME`` does: an odd pixel goes to the bottom or right."""
-    pad = []
-    for size in (x.shape[3], x.shape[2]):
-        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
-        pad += [total // 2, total - total // 2]
-    return F.pad(x, pad, value=value)
-
-
-class ResNetStem(nn.Module):
-    """Convolution 7x7 of stride 2, batch norm, GELU, max-pooling 3x3 of stride 2.
-
-    Args:
-        in_channels: channels of the image.
-        embed_dims: channels out.
-    """
-
-    def __init__(self, in_channels: int, embed_dims: int) -> None:
-        super().__init__()
-        check_int(in_channels=in_channels, embed_dims=embed_dims)
-        self.in_channels = in_channels
-        self.conv = nn.Conv2d(in_channels, embed_dims, 7, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(embed_dims)
-        self.act = nn.GELU("tanh")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / 4), ceil(W / 4), embed_dims)``.
-
-        Raises:
-            ValueError: ``x`` is not 4-D, has other channels or is smaller than 4x4 pixels.
-            TypeError: ``x`` is not floating point.
-        """
-        check_image(x, self.in_channels, 4)
-        x = self.act(self.norm(self.conv(_pad_same(x, 7, 2))))
-        x = F.max_pool2d(_pad_same(x, 3, 2, float("-inf")), 3, stride=2)
-        return x.permute(0, 2, 3, 1)
-
-
-class DownsampleSkip(nn.Module):
-    """Skip connection of a downsampling block: a strided 1x1 convolution.
-
-    Args:
-        in_dims: channels in.
-        out_dims: channels out.
-        pool_size: odd width of an average pooling of stride 2 before the convolution; ``None`` for
-            a convolution of stride 2 without pooling.
-    """
-
-    def __init__(self, in_dims: int, out_dims: int, pool_size: int | None = None) -> None:
-        super().__init__()
-        self.pool_size = pool_size
-        stride = 1 if pool_size else 2
-        self.conv = nn.Conv2d(in_dims, out_dims, 1, stride=stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``."""
-        x = x.permute(0, 3, 1, 2)
-        if self.pool_size:
-            # The mean includes the zeros of the padding, as in the official code.
-            x = F.avg_pool2d(_pad_same(x, self.pool_size, 2), self.pool_size, stride=2)
-        return self.conv(x).permute(0, 2, 3, 1)
 
 
 @MODELS.register_module()
@@ -136,11 +80,18 @@ class QnAViT(LocalBackbone):
             windows are resized.
         num_queries: number of learned queries.
         normalize_query: whether to scale queries to unit length; one bool, or one per stage.
+        mixers: local mixers in place of the QnA layers of stride 1; ``None`` for QnA. One dict for
+            all stages, or a sequence with one entry per stage. An entry is a dict, or a sequence
+            with one dict for each of the stage's ``qna_depths``. A dict is a config of
+            :func:`~mmlocal.layers.build_mixer`, which gives a mixer the stage's ``qna_heads``.
         mlp_ratio: hidden channels of an MLP, divided by its channels.
         stem: ``'patch'`` for a 4x4 convolution of stride 4, ``'resnet'`` for :class:`ResNetStem`.
-        downsample_skip: skip connection of the downsampling attention. ``'conv'`` for a 1x1
-            convolution of stride 2, ``'avgpool'`` for an average over the window and then a 1x1
-            convolution.
+        downsample: what halves the map. ``'qna'`` for a block of QnA of stride 2, ``'conv'`` for
+            :class:`~mmlocal.models.backbones.downsampling.ConvDownsample`, ``'nest'`` for
+            :class:`~mmlocal.models.backbones.downsampling.NesTDownsample`. The convolutions have no
+            MLP behind them, and no step in the ramp of ``drop_path_rate``.
+        downsample_skip: skip connection of the downsampling QnA. ``'conv'`` for a 1x1 convolution
+            of stride 2, ``'avgpool'`` for an average over the window and then a 1x1 convolution.
         drop_path_rate: rate of stochastic depth of the last block. The rates of the other blocks
             rise linearly from 0 to it.
         layer_scale_init_value: initial value of one learned factor per channel and branch of each
@@ -156,15 +107,17 @@ class QnAViT(LocalBackbone):
             normal. ``Pretrained`` raises if the checkpoint does not fit.
 
     Raises:
-        ValueError: ``arch`` is unknown or incomplete, ``stem`` or ``downsample_skip`` is unknown,
-            there are no blocks, a count is below 1, a sequence does not have one entry per
-            stage, ``drop_path_rate``, ``out_indices`` or ``frozen_stages`` is out of range,
-            ``out_indices`` repeats a stage, the heads do not divide the channels, ``kernel_size``
-            is even, or a window is not a square.
+        ValueError: ``arch`` is unknown or incomplete, a mixer, ``stem``, ``downsample`` or
+            ``downsample_skip`` is unknown, there are no blocks, a count is below 1, a sequence does
+            not have one entry per stage or block, ``drop_path_rate``, ``out_indices`` or
+            ``frozen_stages`` is out of range, ``out_indices`` repeats a stage, the heads do not
+            divide the channels, ``kernel_size`` is even, or a window is not a square.
         TypeError: an argument has another type.
 
     Note:
-        The paper counts a downsampling block as a QnA block of its stage.
+        The paper counts a downsampling block as a QnA block of its stage. Nothing surrounds the
+        convolutions of ``downsample``. This is our choice: we know that the paper compares them
+        with QnA, but not how it embeds them.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
@@ -184,8 +137,10 @@ class QnAViT(LocalBackbone):
         window_sizes: Sequence[int] = (7, 7, 14, 7),
         num_queries: int = 2,
         normalize_query: bool | Sequence[bool] = True,
+        mixers: Mapping[str, Any] | Sequence | None = None,
         mlp_ratio: float = 4.0,
         stem: str = "patch",
+        downsample: str = "qna",
         downsample_skip: str = "conv",
         drop_path_rate: float = 0.05,
         layer_scale_init_value: float | None = None,
@@ -218,10 +173,17 @@ class QnAViT(LocalBackbone):
             check_flag(normalize_query=value)
         check_choice(STEMS, stem=stem)
         check_choice(SKIPS, downsample_skip=downsample_skip)
+        check_choice(tuple(DOWNSAMPLINGS), downsample=downsample)
+        self._downsample = DOWNSAMPLINGS[downsample]
+        self._downsample_is_block = self._downsample is None
         self._heads = dict(attn_heads=arch["attn_heads"], qna_heads=arch["qna_heads"])
         self._window_sizes = [as_side("window_sizes", size) for size in window_sizes]
-        self._normalize_query = normalize_query
-        self._qna: dict[str, Any] = dict(kernel_size=kernel_size, num_queries=num_queries)
+        self._qna: list[dict[str, Any]] = [
+            dict(kernel_size=kernel_size, num_queries=num_queries, normalize_query=value)
+            for value in normalize_query
+        ]
+        qna = [dict(type=QnA, **arguments) for arguments in self._qna]
+        self._mixers = mixers_of_blocks(qna if mixers is None else mixers, self.qna_depths)
         self._pool_size = kernel_size if downsample_skip == "avgpool" else None
         self._block: dict[str, Any] = dict(
             mlp_ratio=mlp_ratio,
@@ -260,30 +222,23 @@ class QnAViT(LocalBackbone):
                 proj_bias=False,
             )
         else:
-            attn = self._make_qna(stage)
+            index -= self.attn_depths[stage]
+            heads = self._num_heads("qna_heads", stage)
+            attn = build_mixer(self._mixers[stage][index], dims, heads, index)
         return TransformerBlock(dims, attn, drop_path_rate=drop_path_rate, **self._block)
 
     def _make_downsample(self, stage: int, drop_path_rate: float) -> nn.Module:
         dims, out_dims = self.num_features[stage : stage + 2]
+        if self._downsample is not None:
+            return self._downsample(dims, out_dims)
+        heads = 2 * self._num_heads("qna_heads", stage)
         return TransformerBlock(
             dims,
-            self._make_qna(stage, factor=2),
+            QnA(dims, heads, stride=2, attn_dims=out_dims, **self._qna[stage]),
             drop_path_rate=drop_path_rate,
             skip=DownsampleSkip(dims, out_dims, self._pool_size),
             out_dims=out_dims,
             **self._block,
-        )
-
-    def _make_qna(self, stage: int, factor: int = 1) -> QnA:
-        """Make a QnA that divides the map by ``factor`` and multiplies channels and heads."""
-        dims = self.num_features[stage]
-        return QnA(
-            dims,
-            factor * self._num_heads("qna_heads", stage),
-            stride=factor,
-            attn_dims=factor * dims,
-            normalize_query=self._normalize_query[stage],
-            **self._qna,
         )
 
     def _num_heads(self, name: str, stage: int) -> int:

@@ -67,7 +67,8 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``."""
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # Otherwise, every LayerNorm of the later stages would copy the map.
+        x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
         return self.drop(add_position(x, self.pos_embed))
 
 

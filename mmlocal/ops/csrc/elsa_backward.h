@@ -118,6 +118,7 @@ static void elsa_grad_attn(const Elsa<T>& a, T* memory, int64_t begin, int64_t e
   const int64_t taps = a.kernel * a.kernel, half = a.kernel / 2;
   const ElsaScratch<T> scratch(a, memory);
   T *dots = scratch.dots, *weights = scratch.own;
+  const Vec<T> outside = broadcast(a.masked ? -kInfinity<T> : T(0));
 
   ElsaProducts<T> s{};
   s.products = scratch.products;
@@ -136,13 +137,13 @@ static void elsa_grad_attn(const Elsa<T>& a, T* memory, int64_t begin, int64_t e
       s.grad = a.grad.at(b, y, x);
       s.value = a.value.at(b, y, x) - half * (s.value_row + s.value_col);
       for (int64_t head = 0; head < a.heads; ++head) {
-        if (!whole) __builtin_memset(s.products, 0, taps * sizeof(Vec<T>));
+        for (int64_t t = 0; t < taps && !whole; ++t) s.products[t] = outside;
         elsa_head_products(a, scratch.heads, head, s);
         elsa_dots<T>(s.products, dots, taps);
-        const T* own = a.weights.at(b, y, x) + head * taps;
         T* out = a.grad_attn.at(b, y, x) + head * taps;
         T subtract = 0;
         if (a.softmax) {
+          const T* own = a.weights.at(b, y, x) + head * taps;
           Vec<T> mean{};
           for (int64_t t = 0; t < taps; t += n) {
             const Vec<T> w = load(own + t, taps - t, T(0));

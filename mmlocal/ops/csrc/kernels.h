@@ -27,12 +27,14 @@ struct QueryMap : Map<T> {
   int64_t query = 0;
 };
 
-// The arguments of the ELSA op. mmlocal/ops/elsa says what they mean.
+// The arguments of the ELSA op. mmlocal/ops/elsa says what they mean. Without softmax, grad_attn is
+// the map of scores of mmlocal/ops/neighborhood, for the queries `grad` and the keys `value`.
 template <class T>
 struct Elsa {
   int64_t batch, height, width, heads, head_dims, kernel, dilation;
   int64_t parts;  // how many parts the sums below have
   bool softmax;
+  bool masked;                     // whether taps outside the map have -inf in grad_attn, not 0
   Map<const T> value, attn, grad;  // (padded channels), (heads * taps), (padded channels)
   const T* mul;                    // (taps, padded channels) or null
   const T* add;                    // (taps, padded channels) or null

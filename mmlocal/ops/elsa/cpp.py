@@ -24,7 +24,7 @@ class Elsa(Arguments):
 
     _fields_: ClassVar = [
         *fields(c_int64, "batch height width heads head_dims kernel dilation parts"),
-        *fields(c_bool, "softmax"),
+        *fields(c_bool, "softmax masked"),
         *fields(Map, "value attn grad"),
         *fields(Table, "mul add"),
         *fields(Map, "weights out grad_value grad_attn"),

@@ -83,24 +83,25 @@ def grad_attn_kernel(
     grad, grad_strides, value, value_strides, attn, attn_strides, peaks, scales, ghost_mul,
     out, out_strides, heads, height, width, dilation,
     PER_HEAD: tl.constexpr, KERNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr,
-    SOFTMAX: tl.constexpr, BLOCK_T: tl.constexpr, TILE: tl.constexpr, BLOCK_P: tl.constexpr,
+    SOFTMAX: tl.constexpr, MASKED: tl.constexpr, BLOCK_T: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     TAPS: tl.constexpr = KERNEL * KERNEL
     head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
     index, y, x, inside = locate(tile, height * width, width, BLOCK_P)
     channel, real = channels_of(head, PER_HEAD, BLOCK_C)
     first = head.to(tl.int64) * TAPS
-    attn += batch * attn_strides[0] + index * attn_strides[2]
     out += batch * out_strides[0] + index * out_strides[2]
     value += batch * value_strides[0] + channel[None, :] * value_strides[1]
     grad += batch * grad_strides[0] + channel[None, :] * grad_strides[1]
     grad += index[:, None] * grad_strides[2]
     g = tl.load(grad, mask=inside[:, None] & real[None, :], other=0.0).to(ACC)
 
-    # The gradient of a softmax: w * (dw - mean), mean = <w, dw>.
+    # The gradient of a softmax: w * (dw - mean), mean = <w, dw>. Without one, attn may be None.
     peak, scale = 0.0, 0.0
     mean = tl.zeros([BLOCK_P], ACC)
     if SOFTMAX:
+        attn += batch * attn_strides[0] + index * attn_strides[2]
         softmaxes = (batch * heads + head) * (height * width) + index
         peak = tl.load(peaks + softmaxes, mask=inside, other=0.0)
         scale = tl.load(scales + softmaxes, mask=inside, other=0.0)
@@ -119,6 +120,8 @@ def grad_attn_kernel(
         if SOFTMAX:
             pointers = attn + (first + tap) * attn_strides[1]
             slope = (slope - mean) * weight_of(pointers, peak, scale, inside, SOFTMAX, ACC)
+        if MASKED:
+            slope = tl.where(near, slope, float("-inf"))
         store(out + (first + tap) * out_strides[1], slope, mask=inside)
 
 

@@ -26,7 +26,7 @@ from mmlocal.ops.layout import new_map
 from mmlocal.ops.triton_common import accumulator, add_up, block_c, programs, splits_of
 
 
-def _constants(value: Tensor, attn: Tensor, kernel_size: int, softmax: bool) -> dict:
+def kernel_constants(value: Tensor, attn: Tensor, kernel_size: int, softmax: bool) -> dict:
     """Return the constants that the kernels are compiled for."""
     per_head = value.shape[1] * kernel_size**2 // attn.shape[1]
     return dict(
@@ -62,7 +62,7 @@ def forward(
     with torch.cuda.device_of(value):
         forward_kernel[programs(height * width, heads * batches)](
             v, v.stride(), a, a.stride(), mul, add, o, o.stride(),
-            heads, height, width, dilation, **_constants(value, attn, kernel_size, softmax)
+            heads, height, width, dilation, **kernel_constants(value, attn, kernel_size, softmax)
         )  # fmt: skip
     return out
 
@@ -88,7 +88,7 @@ def backward(
     mul, add = (None if x is None else x.contiguous() for x in (ghost_mul, ghost_add))
     g, v, a = (x.flatten(2) for x in (grad, value, attn))
     size = (heads, height, width, dilation)
-    constants = _constants(value, attn, kernel_size, softmax)
+    constants = kernel_constants(value, attn, kernel_size, softmax)
     dtype = accumulator(value.dtype)[0]
     grid = programs(height * width, heads * batches)
     grad_value = grad_attn = mul_sums = add_sums = peaks = scales = None
@@ -108,7 +108,7 @@ def backward(
             o = grad_attn.flatten(2)
             grad_attn_kernel[grid](
                 g, g.stride(), v, v.stride(), a, a.stride(), peaks, scales, mul, o, o.stride(),
-                *size, **constants,
+                *size, **constants, MASKED=False,
             )  # fmt: skip
         if need_mul or need_add:
             splits = splits_of(batches * height * width)

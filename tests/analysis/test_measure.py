@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import measure
+from mmlocal.analysis import measure
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,24 @@
+"""QnA-ViT with 12 QnA and 6 attention blocks in stage 3 on ImageNet-1k, 224 pixels, 300 epochs.
+
+An ablation of the paper of QnA (Arar et al. 2022). Deep networks have 19 blocks in stage 3,
+down-sampling included, instead of Tiny's 7. QnA-ViT-Small has 6 of QnA and 12 of attention:
+qna_vit_s_in1k_300e.py. This division is our choice. The figure is in a table that we could not
+read.
+
+The recipe and its differences are as in qna_vit_t_in1k_300e.py.
+"""
+
+_base_ = "./qna_vit_s_in1k_300e.py"
+
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True,
+            embed_dims=64,
+            attn_depths=(0, 0, 6, 2),
+            qna_depths=(2, 3, 12, 0),
+            attn_heads=(2, 4, 8, 16),
+            qna_heads=(8, 16, 32, 64),
+        )
+    )
+)
