@@ -299,7 +299,7 @@ def _config_of_run(cfg: Config, label: str, mixers: Any, seed: int, work_dir: Pa
 
 
 def _settings(cfg: Config) -> dict:
-    """What decides the result of a run, as JSON holds it."""
+    """Gather all settings that decide the result of a run, as JSON holds them."""
     settings = {key: value for key, value in cfg.to_dict().items() if key not in _NO_SETTINGS}
     return json.loads(json.dumps(settings, default=str))
 

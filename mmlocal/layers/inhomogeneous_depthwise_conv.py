@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmlocal.layers.checks import Unscripted, as_side, check_int, check_map
+from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_int, check_map
 from mmlocal.layers.kernel_predictor import KernelPredictor
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.ops import elsa_attention
@@ -18,14 +18,17 @@ class InhomogeneousDepthwiseConv(Unscripted, nn.Module):
         kernels[p] = expand(relu(bn(reduce(x[p]))))
 
     A kernel is neither normalised nor activated, and the output has no bias. The map is zero
-    outside. The operator is also known as involution.
+    outside. :class:`~mmlocal.layers.Involution` is the same operator.
 
     Args:
         embed_dims: channels in and out.
         num_heads: groups of channels that share a kernel; must divide ``embed_dims``. DWNet has 32
             in every stage. The official setting ``INHOMO_HEADS`` counts the channels of a group.
         kernel_size: odd width of the kernels; also as a pair of equal numbers.
+        dilation: distance between taps, in pixels.
         reduction: the predictor has ``embed_dims // reduction`` channels in between.
+        reduce_bias: whether the first layer of the predictor has a bias. Batch normalization
+            cancels it in training.
         backend: name of a backend of :func:`mmlocal.ops.elsa_attention`; ``None`` for the fastest.
 
     Raises:
@@ -43,21 +46,26 @@ class InhomogeneousDepthwiseConv(Unscripted, nn.Module):
         embed_dims: int,
         num_heads: int,
         kernel_size: int | tuple[int, int] = 7,
+        dilation: int = 1,
         reduction: int = 4,
+        reduce_bias: bool = True,
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        check_int(embed_dims=embed_dims, num_heads=num_heads)
+        check_int(embed_dims=embed_dims, num_heads=num_heads, dilation=dilation)
+        check_flag(reduce_bias=reduce_bias)
         kernel_size = as_side("kernel_size", kernel_size, odd=True)
         if embed_dims % num_heads:
             raise ValueError(
                 f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
             )
         self.embed_dims = embed_dims
+        self.num_heads = num_heads
         self.kernel_size = kernel_size
+        self.dilation = dilation
         self.backend = backend
         self.predictor = KernelPredictor(
-            embed_dims, num_heads * kernel_size**2, reduction, reduce_bias=True
+            embed_dims, num_heads * kernel_size**2, reduction, reduce_bias
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,6 +81,7 @@ class InhomogeneousDepthwiseConv(Unscripted, nn.Module):
             value,
             self.predictor(value),
             kernel_size=self.kernel_size,
+            dilation=self.dilation,
             softmax=False,
             backend=self.backend,
         )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from mmlocal.layers.checks import Unscripted, as_side, check_int, check_map
+from mmlocal.layers.checks import check_int
+from mmlocal.layers.inhomogeneous_depthwise_conv import InhomogeneousDepthwiseConv
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.ops import elsa_attention
 
 
 @register_mixer
-class Involution(Unscripted, nn.Module):
+class Involution(InhomogeneousDepthwiseConv):
     """Filters that differ between pixels, and that all channels of a group share.
 
     Two ``1 x 1`` convolutions, with BatchNorm and ReLU between them, map each pixel to the taps of
@@ -23,15 +21,14 @@ class Involution(Unscripted, nn.Module):
         num_heads: groups of channels; must divide ``embed_dims``.
         kernel_size: odd width of the window, in taps; also as a pair of equal numbers.
         dilation: distance between taps, in pixels.
-        reduction: divides ``embed_dims`` to give the channels between the two convolutions, at
-            least one.
+        reduction: there are ``embed_dims // reduction`` channels between the two convolutions.
         group_channels: channels of a group; must divide ``embed_dims``. It replaces ``num_heads``.
             The paper has 16. ``None`` for ``embed_dims / num_heads``.
         backend: name of a backend of :func:`mmlocal.ops.elsa_attention`; ``None`` for the fastest.
 
     Raises:
-        ValueError: ``kernel_size`` is even, a count is below 1, or ``num_heads`` or
-            ``group_channels`` does not divide ``embed_dims``.
+        ValueError: ``kernel_size`` is even, a count is below 1, ``num_heads`` or ``group_channels``
+            does not divide ``embed_dims``, or ``reduction`` is larger than ``embed_dims``.
         TypeError: an argument has another type.
 
     Note:
@@ -56,48 +53,19 @@ class Involution(Unscripted, nn.Module):
         group_channels: int | None = None,
         backend: str | None = None,
     ) -> None:
-        super().__init__()
-        check_int(
-            embed_dims=embed_dims, num_heads=num_heads, dilation=dilation, reduction=reduction
-        )
         if group_channels is not None:
-            check_int(group_channels=group_channels)
+            check_int(embed_dims=embed_dims, group_channels=group_channels)
             if embed_dims % group_channels:
                 raise ValueError(
                     f"group_channels must divide embed_dims={embed_dims}, got {group_channels}"
                 )
             num_heads = embed_dims // group_channels
-        elif embed_dims % num_heads:
-            raise ValueError(
-                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
-            )
-        self.embed_dims = embed_dims
-        self.num_heads = num_heads
-        self.kernel_size = as_side("kernel_size", kernel_size, odd=True)
-        self.dilation = dilation
-        self.backend = backend
-        hidden_dims = max(1, embed_dims // reduction)
-        self.filters = nn.Sequential(
-            nn.Conv2d(embed_dims, hidden_dims, 1, bias=False),
-            nn.BatchNorm2d(hidden_dims),
-            nn.ReLU(),
-            nn.Conv2d(hidden_dims, num_heads * self.kernel_size**2, 1),
+        super().__init__(
+            embed_dims,
+            num_heads,
+            kernel_size,
+            dilation,
+            reduction,
+            reduce_bias=False,
+            backend=backend,
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, H, W, embed_dims)``, with any H and W, to the same shape.
-
-        Raises:
-            ValueError: ``x`` has another shape, or BatchNorm has a single value per channel.
-        """
-        check_map(x, self.embed_dims)
-        x = x.permute(0, 3, 1, 2)
-        out = elsa_attention(
-            x,
-            self.filters(x),
-            kernel_size=self.kernel_size,
-            dilation=self.dilation,
-            softmax=False,
-            backend=self.backend,
-        )
-        return out.permute(0, 2, 3, 1)

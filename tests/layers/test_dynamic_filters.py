@@ -21,7 +21,7 @@ def filtered(x: Tensor, filters: Tensor, size: int, dilation: int) -> Tensor:
 
 def involution_written_out(layer: Involution, x: Tensor) -> Tensor:
     x = x.permute(0, 3, 1, 2)
-    filters = layer.filters(x).unflatten(1, (layer.num_heads, 1, -1))
+    filters = layer.predictor(x).unflatten(1, (layer.num_heads, 1, -1))
     filters = filters.expand(-1, -1, x.shape[1] // layer.num_heads, -1, -1, -1).flatten(1, 2)
     return filtered(x, filters, layer.kernel_size, layer.dilation)
 
@@ -103,9 +103,10 @@ def test_autocast(kind):
 def test_groups_of_the_paper():
     layer = Involution(64, 3, group_channels=16)
     assert layer.num_heads == 4
-    assert layer.filters[0].weight.shape == (16, 64, 1, 1)
-    assert layer.filters[3].weight.shape == (4 * 49, 16, 1, 1)
-    assert Involution(2, 1).filters[0].out_channels == 1
+    assert layer.predictor.reduce.weight.shape == (16, 64, 1, 1)
+    assert layer.predictor.expand.weight.shape == (4 * 49, 16, 1, 1)
+    with pytest.raises(ValueError, match="reduction must be at most embed_dims=2, got reduction=4"):
+        Involution(2, 1)
 
 
 def test_parameters_of_the_official_ddf():
