@@ -311,12 +311,16 @@ def test_shapes_of_the_published_figures():
         "elsa_swin_t_upernet_160k": (512, 2048),
         "elsa_swin_t_in1k_300e": (224, 224),
         "elsa_swin_b_in1k_30e_384": (384, 384),
+        "volo_d5_in1k_30e_512": (512, 512),
     }
     for name, shape in cases.items():
         cfg = Config.fromfile(mmlocal.config_path(name))
         assert library_of(cfg).default_shape(cfg) == shape
     cfg = Config.fromfile(mmlocal.config_path("elsa_swin_t_in1k_300e"))
     cfg.test_dataloader.dataset.pipeline = [dict(type="Resize", scale=(64, 32))]  # width first
+    assert library_of(cfg).default_shape(cfg) == (32, 64)
+    crop = dict(type="torchvision/CenterCrop", size=[32, 64])  # height first
+    cfg.test_dataloader.dataset.pipeline = [crop]
     assert library_of(cfg).default_shape(cfg) == (32, 64)
     cfg.test_dataloader.dataset.pipeline = [dict(type="PackInputs")]
     with pytest.raises(ValueError, match="shape: must be given"):
