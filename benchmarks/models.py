@@ -1,4 +1,4 @@
-"""Measure time and memory of our backbones and of mmpretrain's, in turns."""
+"""Measure time and memory of our backbones and of their peers, in turns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +40,33 @@ def _resnet(depth: int) -> nn.Module:
     return ResNet(depth=depth, out_indices=(0, 1, 2, 3))
 
 
-# Backbones of mmpretrain.
+class _TimmFeatures(nn.Module):
+    """All tokens and the class token of a model of timm, as ours returns them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import timm
+
+        self.model = timm.create_model(name, num_classes=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.forward_features(x)
+
+
+def _with_cls_token(name: str) -> nn.Module:
+    return MODELS.get(name)(arch="d1", with_cls_token=True, out_indices=(3,))
+
+
+# Backbones of other libraries.
 PEERS: dict[str, Build] = {
     **{f"swin_{arch}": partial(_swin, arch) for arch in ("tiny", "small", "base")},
     **{f"resnet_{depth}": partial(_resnet, depth) for depth in (50, 101)},
+    "timm_volo_d1": partial(_TimmFeatures, "volo_d1_224"),
+}
+# Ours as in a classifier, where they do the same work as timm's.
+CLASSIFIERS: dict[str, Build] = {
+    "volo_d1_cls": partial(_with_cls_token, "mmlocal.VOLO"),
+    "elsa_volo_d1_cls": partial(_with_cls_token, "mmlocal.ELSAVOLO"),
 }
 
 
@@ -50,7 +74,8 @@ def list_models() -> dict[str, Build]:
     """Map the names of all backbones to measure to functions that build them.
 
     Our backbones come from ``mmlocal.registry.MODELS``. Each name joins the file of a class and a
-    published size, such as ``elsa_swin_tiny``. Some backbones of mmpretrain follow.
+    published size, such as ``elsa_swin_tiny``. VOLO as in a classifier and some backbones of
+    mmpretrain and timm follow.
     """
     ours = {
         f"{kind.__module__.rpartition('.')[2]}_{arch}": partial(kind, arch=arch)
@@ -58,7 +83,7 @@ def list_models() -> dict[str, Build]:
         if isinstance(kind, type) and issubclass(kind, LocalBackbone)
         for arch in kind.arch_zoo
     }
-    return ours | PEERS
+    return ours | CLASSIFIERS | PEERS
 
 
 def _build_model(name: str) -> nn.Module:
@@ -68,8 +93,9 @@ def _build_model(name: str) -> nn.Module:
     try:
         return models[name]()
     except ImportError as error:
-        reason = LIBRARIES["mmpretrain"].why_not() or error
-        raise UsageError(f"{name} comes from mmpretrain. {reason}", "models") from error
+        library = "timm" if name.startswith("timm") else "mmpretrain"
+        reason = LIBRARIES["mmpretrain"].why_not() if library == "mmpretrain" else None
+        raise UsageError(f"{name} comes from {library}. {reason or error}", "models") from error
 
 
 def _macs(model: nn.Module, size: tuple[int, int]) -> int:
@@ -88,9 +114,9 @@ def _model_call(
     runner = torch.compile(model) if compiled else model
     autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=amp)
 
-    def inference(network: nn.Module = runner) -> tuple[Tensor, ...]:
+    def inference(network: nn.Module = runner) -> list[Tensor]:
         with torch.no_grad(), autocast:
-            return network(image)
+            return _tensors(network(image))
 
     if mode == "inference":
         return inference
@@ -100,12 +126,17 @@ def _model_call(
 
     def training() -> None:
         with autocast:
-            outs = runner(image)
+            outs = _tensors(runner(image))
         torch.autograd.backward(outs, cotangents)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return training
+
+
+def _tensors(outs: Any) -> list[Tensor]:
+    """List the tensors of a nested tuple."""
+    return [outs] if isinstance(outs, Tensor) else [x for out in outs for x in _tensors(out)]
 
 
 def _label(row: dict) -> str:
@@ -124,7 +155,7 @@ def benchmark_models(
 ) -> dict:
     """Measure speed and peak memory of backbones, at inference and in a training step.
 
-    A step is a forward pass, a backward pass from random gradients of all four maps, and SGD with
+    A step is a forward pass, a backward pass from random gradients of all outputs, and SGD with
     momentum. Weights and images are random. Writes
     ``out/models_<device>_<height>x<width>_b<batch_size>.json``; the name ends in ``_amp`` or
     ``_compile`` with these settings.
