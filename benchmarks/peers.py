@@ -66,7 +66,7 @@ def sliding_attention(
     Zeros outside the map take part, as in :func:`unfold_attention`.
 
     Args:
-        query: queries, ``(B, C, H, W)``.
+        query: queries times ``(C / heads) ** -0.5``, ``(B, C, H, W)``.
         key: keys, ``(B, C, H, W)``.
         value: values, ``(B, C, H, W)``.
         heads: number of heads.
@@ -78,7 +78,6 @@ def sliding_attention(
     Source:
         Stand-Alone Self-Attention in Vision Models, Ramachandran et al. 2019, without positions.
     """
-    query = query * (query.shape[1] // heads) ** -0.5
     scores = neighborhood_scores(query, key, num_heads=heads, kernel_size=kernel_size)
     return elsa_attention(value, scores, kernel_size=kernel_size)
 
@@ -89,7 +88,7 @@ def unfold_attention(
     """:func:`sliding_attention` in plain PyTorch: ``F.unfold`` writes all windows out.
 
     Args:
-        query: queries, ``(B, C, H, W)``.
+        query: queries times ``(C / heads) ** -0.5``, ``(B, C, H, W)``.
         key: keys, ``(B, C, H, W)``.
         value: values, ``(B, C, H, W)``.
         heads: number of heads.
@@ -103,7 +102,7 @@ def unfold_attention(
         F.unfold(x, kernel_size, padding=kernel_size // 2).unflatten(1, (heads, head_dims, -1))
         for x in (key, value)
     )
-    own = query.flatten(2).unflatten(1, (heads, head_dims, 1)) * head_dims**-0.5
+    own = query.flatten(2).unflatten(1, (heads, head_dims, 1))
     weights = (own * keys).sum(dim=2).softmax(dim=2)
     return (weights.unsqueeze(2) * values).sum(dim=3).reshape(query.shape)
 
@@ -111,6 +110,9 @@ def unfold_attention(
 def _over_windows(attention: Callable[..., Tensor], case: Case, make: Make) -> Built:
     shape = (case.batch, case.channels, case.height, case.width)
     tensors = {name: make(*shape) for name in ("query", "key", "value")}
+    # A layer scales its queries in the projection.
+    scaled = tensors["query"].detach() * (case.channels // case.heads) ** -0.5
+    tensors["query"] = scaled.requires_grad_()
     return tensors, partial(attention, heads=case.heads, kernel_size=case.kernel_size)
 
 

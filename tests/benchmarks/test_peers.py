@@ -108,7 +108,7 @@ def test_unfold_is_stand_alone_self_attention():
     query, key, value = (x[1, 4:8].flatten(1) for x in (
         tensors["query"][:, :, 4:5, 6:7], *(tensors[n][:, :, 2:7, 4:9] for n in ("key", "value"))
     ))  # fmt: skip
-    weights = ((query * key).sum(dim=0) / 2).softmax(dim=0)
+    weights = (query * key).sum(dim=0).softmax(dim=0)
     torch.testing.assert_close(out[1, 5, 4, 6], (weights * value[1]).sum(), **EXACT)
 
 
