@@ -11,12 +11,14 @@ from mmengine.model import BaseModule, ExponentialMovingAverage
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmlocal.models.backbones import ELSASwin, GhostDeiT, QnAViT
+from mmlocal.models.backbones import ELSAVOLO, VOLO, ELSASwin, GhostDeiT, LocalSwin, QnAViT
 from mmlocal.models.necks import QnAPooling
 
 ELSA_ARCH = dict(embed_dims=6, depths=(1, 1), num_heads=(1, 2), group_width=2)
 QNA_ARCH = dict(embed_dims=4, attn_depths=(0, 1), qna_depths=(1, 0), attn_heads=(1, 2),
                 qna_heads=(2, 4))  # fmt: skip
+SWIN_ARCH = dict(embed_dims=6, depths=(1,), num_heads=(1,))
+VOLO_ARCH = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 1), stem_dims=4)
 DEIT_ARCH = dict(embed_dims=8, num_layers=1, num_heads=2)
 
 
@@ -30,6 +32,10 @@ def qna(size: int = 3, **kwargs) -> nn.Module:
     """QnA-ViT whose windows of both kinds depend on ``size``."""
     arch = QNA_ARCH | dict(kernel_size=size)
     return QnAViT(arch, window_sizes=(size, size), out_indices=(0, 1), **kwargs)
+
+
+def swin(mixer: str) -> nn.Module:
+    return LocalSwin(SWIN_ARCH, mixers=dict(type=mixer), out_indices=(0,))
 
 
 class Model(BaseModule):
@@ -144,3 +150,20 @@ def test_other_names_of_the_blocks_are_refused(model, old, tmp_path):
 def test_another_head_is_not_refused(tmp_path):
     torch.save(Model(elsa(4), classes=7).state_dict(), tmp_path / "model.pth")
     by_mmengine(Model(elsa(6)), str(tmp_path / "model.pth"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (swin("WindowAttention"), swin("HaloAttention")),
+        (swin("QnA"), elsa()),
+        (VOLO(VOLO_ARCH, out_indices=(1,)), ELSAVOLO(VOLO_ARCH, out_indices=(1,))),
+    ],
+    ids=["window and halo", "qna and elsa", "volo and elsa"],
+)
+def test_other_mixers_are_refused(old, new, tmp_path):
+    """MMEngine alone would only log them, and tools/test.py would test random mixers."""
+    torch.save(Model(old).state_dict(), tmp_path / "model.pth")
+    message = r"cannot take .*: backbone\.stages\.0\.blocks\.0\.attn is another layer there, with "
+    with pytest.raises(ValueError, match=message):
+        by_mmengine(Model(new), str(tmp_path / "model.pth"))

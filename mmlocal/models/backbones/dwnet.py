@@ -19,7 +19,16 @@ from mmlocal.layers import (
     InhomogeneousDepthwiseConv,
 )
 from mmlocal.layers.batch_norm import BATCH_NORMS, batch_norm
-from mmlocal.layers.checks import as_side, check_choice, check_flag, check_int, check_ints, is_int
+from mmlocal.layers.checks import (
+    as_side,
+    check_choice,
+    check_flag,
+    check_int,
+    check_ints,
+    check_number,
+    check_rate,
+    is_int,
+)
 from mmlocal.models.backbones.local_swin import LocalSwin
 from mmlocal.registry import MODELS
 
@@ -180,6 +189,12 @@ class DWNet(LocalSwin):
         check_choice(("BN", "SyncBN"), **{"type of norm_cfg": norm_cfg.get("type")})
         requires_grad = norm_cfg.get("requires_grad", True)
         check_flag(requires_grad=requires_grad)
+        if "eps" in norm_cfg:
+            check_number(eps=norm_cfg["eps"])
+            if norm_cfg["eps"] <= 0:
+                raise ValueError(f"eps of norm_cfg must be positive, got {norm_cfg['eps']}")
+        if norm_cfg.get("momentum") is not None:  # None averages over all batches
+            check_rate(momentum=norm_cfg["momentum"])
         for norm in self.modules():
             if isinstance(norm, BATCH_NORMS):
                 norm.eps = norm_cfg.get("eps", norm.eps)

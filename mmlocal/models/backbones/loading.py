@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
@@ -101,9 +102,10 @@ def _resize_tables(
 
 
 def refuse_other_names_on_load(module: nn.Module) -> None:
-    """Make every way of loading refuse a checkpoint that has other names for all blocks.
+    """Make every way of loading refuse a checkpoint whose blocks have other layers.
 
-    MMEngine's ``load_from`` would leave the blocks random, and log it.
+    Either all blocks have other names in the checkpoint, or a layer of a block has. MMEngine's
+    ``load_from`` would leave the layers random, and log it.
 
     Args:
         module: a backbone, whose blocks are under ``stages``.
@@ -125,6 +127,24 @@ def _refuse_other_names(
             "version; official checkpoints: mmlocal convert; to load the rest only, take these "
             "tensors out of the checkpoint"
         )
+    # A block of another mixer has the names of the MLP and the norms, and others in the mixer.
+    missing = sorted(module.state_dict().keys() - theirs.keys())
+    for part in sorted(_parts_of_blocks(missing) & _parts_of_blocks(unexpected)):
+        theirs_only, ours_only = (
+            prefix + next(name for name in names if name.startswith(part))
+            for names in (unexpected, missing)
+        )
+        raise ValueError(
+            f"{type(module).__name__} cannot take the checkpoint: {prefix}{part[:-1]} is another "
+            f"layer there, with {theirs_only} but without {ours_only}. Check the mixers of the "
+            "model; to load the rest only, take these tensors out of the checkpoint"
+        )
+
+
+def _parts_of_blocks(names: Collection[str]) -> set[str]:
+    """Find the layers of blocks that own the names, such as ``stages.0.blocks.1.attn.``."""
+    found = (re.match(r"stages\.\d+\.blocks\.\d+\.\w+\.", name) for name in names)
+    return {match[0] for match in found if match}
 
 
 def _part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
