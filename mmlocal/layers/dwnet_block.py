@@ -13,6 +13,7 @@ from mmlocal.layers.batch_norm import batch_norm, frozen_statistics
 from mmlocal.layers.checks import check_flag, check_int, check_map, check_number, check_rate
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.mlp import MLP
+from mmlocal.layers.window_msa import crop_map
 
 
 class DWNetBlock(nn.Module):
@@ -96,7 +97,7 @@ class DWNetBlock(nn.Module):
             )
         x = batch_norm(self.bn2, mixed.permute(0, 3, 1, 2)).relu()
         x = batch_norm(self.bn3, self.conv2(x)).permute(0, 2, 3, 1)
-        return x[:, :height, :width]
+        return crop_map(x, height, width)
 
     def _forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.branch(x))

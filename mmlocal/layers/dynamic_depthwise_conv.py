@@ -73,6 +73,8 @@ class DynamicDepthwiseConv(Unscripted, nn.Module):
                 is in training mode.
         """
         check_map(x, self.embed_dims)
+        if x.shape[0] == 0:  # the convolution below would have no channels
+            return x.clone()
         device = x.device.type
         if device != "meta" and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):

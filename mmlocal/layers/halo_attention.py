@@ -14,7 +14,7 @@ from mmlocal.layers.checks import (
     check_map,
 )
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.layers.window_msa import window_partition, window_reverse
+from mmlocal.layers.window_msa import crop_map, window_partition, window_reverse
 
 
 def halo_windows(x: Tensor, block: tuple[int, int], halo: int) -> Tensor:
@@ -142,7 +142,7 @@ class HaloAttention(Unscripted, nn.Module):
             scale=1.0,
         )
         out = window_reverse(out.transpose(1, 2).flatten(2), block, padded_height, padded_width)
-        return self.proj_drop(self.proj(out[:, :height, :width]))
+        return self.proj_drop(self.proj(crop_map(out, height, width)))
 
     def _heads(self, windows: Tensor) -> Tensor:
         """Split ``(B * blocks, N, embed_dims)`` to ``(B * blocks, heads, N, head_dims)``."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_map
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.layers.window_msa import WindowMSA, window_partition, window_reverse
+from mmlocal.layers.window_msa import WindowMSA, crop_map, window_partition, window_reverse
 
 
 def shift_mask(
@@ -88,7 +88,7 @@ def over_windows(
     x = window_reverse(x, size, padded_height, padded_width)
     if step:
         x = x.roll((step, step), dims=(1, 2))
-    return x[:, :height, :width].contiguous()
+    return crop_map(x, height, width).contiguous()
 
 
 @register_mixer

@@ -65,6 +65,24 @@ def window_reverse(
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
 
 
+def crop_map(x: Tensor, height: int, width: int) -> Tensor:
+    """Cut the padding off a map.
+
+    Args:
+        x: ``(B, H, W, C)``.
+        height: height of the result, in tokens.
+        width: width of the result, in tokens.
+
+    Returns:
+        ``(B, height, width, C)``.
+    """
+    if torch.compiler.is_compiling():
+        # Later layers ask whether a slice is contiguous. The answer would limit a graph to maps
+        # with padding, or to maps without. Padding by negative numbers makes a new tensor.
+        return F.pad(x, (0, 0, 0, width - x.shape[2], 0, height - x.shape[1]))
+    return x[:, :height, :width]
+
+
 class WindowMSA(Unscripted, nn.Module):
     """Self-attention ``softmax(q k^T * qk_scale + bias) v`` among the tokens of one window.
 
