@@ -139,6 +139,7 @@ def test_missing_map(tmp_path, sample):
         (torch.zeros(5, 18, 18), r"tensor \(2, K, H, W\) .* got \(5, 18, 18\)"),
         (torch.zeros(3, 5, 18, 18), r"got \(3, 5, 18, 18\)"),
         ({"map": torch.zeros(2)}, "got dict"),
+        (torch.zeros(2, 0, 18, 18), r"must hold real numbers, .* got \(2, 0, 18, 18\)"),
         (Path("map"), "cannot be read safely"),  # an object that would run code
     ],
 )

@@ -153,17 +153,23 @@ def test_another_head_is_not_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "layer"),
     [
-        (swin("WindowAttention"), swin("HaloAttention")),
-        (swin("QnA"), elsa()),
-        (VOLO(VOLO_ARCH, out_indices=(1,)), ELSAVOLO(VOLO_ARCH, out_indices=(1,))),
+        (swin("WindowAttention"), swin("HaloAttention"), "stages.0.blocks.0.attn"),
+        (swin("QnA"), elsa(), "stages.0.blocks.0.attn"),
+        (
+            VOLO(VOLO_ARCH, out_indices=(1,)),
+            ELSAVOLO(VOLO_ARCH, out_indices=(1,)),
+            "stages.0.blocks.0.attn",
+        ),
+        (qna(), qna(downsample="conv"), "stages.0.downsample"),
+        (qna(stem="resnet"), qna(), "patch_embed"),
     ],
-    ids=["window and halo", "qna and elsa", "volo and elsa"],
+    ids=["window and halo", "qna and elsa", "volo and elsa", "downsampling", "stem"],
 )
-def test_other_mixers_are_refused(old, new, tmp_path):
-    """MMEngine alone would only log them, and tools/test.py would test random mixers."""
+def test_other_layers_are_refused(old, new, layer, tmp_path):
+    """MMEngine alone would only log them, and tools/test.py would test random layers."""
     torch.save(Model(old).state_dict(), tmp_path / "model.pth")
-    message = r"cannot take .*: backbone\.stages\.0\.blocks\.0\.attn is another layer there, with "
+    message = re.escape(f"backbone.{layer} is another layer there, with backbone.{layer}.")
     with pytest.raises(ValueError, match=message):
         by_mmengine(Model(new), str(tmp_path / "model.pth"))

@@ -162,4 +162,9 @@ def load_label_map(path: Path) -> Tensor:
         raise ValueError(
             f"the label map {path} must be a tensor (2, K, H, W) of logits and classes, got {found}"
         )
+    if not labels.numel() or labels.is_complex():
+        raise ValueError(
+            f"the label map {path} must hold real numbers, at least one per logit and class, got "
+            f"{tuple(labels.shape)} of {labels.dtype}"
+        )
     return labels

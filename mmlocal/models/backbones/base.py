@@ -93,8 +93,8 @@ class LocalBackbone(Unscripted, BaseModule):
     warning and train from a partly random start.
 
     Every way of loading a checkpoint resizes position tables of other windows or images. It raises
-    if any other tensor has another shape, or if the checkpoint has other names for all blocks, or
-    for a layer of a block.
+    if any other tensor has another shape, or if the checkpoint has other names for all blocks or
+    another kind of layer in a place.
 
     Args:
         init_cfg: MMEngine's config of the initialisation; ``None`` for no initialisation by

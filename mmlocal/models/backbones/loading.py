@@ -129,21 +129,22 @@ def _refuse_other_names(
         )
     # A block of another mixer has the names of the MLP and the norms, and others in the mixer.
     missing = sorted(module.state_dict().keys() - theirs.keys())
-    for part in sorted(_parts_of_blocks(missing) & _parts_of_blocks(unexpected)):
+    for part in sorted(_layers_of(missing) & _layers_of(unexpected)):
         theirs_only, ours_only = (
             prefix + next(name for name in names if name.startswith(part))
             for names in (unexpected, missing)
         )
         raise ValueError(
             f"{type(module).__name__} cannot take the checkpoint: {prefix}{part[:-1]} is another "
-            f"layer there, with {theirs_only} but without {ours_only}. Check the mixers of the "
-            "model; to load the rest only, take these tensors out of the checkpoint"
+            f"layer there, with {theirs_only} but without {ours_only}. Check the arguments of "
+            "the model; to load the rest only, take these tensors out of the checkpoint"
         )
 
 
-def _parts_of_blocks(names: Collection[str]) -> set[str]:
-    """Find the layers of blocks that own the names, such as ``stages.0.blocks.1.attn.``."""
-    found = (re.match(r"stages\.\d+\.blocks\.\d+\.\w+\.", name) for name in names)
+def _layers_of(names: Collection[str]) -> set[str]:
+    """Find the layers that own the names, such as ``stages.0.blocks.1.attn.``."""
+    layer = re.compile(r"(patch_embed|stages\.\d+\.(downsample|blocks\.\d+\.\w+))\.")
+    found = (layer.match(name) for name in names)
     return {match[0] for match in found if match}
 
 
