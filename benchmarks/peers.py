@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from benchmarks.contestants import Built, CannotRunError, Contestant, op_tensors
+from benchmarks.unfold import UNFOLD_PEERS
 from mmlocal.ops import elsa_attention, neighborhood_scores
 from mmlocal.ops.cases import Case, Make
 from mmlocal.ops.qna.analysis import NUM_QUERIES
@@ -66,7 +67,7 @@ def sliding_attention(
     Zeros outside the map take part, as in :func:`unfold_attention`.
 
     Args:
-        query: queries, ``(B, C, H, W)``.
+        query: queries times ``(C / heads) ** -0.5``, ``(B, C, H, W)``.
         key: keys, ``(B, C, H, W)``.
         value: values, ``(B, C, H, W)``.
         heads: number of heads.
@@ -78,7 +79,6 @@ def sliding_attention(
     Source:
         Stand-Alone Self-Attention in Vision Models, Ramachandran et al. 2019, without positions.
     """
-    query = query * (query.shape[1] // heads) ** -0.5
     scores = neighborhood_scores(query, key, num_heads=heads, kernel_size=kernel_size)
     return elsa_attention(value, scores, kernel_size=kernel_size)
 
@@ -89,7 +89,7 @@ def unfold_attention(
     """:func:`sliding_attention` in plain PyTorch: ``F.unfold`` writes all windows out.
 
     Args:
-        query: queries, ``(B, C, H, W)``.
+        query: queries times ``(C / heads) ** -0.5``, ``(B, C, H, W)``.
         key: keys, ``(B, C, H, W)``.
         value: values, ``(B, C, H, W)``.
         heads: number of heads.
@@ -103,7 +103,7 @@ def unfold_attention(
         F.unfold(x, kernel_size, padding=kernel_size // 2).unflatten(1, (heads, head_dims, -1))
         for x in (key, value)
     )
-    own = query.flatten(2).unflatten(1, (heads, head_dims, 1)) * head_dims**-0.5
+    own = query.flatten(2).unflatten(1, (heads, head_dims, 1))
     weights = (own * keys).sum(dim=2).softmax(dim=2)
     return (weights.unsqueeze(2) * values).sum(dim=3).reshape(query.shape)
 
@@ -111,7 +111,19 @@ def unfold_attention(
 def _over_windows(attention: Callable[..., Tensor], case: Case, make: Make) -> Built:
     shape = (case.batch, case.channels, case.height, case.width)
     tensors = {name: make(*shape) for name in ("query", "key", "value")}
+    # A layer scales its queries in the projection.
+    scaled = tensors["query"].detach() * (case.channels // case.heads) ** -0.5
+    tensors["query"] = scaled.requires_grad_()
     return tensors, partial(attention, heads=case.heads, kernel_size=case.kernel_size)
+
+
+def output_stride(case: Case) -> int:
+    """Distance between outputs in pixels. Outlook attention folds its windows to a whole map.
+
+    Args:
+        case: shape of an op.
+    """
+    return 1 if case.op == "outlook" else case.stride
 
 
 def _convolution(depthwise: bool, case: Case, make: Make) -> Built:
@@ -120,11 +132,11 @@ def _convolution(depthwise: bool, case: Case, make: Make) -> Built:
         "input": make(case.batch, case.channels, case.height, case.width),
         "weight": make(case.channels, case.channels // groups, k, k),
     }
-    return tensors, partial(F.conv2d, stride=case.stride, padding=k // 2, groups=groups)
+    return tensors, partial(F.conv2d, stride=output_stride(case), padding=k // 2, groups=groups)
 
 
 def _make_qkv(case: Case, make: Make) -> dict[str, Tensor]:
-    if case.stride != 1:
+    if output_stride(case) != 1:
         raise CannotRunError("has no stride")
     shape = (case.batch, case.height, case.width, case.heads, case.channels // case.heads)
     return {name: make(*shape) for name in ("query", "key", "value")}
@@ -272,6 +284,7 @@ def _natten(case: Case, make: Make) -> Built:
 
 
 PEERS = (
+    *UNFOLD_PEERS,
     Contestant("dwconv", "depth-wise convolution", partial(_convolution, True)),
     Contestant("conv", "dense convolution", partial(_convolution, False)),
     Contestant("exp_conv", "QnA by two depth-wise convolutions", _exp_convolutions, ("qna",)),

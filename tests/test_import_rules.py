@@ -141,7 +141,7 @@ RULES = {
         "mmlocal.ops",
     },
     # Peers of our ops and backbones may be missing.
-    "benchmarks/models.py": {"torch", "mmpretrain", "benchmarks", "mmlocal"},
+    "benchmarks/models.py": {"torch", "mmpretrain", "timm", "benchmarks", "mmlocal"},
     "benchmarks/peers.py": {"torch", "natten", "benchmarks", "mmlocal"},
     "benchmarks/plots.py": {"matplotlib", "benchmarks"},
     "benchmarks/**/*.py": {"torch", "benchmarks", "mmlocal"},

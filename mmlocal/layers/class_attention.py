@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmlocal.layers.attention_checks import check_heads
 from mmlocal.layers.checks import (
     Unscripted,
     check_flag,
@@ -50,10 +51,7 @@ class ClassAttention(nn.Module):
         super().__init__()
         check_int(embed_dims=embed_dims, num_heads=num_heads)
         check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
-        if embed_dims % num_heads:
-            raise ValueError(
-                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
-            )
+        check_heads(embed_dims, num_heads)
         self.num_heads = num_heads
         self.attn_drop_rate = attn_drop_rate
         self.q = nn.Linear(embed_dims, embed_dims, bias=False)

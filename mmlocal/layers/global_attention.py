@@ -5,13 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import (
     Unscripted,
-    check_flag,
-    check_int,
     check_map,
-    check_number,
-    check_rate,
 )
 from mmlocal.layers.mixers import register_mixer
 
@@ -51,15 +48,7 @@ class GlobalAttention(Unscripted, nn.Module):
         proj_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        check_int(embed_dims=embed_dims, num_heads=num_heads)
-        check_flag(qkv_bias=qkv_bias)
-        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
-        if qk_scale is not None:
-            check_number(qk_scale=qk_scale)
-        if embed_dims % num_heads:
-            raise ValueError(
-                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
-            )
+        check_attention(embed_dims, num_heads, qkv_bias, qk_scale, attn_drop_rate, proj_drop_rate)
         self.embed_dims = embed_dims
         self.num_heads = num_heads
         self.qk_scale = qk_scale

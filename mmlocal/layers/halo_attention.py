@@ -6,14 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import (
     Unscripted,
     as_side,
-    check_flag,
     check_int,
     check_map,
-    check_number,
-    check_rate,
 )
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.window_msa import window_partition, window_reverse
@@ -90,16 +88,8 @@ class HaloAttention(Unscripted, nn.Module):
         proj_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        check_int(embed_dims=embed_dims, num_heads=num_heads)
+        check_attention(embed_dims, num_heads, qkv_bias, qk_scale, attn_drop_rate, proj_drop_rate)
         check_int(0, halo_size=halo_size)
-        check_flag(qkv_bias=qkv_bias)
-        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
-        if qk_scale is not None:
-            check_number(qk_scale=qk_scale)
-        if embed_dims % num_heads:
-            raise ValueError(
-                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
-            )
         self.embed_dims = embed_dims
         self.num_heads = num_heads
         self.block_size = as_side("block_size", block_size)

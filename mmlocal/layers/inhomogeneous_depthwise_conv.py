@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmlocal.layers.attention_checks import check_heads
 from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_int, check_map
 from mmlocal.layers.kernel_predictor import KernelPredictor
 from mmlocal.layers.mixers import register_mixer
@@ -55,10 +56,7 @@ class InhomogeneousDepthwiseConv(Unscripted, nn.Module):
         check_int(embed_dims=embed_dims, num_heads=num_heads, dilation=dilation)
         check_flag(reduce_bias=reduce_bias)
         kernel_size = as_side("kernel_size", kernel_size, odd=True)
-        if embed_dims % num_heads:
-            raise ValueError(
-                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
-            )
+        check_heads(embed_dims, num_heads)
         self.embed_dims = embed_dims
         self.num_heads = num_heads
         self.kernel_size = kernel_size

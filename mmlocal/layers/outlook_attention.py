@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import (
     Unscripted,
     as_side,
-    check_flag,
     check_int,
     check_map,
-    check_number,
-    check_rate,
 )
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.ops import outlook_attention
@@ -69,14 +67,9 @@ class OutlookAttention(Unscripted, nn.Module):
     ) -> None:
         super().__init__()
         kernel_size = as_side("kernel_size", kernel_size, odd=True)
-        check_int(embed_dims=embed_dims, num_heads=num_heads, stride=stride)
+        check_attention(embed_dims, num_heads, qkv_bias, qk_scale, attn_drop_rate, proj_drop_rate)
+        check_int(stride=stride)
         check_int(0, padding=padding)
-        check_flag(qkv_bias=qkv_bias)
-        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
-        if qk_scale is not None:
-            check_number(qk_scale=qk_scale)
-        if embed_dims % num_heads:
-            raise ValueError(f"num_heads must divide embed_dims={embed_dims}, got {num_heads}")
         if padding != kernel_size // 2:
             raise ValueError(
                 f"padding must be kernel_size // 2 = {kernel_size // 2}, so that each block of "

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import (
     Unscripted,
     as_side,
@@ -13,8 +14,6 @@ from mmlocal.layers.checks import (
     check_flag,
     check_int,
     check_map,
-    check_number,
-    check_rate,
 )
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.ops import elsa_attention, neighborhood_scores
@@ -79,16 +78,10 @@ class SASA(Unscripted, nn.Module):
     ) -> None:
         super().__init__()
         kernel_size = as_side("kernel_size", kernel_size, odd=True)
-        check_int(embed_dims=embed_dims, num_heads=num_heads, dilation=dilation)
+        check_attention(embed_dims, num_heads, qkv_bias, qk_scale, attn_drop_rate, proj_drop_rate)
+        check_int(dilation=dilation)
         check_choice(("mask", "zero"), border=border)
-        check_flag(rel_pos=rel_pos, qkv_bias=qkv_bias)
-        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
-        if qk_scale is not None:
-            check_number(qk_scale=qk_scale)
-        if embed_dims % num_heads:
-            raise ValueError(
-                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
-            )
+        check_flag(rel_pos=rel_pos)
         head_dims = embed_dims // num_heads
         if rel_pos and head_dims % 2:
             raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import (
     Unscripted,
     as_side,
@@ -15,7 +16,6 @@ from mmlocal.layers.checks import (
     check_int,
     check_map,
     check_number,
-    check_rate,
     is_sequence,
 )
 from mmlocal.layers.mixers import register_mixer
@@ -135,18 +135,12 @@ class UnifiedLocalAttention(Unscripted, nn.Module):
             raise ValueError(f"terms must be some of {', '.join(TERMS)}, got {terms!r}")
         check_choice(NORMS, norm=norm)
         check_choice(("window", "neighborhood"), region=region)
-        check_flag(hadamard=hadamard, shift=shift, fit_window=fit_window, qkv_bias=qkv_bias)
-        check_int(embed_dims=embed_dims, num_heads=num_heads, dilation=dilation)
+        check_attention(embed_dims, num_heads, qkv_bias, qk_scale, attn_drop_rate, proj_drop_rate)
+        check_flag(hadamard=hadamard, shift=shift, fit_window=fit_window)
+        check_int(dilation=dilation)
         check_number(lam=lam, gamma=gamma)
-        if qk_scale is not None:
-            check_number(qk_scale=qk_scale)
         if ghost_ratio is not None:
             check_int(ghost_ratio=ghost_ratio)
-        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
-        if embed_dims % num_heads:
-            raise ValueError(
-                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
-            )
         if hadamard and ("qk" in terms or not {"qr", "rk"} & set(terms)):
             raise ValueError(
                 f"hadamard needs the terms 'qr' or 'rk', and cannot have 'qk', got terms={terms!r}"

@@ -6,13 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import (
     Unscripted,
     as_pair,
     check_flag,
-    check_int,
-    check_number,
-    check_rate,
     check_tensor,
 )
 
@@ -106,15 +104,8 @@ class WindowMSA(Unscripted, nn.Module):
         proj_bias: bool = True,
     ) -> None:
         super().__init__()
-        check_int(embed_dims=embed_dims, num_heads=num_heads)
-        check_flag(qkv_bias=qkv_bias, proj_bias=proj_bias)
-        check_rate(attn_drop_rate=attn_drop_rate, proj_drop_rate=proj_drop_rate)
-        if qk_scale is not None:
-            check_number(qk_scale=qk_scale)
-        if embed_dims % num_heads:
-            raise ValueError(
-                f"num_heads must divide embed_dims={embed_dims}, got num_heads={num_heads}"
-            )
+        check_attention(embed_dims, num_heads, qkv_bias, qk_scale, attn_drop_rate, proj_drop_rate)
+        check_flag(proj_bias=proj_bias)
         self.embed_dims = embed_dims
         self.num_heads = num_heads
         self.window_size = as_pair("window_size", window_size)

@@ -247,6 +247,9 @@ class Library:
         dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
         for step in reversed(dataset.get("pipeline") or []):
             size = step.get("crop_size") or step.get("scale")
+            if str(step.get("type")).startswith("torchvision/") and step.get("size"):
+                size = step["size"]
+                size = size if isinstance(size, int) else size[::-1]  # there, the height is first
             if size:
                 return (size, size) if isinstance(size, int) else (size[1], size[0])
         raise UsageError("must be given: no transform of the test pipeline sets a size", "shape")

@@ -29,6 +29,7 @@ class Case:
         width: width of the map in pixels.
         kernel_size: odd width of the window.
         stride: distance between windows in pixels.
+        variant: a use of the op that its analysis knows; empty for the usual one.
     """
 
     op: str
@@ -40,6 +41,7 @@ class Case:
     width: int
     kernel_size: int
     stride: int = 1
+    variant: str = ""
 
 
 @dataclass(frozen=True)

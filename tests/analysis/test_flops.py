@@ -16,10 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmlocal
 from mmlocal.analysis import MMENGINE_HANDLES, Complexity, count_macs, model_complexity
 from mmlocal.cli.flops import published_table
-from mmlocal.layers import ELSA, GhostAttention, QnA, UpsampleQnA, WindowMSA
+from mmlocal.layers import ELSA, SASA, GhostAttention, QnA, UpsampleQnA, WindowMSA
 from mmlocal.libraries import library_of
 from mmlocal.models.backbones import ELSASwin, QnAViT
-from mmlocal.ops import OPS, Op, elsa_attention, qna_attention, register_op
+from mmlocal.ops import (
+    OPS,
+    Op,
+    elsa_attention,
+    neighborhood_scores,
+    qna_attention,
+    register_op,
+)
 
 DOC = Path(__file__).parents[2] / "docs" / "models.md"
 OP = "mmlocal.elsa_attention"
@@ -97,6 +104,26 @@ def test_qna_op(device, stride, pixels, queries, sum_queries):
         sum_queries=sum_queries,
     )
     assert macs == {QNA_OP: queries * 9 * 2 * 6 * pixels}
+
+
+@device
+@pytest.mark.parametrize("border", ["zero", "mask"])
+def test_neighborhood_op(device, border):
+    """There is one MAC for each channel of a query and tap, inside or outside the map."""
+    maps = [torch.zeros(2, 6, 5, 4, device=device) for _ in range(2)]
+    settings = dict(num_heads=3, kernel_size=7, border=border)
+    macs = count_macs(Call(neighborhood_scores), *maps, **settings)
+    assert macs == {"mmlocal.neighborhood_scores": 49 * 2 * 6 * 5 * 4}
+
+
+@device
+def test_sasa_layer(device):
+    layer = SASA(12, 3, kernel_size=5).eval().requires_grad_(False).to(device)
+    macs = count_macs(layer, torch.zeros(2, 5, 4, 12, device=device))
+    for name in ("mmlocal.neighborhood_scores", "mmlocal.elsa_attention"):
+        assert macs.pop(name) == 25 * 2 * 5 * 4 * 12
+    # Each number of a query meets the embeddings of 5 rows, or of 5 columns.
+    assert sum(macs.values()) == 2 * 5 * 4 * (12 * 36 + 12 * 12 + 12 * 5)
 
 
 @device
@@ -284,12 +311,16 @@ def test_shapes_of_the_published_figures():
         "elsa_swin_t_upernet_160k": (512, 2048),
         "elsa_swin_t_in1k_300e": (224, 224),
         "elsa_swin_b_in1k_30e_384": (384, 384),
+        "volo_d5_in1k_30e_512": (512, 512),
     }
     for name, shape in cases.items():
         cfg = Config.fromfile(mmlocal.config_path(name))
         assert library_of(cfg).default_shape(cfg) == shape
     cfg = Config.fromfile(mmlocal.config_path("elsa_swin_t_in1k_300e"))
     cfg.test_dataloader.dataset.pipeline = [dict(type="Resize", scale=(64, 32))]  # width first
+    assert library_of(cfg).default_shape(cfg) == (32, 64)
+    crop = dict(type="torchvision/CenterCrop", size=[32, 64])  # height first
+    cfg.test_dataloader.dataset.pipeline = [crop]
     assert library_of(cfg).default_shape(cfg) == (32, 64)
     cfg.test_dataloader.dataset.pipeline = [dict(type="PackInputs")]
     with pytest.raises(ValueError, match="shape: must be given"):

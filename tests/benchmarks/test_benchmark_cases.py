@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmlocal.layers import ELSA, QnA
-from mmlocal.models.backbones import ELSASwin, QnAViT
+from mmlocal.layers import ELSA, OutlookAttention, QnA
+from mmlocal.models.backbones import VOLO, ELSASwin, QnAViT
 from mmlocal.ops import OPS
 
 
@@ -16,12 +16,14 @@ def layer_shapes(model: torch.nn.Module, batch: int, size: tuple[int, int]) -> s
         height, width = args[0].shape[1:3]
         if isinstance(layer, ELSA):
             heads, channels, stride = layer.num_heads, layer.v_dims, 1
+        elif isinstance(layer, OutlookAttention):
+            heads, channels, stride = layer.num_heads, layer.embed_dims, layer.stride
         else:
             heads, channels, stride = layer.num_heads, layer.value.out_features, layer.stride
         shapes.add((batch, channels, heads, height, width, layer.kernel_size, stride))
 
     for layer in model.modules():
-        if isinstance(layer, (ELSA, QnA)):
+        if isinstance(layer, (ELSA, OutlookAttention, QnA)):
             layer.register_forward_pre_hook(hook)
     with torch.no_grad():
         model(torch.empty(batch, 3, *size, device="meta"))
@@ -30,7 +32,7 @@ def layer_shapes(model: torch.nn.Module, batch: int, size: tuple[int, int]) -> s
 
 MODELS = [
     (f"{family} {arch}", kind, arch)
-    for family, kind in {"ELSA-Swin": ELSASwin, "QnA-ViT": QnAViT}.items()
+    for family, kind in {"ELSA-Swin": ELSASwin, "QnA-ViT": QnAViT, "VOLO": VOLO}.items()
     for arch in kind.arch_zoo
 ]
 

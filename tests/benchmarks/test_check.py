@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from tool_scripts import load_tool
 
 from benchmarks.check import WrongResultError, check_backend
-from mmlocal.ops import OPS, Op, elsa, qna
+from mmlocal.ops import OPS, Op, elsa, outlook, qna
 from mmlocal.ops.backends import Backend
 from mmlocal.ops.cases import Case
 from mmlocal.ops.elsa import eager as elsa_eager
+from mmlocal.ops.outlook import eager as outlook_eager
 from mmlocal.ops.qna import eager as qna_eager
 
 CPU = torch.device("cpu")
@@ -45,8 +46,8 @@ def spoil(kind: str, module: types.ModuleType) -> types.ModuleType:
 
 @pytest.fixture
 def broken(request, monkeypatch) -> str:
-    """Put a broken backend into both ops."""
-    for op, module in ((elsa, elsa_eager), (qna, qna_eager)):
+    """Put a broken backend into all ops."""
+    for op, module in ((elsa, elsa_eager), (outlook, outlook_eager), (qna, qna_eager)):
         name = f"broken_{op.__name__.rpartition('.')[2]}"
         monkeypatch.setitem(sys.modules, name, spoil(request.param, module))
         backend = Backend(
@@ -67,11 +68,12 @@ def broken(request, monkeypatch) -> str:
 
 BIG = {
     "elsa": Case("elsa", "big", 1, 4, 2, 70, 61, 3),
+    "outlook": Case("outlook", "big", 1, 4, 2, 70, 61, 3, 2),
     "qna": Case("qna", "big", 1, 4, 2, 70, 61, 3, 2),
 }
 
 
-@pytest.mark.parametrize("op", ["elsa", "qna"])
+@pytest.mark.parametrize("op", BIG)
 @pytest.mark.parametrize(
     ("broken", "where", "error"),
     [
@@ -94,7 +96,7 @@ def check(op: str) -> None:
 
 
 @pytest.mark.parametrize("broken", ["nothing"], indirect=True)
-@pytest.mark.parametrize("op", ["elsa", "qna"])
+@pytest.mark.parametrize("op", BIG)
 def test_right_backend_is_not(op, broken):
     check(op)
 

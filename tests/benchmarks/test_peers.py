@@ -1,5 +1,7 @@
 """Peers compute what their descriptions say."""
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,8 +110,40 @@ def test_unfold_is_stand_alone_self_attention():
     query, key, value = (x[1, 4:8].flatten(1) for x in (
         tensors["query"][:, :, 4:5, 6:7], *(tensors[n][:, :, 2:7, 4:9] for n in ("key", "value"))
     ))  # fmt: skip
-    weights = ((query * key).sum(dim=0) / 2).softmax(dim=0)
+    weights = (query * key).sum(dim=0).softmax(dim=0)
     torch.testing.assert_close(out[1, 5, 4, 6], (weights * value[1]).sum(), **EXACT)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("elsa", "", 2, 12, 3, 9, 11, 5),
+        Case("elsa", "", 2, 12, 4, 6, 5, 3, variant="involution"),
+        Case("outlook", "", 2, 12, 3, 9, 8, 3, stride=2),
+        Case("outlook", "", 1, 12, 2, 7, 9, 5, stride=3),
+    ],
+    ids=lambda case: f"{case.op}-{case.kernel_size}",
+)
+def test_unfold_is_the_op(case):
+    tensors, unfold = peer("unfold").build(case, make_tensors(CPU, torch.float64))
+    torch.testing.assert_close(
+        unfold(**tensors), op_function(case, "reference")(**tensors), **EXACT
+    )
+
+
+def test_layers_have_the_same_weights():
+    """With its projections, our layer computes the op; timm's layer computes the same."""
+    case = Case("outlook", "", 2, 12, 3, 7, 8, 3, stride=2)
+    tensors, ours = peer("layer").build(case, make_tensors(CPU, torch.float64))
+    out = ours(**tensors)
+    assert out.shape == (2, 12, 7, 8)
+    if importlib.util.find_spec("timm") is None:
+        with pytest.raises(CannotRunError, match="timm is not installed"):
+            peer("timm_layer").build(case, make_tensors(CPU, torch.float64))
+        return
+    same, timm = peer("timm_layer").build(case, make_tensors(CPU, torch.float64))
+    assert all(torch.equal(x, same[name]) for name, x in tensors.items())
+    torch.testing.assert_close(timm(**tensors), out, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -140,13 +174,14 @@ def test_contestants_see_the_same_map(case):
         if contestant.name in running:
             _, function = contestant.build(case, make)
             torch.testing.assert_close(function(**tensors), expected, **EXACT)
-    rows, cols = (-(-side // case.stride) for side in (case.height, case.width))
+    stride = peers.output_stride(case)
+    rows, cols = (-(-side // stride) for side in (case.height, case.width))
     numbers = case.batch * case.channels * rows * cols
     for name in ("dwconv", "conv", "swin", "halo"):
         try:
             tensors, function = peer(name).build(case, make)
         except CannotRunError:
-            assert case.stride == 2
+            assert stride == 2
             assert name in ("swin", "halo")
         else:
             assert function(**tensors).numel() == numbers

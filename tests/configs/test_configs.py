@@ -121,7 +121,7 @@ def of_one_block(backbone: dict) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_prediction(path):
-    """Built as by the runner, in full size, and run through the model's own ``test_step``."""
+    """Built as by the runner, in full width, and run through the model's own ``test_step``."""
     cfg = Config.fromfile(path)
     if "volo_d" in path.stem:
         of_one_block(cfg.model.backbone)

@@ -117,6 +117,18 @@ OFFICIAL = {
     "volo_d5_in1k_300e": [86.1],
     "volo_d5_in1k_30e_448": [87.0],
     "volo_d5_in1k_30e_512": [87.1],
+    "dwnet_t_in1k_300e": [81.2],
+    "dwnet_t_dynamic_in1k_300e": [81.8],
+    "dwnet_b_in1k_300e": [83.2],
+    "dwnet_b_dynamic_in1k_300e": [83.2],
+    "dwnet_t_cascade_maskrcnn_3x": [49.9, 43.4],
+    "dwnet_t_dynamic_cascade_maskrcnn_3x": [50.5, 43.7],
+    "dwnet_b_cascade_maskrcnn_3x": [51.0, 44.1],
+    "dwnet_b_dynamic_cascade_maskrcnn_3x": [51.2, 44.4],
+    "dwnet_t_upernet_160k": [45.5],
+    "dwnet_t_dynamic_upernet_160k": [45.7],
+    "dwnet_b_upernet_160k": [48.3],
+    "dwnet_b_dynamic_upernet_160k": [48.0],
 }
 
 

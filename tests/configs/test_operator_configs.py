@@ -42,13 +42,13 @@ def without(cfg: Config, *names: str) -> dict:
 
 
 def test_all_are_there():
-    assert len(OPERATORS) >= 32
+    assert len(OPERATORS) >= 33
     names = {n.removeprefix("swin_t_").removesuffix("_in1k_300e") for n in OPERATORS}
-    assert {"window", "ddf", "involution", "lsa_ghost", "elsa_no_ghost"} <= names
+    assert {"window", "ddf", "involution", "sasa", "lsa_ghost", "elsa_no_ghost"} <= names
     # Windows with lsa are the base, and dwconv has projections around nn.Conv2d.
     presets = {name.replace("-", "_") for name in PRESETS} - {"lsa"}
     assert presets <= names
-    assert len(ABLATIONS) >= 13
+    assert len(ABLATIONS) >= 14
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -13,6 +13,8 @@ from mmengine.registry import HOOKS, MODELS, TRANSFORMS
 
 pytest.importorskip("mmpretrain")
 
+from mmlocal.cli.data.heads import Head, heads_of
+
 from .optim import learning_rates, split_by_decay
 
 # name: (drop path rate, learning rate, parameters as in the official code)
@@ -293,6 +295,10 @@ def test_fine_tuning_starts_from_a_checkpoint(load, tmp_path):
             assert weights[name].shape == (1, 32, 14, 14)
         else:
             assert torch.equal(parameter, weights[name]), name
+
+
+def test_the_data_check_sees_the_head(load):
+    assert heads_of(load("volo_d1_in1k_300e")) == [Head("model.head", 1000)]
 
 
 def test_pictures_of_the_fixture(image):

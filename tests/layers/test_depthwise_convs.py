@@ -65,6 +65,8 @@ def test_formula(kind, kernel_size, size):
     leaves = (x, *layer.parameters())
     out, expected = layer(x), formula(layer, x)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
     weights = torch.randn_like(out)
     ours = torch.autograd.grad((out * weights).sum(), leaves)
     theirs = torch.autograd.grad((expected * weights).sum(), leaves)
@@ -74,7 +76,7 @@ def test_formula(kind, kernel_size, size):
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 8), (3, 9, 4, 5), (2, 16, 17, 24)], ids=str)
 def test_both_ways_to_convolve(size):
-    """The one for CPUs and the one for other devices."""
+    """The one for training on a CPU, and the one for all else."""
     torch.manual_seed(0)
     x = torch.randn(size, dtype=torch.float64, requires_grad=True)
     kernels = torch.randn(size[0], size[3], 7, 7, dtype=torch.float64, requires_grad=True)

@@ -182,7 +182,7 @@ def test_blocks_at_the_border_average_their_own_pixels():
     ("kwargs", "error", "message"),
     [
         ({"kernel_size": 4}, ValueError, "kernel_size must be a positive odd number, got 4"),
-        ({"num_heads": 5}, ValueError, "num_heads must divide embed_dims=12, got 5"),
+        ({"num_heads": 5}, ValueError, "num_heads must divide embed_dims=12, got num_heads=5"),
         ({"num_heads": 0}, ValueError, "num_heads must be at least 1, got 0"),
         ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
         ({"stride": 1.5}, TypeError, "stride must be an integer, got 1.5"),

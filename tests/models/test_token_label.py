@@ -348,6 +348,17 @@ def test_golden_network(monkeypatch):
     assert second.gt_label.item() == 5
 
 
+def test_compiled():
+    """In one graph; the prediction is the same."""
+    arch = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(2, 4, 4, 4), stem_dims=8)
+    backbone = VOLO(arch, pretrain_img_size=48, with_cls_token=True, out_indices=(3,))
+    model = TokenLabelClassifier(backbone, TokenLabelHead(CLASSES, 32)).eval()
+    images = torch.rand(2, 3, 48, 40)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images))
+
+
 # ------------------------------------------------------------------------------------- bad input
 
 FEATS = ((torch.zeros(2, 6, 4, 3), torch.zeros(2, 6)),)

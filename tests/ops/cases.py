@@ -102,6 +102,25 @@ def make_qna(shape, tables=(True, True), dtype=torch.float64, seed=0) -> tuple[d
     return leaves(tensors, dtype), settings
 
 
+def make_outlook(shape, dtype=torch.float64, seed=0) -> tuple[dict, dict]:
+    """Return leaf tensors and settings of ``outlook_attention``.
+
+    Args:
+        shape: batch, heads, channels per head, height, width, kernel, stride, padding.
+        dtype: dtype of both tensors.
+        seed: seed of the random numbers.
+    """
+    batch, heads, per_head, height, width, k, stride, padding = shape
+    randn = _randn(seed)
+    windows = [(side + 2 * padding - k) // stride + 1 for side in (height, width)]
+    tensors = {
+        "value": randn(batch, heads * per_head, height, width),
+        "attn": randn(batch, heads * k**4, *windows),
+    }
+    settings = dict(num_heads=heads, kernel_size=k, stride=stride, padding=padding)
+    return leaves(tensors, dtype), settings
+
+
 def make_neighborhood(shape, border="zero", dtype=torch.float64, seed=0) -> tuple[dict, dict]:
     """Return leaf tensors and settings of ``neighborhood_scores``.
 

@@ -1,6 +1,7 @@
 """What only the C++ backend has: instruction sets, vectors, tiles, and the way it is loaded.
 
-That it computes the ops is tested with all other backends, in test_elsa.py and test_qna.py.
+That it computes the ops is tested with all other backends, in test_elsa.py, test_outlook.py and
+test_qna.py.
 """
 
 import _ctypes
@@ -16,13 +17,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import make_elsa, make_neighborhood, make_qna, peak_memory
+from cases import make_elsa, make_neighborhood, make_outlook, make_qna, peak_memory
 from cases import run as run_op
 from cases import worst_error as largest_difference
 
-from mmlocal.ops import build, elsa_attention, extension, neighborhood_scores, qna_attention
+from mmlocal.ops import (
+    build,
+    elsa_attention,
+    extension,
+    neighborhood_scores,
+    outlook_attention,
+    qna_attention,
+)
 from mmlocal.ops.elsa import BACKENDS as ELSA
 from mmlocal.ops.elsa.cpp import Elsa
+from mmlocal.ops.outlook import BACKENDS as OUTLOOK
 from mmlocal.ops.qna import BACKENDS as QNA
 from mmlocal.ops.qna.cpp import QnaPeak
 
@@ -68,6 +77,15 @@ QNA_SHAPES = [
     (1, 1, 32, 55, 150, 3, 3, 1, 2),  # tiles with stride
     (1, 2, 6, 9, 10, 3, 1, 1, 2),  # no power of two
 ]
+# batch, heads, channels per head, height, width, kernel, stride, padding
+OUTLOOK_SHAPES = [
+    (2, 6, 32, 14, 13, 3, 2, 1),  # as in VOLO
+    (1, 2, 40, 9, 8, 3, 1, 1),  # a vector of 16 across two heads
+    (2, 5, 4, 7, 9, 3, 2, 1),  # several heads in a vector, and channels that do not fill vectors
+    (1, 7, 3, 11, 10, 5, 2, 2),  # heads that begin anywhere
+    (1, 9, 1, 6, 17, 4, 3, 3),  # as many heads as channels
+    (1, 1, 48, 8, 9, 3, 5, 0),  # an odd number of vectors, and pixels in no window
+]
 
 
 def elsa_inputs(shape, dtype=torch.float32):
@@ -77,6 +95,11 @@ def elsa_inputs(shape, dtype=torch.float32):
 
 def qna_inputs(shape, dtype=torch.float32):
     tensors, settings = make_qna(shape, dtype=dtype)
+    return {name: x.detach() for name, x in tensors.items()}, settings
+
+
+def outlook_inputs(shape, dtype=torch.float32):
+    tensors, settings = make_outlook(shape, dtype=dtype)
     return {name: x.detach() for name, x in tensors.items()}, settings
 
 
@@ -91,6 +114,16 @@ def neighborhood_inputs(shape, dtype=torch.float32):
 def test_elsa_at_sizes_of_vectors(shape, dtype):
     tensors, settings = elsa_inputs(shape, dtype)
     assert worst_error(elsa_attention, tensors, **settings) < atol(ELSA, dtype)
+
+
+@built
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("softmax", [True, False], ids=["logits", "weights"])
+@pytest.mark.parametrize("shape", OUTLOOK_SHAPES, ids=str)
+def test_outlook_at_sizes_of_vectors(shape, softmax, dtype):
+    tensors, settings = outlook_inputs(shape, dtype)
+    error = worst_error(outlook_attention, tensors, softmax=softmax, **settings)
+    assert error < atol(OUTLOOK, dtype)
 
 
 @built
@@ -134,6 +167,7 @@ def test_slices_of_channels_last_maps(dtype):
     for inputs, op, backends in (
         (elsa_inputs((2, 2, 16, 7, 12, 3, 1), dtype), elsa_attention, ELSA),
         (qna_inputs((2, 4, 8, 7, 12, 3, 1, 1, 2), dtype), qna_attention, QNA),
+        (outlook_inputs((2, 2, 16, 7, 9, 3, 1, 1), dtype), outlook_attention, OUTLOOK),
     ):
         tensors, settings = inputs
         names, maps = list(tensors)[:2], list(tensors.values())[:2]
@@ -154,6 +188,8 @@ def test_threads_do_not_change_the_result():
         (elsa_attention, *elsa_inputs((2, 3, 16, 17, 23, 5, 1))),
         (neighborhood_scores, *neighborhood_inputs((2, 3, 16, 17, 23, 5, 1))),
         (qna_attention, *qna_inputs((2, 4, 8, 50, 140, 3, 1, 1, 2))),
+        (outlook_attention, *outlook_inputs((3, 3, 16, 23, 17, 3, 2, 1))),
+        (outlook_attention, *outlook_inputs((2, 2, 16, 22, 9, 5, 2, 2))),
     ]
     threads = torch.get_num_threads()
     try:
@@ -185,6 +221,7 @@ print(extension.extension.lanes(torch.float32), extension.extension.lanes(torch.
 for inputs, op, shapes in (
     (elsa_inputs, elsa_attention, ELSA_SHAPES),
     (neighborhood_inputs, neighborhood_scores, ELSA_SHAPES),
+    (outlook_inputs, outlook_attention, OUTLOOK_SHAPES),
     (qna_inputs, qna_attention, QNA_SHAPES),
 ):
     backends = next(known.backends for known in OPS.values() if known.function is op)
@@ -213,8 +250,9 @@ for inputs, op, shapes in (
         (elsa_attention, elsa_inputs((2, 3, 32, 28, 28, 7, 1))),
         (qna_attention, qna_inputs((2, 8, 8, 64, 64, 3, 1, 1, 2))),
         (qna_attention, qna_inputs((2, 8, 8, 64, 64, 7, 1, 3, 2))),
+        (outlook_attention, outlook_inputs((2, 6, 32, 28, 28, 3, 2, 1))),
     ],
-    ids=["elsa", "qna 3x3", "qna 7x7"],
+    ids=["elsa", "qna 3x3", "qna 7x7", "outlook"],
 )
 def test_memory_of_the_forward_pass(op, inputs):
     """Beside the output, a twentieth of what the definition takes."""

@@ -17,6 +17,7 @@ from cases import (
     make_cotangent,
     make_elsa,
     make_neighborhood,
+    make_outlook,
     make_projected,
     make_qna,
     worst_error,
@@ -24,7 +25,7 @@ from cases import (
 from random_problems import differences, make_problem
 
 from mmlocal.layers import ELSA
-from mmlocal.ops import OPS, elsa_attention, neighborhood_scores, qna_attention
+from mmlocal.ops import OPS, elsa_attention, neighborhood_scores, outlook_attention, qna_attention
 from mmlocal.ops import elsa_attention_projected as projected
 from mmlocal.ops.backends import choose_backend
 from mmlocal.ops.layout import new_map
@@ -92,6 +93,18 @@ QNA_CASES = [
     ((1, 1, 2, 6, 7, 7, 1, 3, 2), (True, True), True, F32, "contiguous"),
     ((0, 2, 2, 4, 5, 3, 1, 1, 2), (True, True), True, F32, "contiguous"),
 ]
+OUTLOOK_CASES = [
+    # (batch, heads, channels per head, height, width, kernel, stride, padding), softmax
+    ((2, 2, 2, 5, 4, 3, 2, 1), True, F32, "contiguous"),
+    ((1, 1, 2, 1, 1, 3, 2, 1), True, F64, "contiguous"),
+    ((1, 2, 32, 5, 6, 3, 2, 1), True, BF16, "channels-last"),  # heads of VOLO
+    ((1, 2, 3, 4, 5, 3, 1, 1), False, F16, "channels-last"),
+    ((1, 1, 2, 3, 4, 5, 2, 2), True, F32, "sliced"),
+    ((1, 2, 2, 6, 7, 2, 3, 1), True, F64, "transposed"),  # pixels in no window
+    ((2, 1, 3, 5, 4, 2, 1, 0), True, F32, "expanded"),
+    ((1, 1, 96, 17, 18, 1, 1, 0), True, F16, "channels-last"),  # several tiles, the last in part
+    ((0, 2, 2, 4, 5, 3, 2, 1), True, F32, "contiguous"),
+]
 
 
 def case_id(case: tuple) -> str:
@@ -143,8 +156,8 @@ def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
 
 
 def tolerance(op, tensors: dict) -> float:
-    backends = OPS["qna" if op is qna_attention else "elsa"].backends  # the scores' are as ELSA's
-    dtype = next(iter(tensors.values())).dtype
+    owner = next(known for known in OPS.values() if op in (known.function, *known.variants))
+    backends, dtype = owner.backends, next(iter(tensors.values())).dtype
     limit = next(b for b in backends if b.name == "triton").atol[dtype]
     # Half precision: the gradient of the logits is rounded, and what is made of it once more.
     return 1.5 * limit if op is projected and dtype in (BF16, F16) else limit
@@ -162,7 +175,7 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    cases = (ELSA_CASES, NEIGHBORHOOD_CASES, PROJECTED_CASES, QNA_CASES)
+    cases = (ELSA_CASES, NEIGHBORHOOD_CASES, PROJECTED_CASES, QNA_CASES, OUTLOOK_CASES)
     assert int(passed[1]) >= sum(map(len, cases))
 
 
@@ -206,6 +219,7 @@ MODULES = [
     "elsa.triton_impl",
     "elsa.triton_projected",
     "neighborhood.triton_impl",
+    "outlook.triton_impl",
     "qna.triton_impl",
 ]
 # Kernels that a module runs and does not name.
@@ -242,6 +256,9 @@ def test_kernels_compile(module, capability, layout, monkeypatch, tmp_path):
         dtype = F32 if layout == "contiguous" else BF16  # features in blocks and at once
         tensors, _ = make_projected((1, 3, 32, 14, 14, 7, 1), (1, 1, True), 64, dtype)
         settings = (7, 1)
+    elif module == "outlook.triton_impl":
+        tensors, settings = make_outlook((1, 6, 32, 14, 14, 3, 2, 1), dtype=BF16)
+        settings = (*settings.values(), True)
     elif module == "neighborhood.triton_impl":
         tensors, _ = make_neighborhood((1, 3, 32, 14, 14, 7, 1), dtype=BF16)
         settings = (3, 7, 1, True)
@@ -368,10 +385,19 @@ def test_qna(case):
     check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
 
 
+@kernels
+@pytest.mark.parametrize("case", OUTLOOK_CASES, ids=case_id)
+def test_outlook(case):
+    shape, softmax, dtype, layout = case
+    tensors, settings = make_outlook(shape, dtype)
+    check(outlook_attention, tensors, layout, **settings, softmax=softmax)
+
+
 # Seeds of calls that are small, most of them with infinity or NaN in one of the tensors.
 RANDOM = {
     "elsa": [1, 23, 101, 294],
     "neighborhood": [10, 16, 23, 58],
+    "outlook": [18, 58, 151, 377],
     "qna": [826, 1998, 2233, 2286],
 }
 
@@ -395,6 +421,7 @@ def test_half_precision_beside_float64():
     for op, (tensors, settings) in (
         (elsa_attention, make_elsa((1, 1, 2, 3, 3, 3, 1))),
         (qna_attention, make_qna((1, 1, 2, 3, 3, 3, 1, 1, 1))),
+        (outlook_attention, make_outlook((1, 1, 2, 3, 3, 3, 2, 1))),
     ):
         mixed = {n: x.detach().to(F64 if n == "value" else BF16) for n, x in tensors.items()}
         exact = {n: x.double() for n, x in mixed.items()}
@@ -420,6 +447,29 @@ def test_elsa_with_masked_logits():
     attn = tensors["attn"].detach().clone()
     attn.unflatten(1, (2, 9))[:, :, :8] = -torch.inf
     check(elsa_attention, tensors | {"attn": attn}, **settings)
+
+
+@kernels
+@pytest.mark.parametrize("kind", ["large", "masked"])
+def test_outlook_with_special_logits(kind):
+    tensors, settings = make_outlook((1, 2, 2, 4, 5, 3, 2, 1), F32)
+    attn = tensors["attn"].detach() * (1e4 if kind == "large" else 1)
+    if kind == "masked":
+        attn.unflatten(1, (2, 9, 9))[:, :, :, :8] = -torch.inf
+    check(outlook_attention, tensors | {"attn": attn}, **settings)
+
+
+@kernels
+def test_inputs_of_outlook_may_be_frozen():
+    """Only what is asked for is computed."""
+    tensors, settings = make_outlook((1, 1, 2, 3, 2, 3, 2, 1), BF16)
+    tensors = {n: x.detach().to(DEVICE) for n, x in tensors.items()}
+    full = results(outlook_attention, tensors, **settings, backend="triton")
+    for name, x in tensors.items():
+        others = {n: x for n, x in tensors.items() if n != name}
+        part = functools.partial(outlook_attention, **others)
+        ours = results(part, {name: x}, **settings, backend="triton")
+        assert torch.equal(ours[f"grad of {name}"], full[f"grad of {name}"]), name
 
 
 @kernels
@@ -501,6 +551,11 @@ LARGE_QNA = [
     ((1, 4, 32, 20, 30, 3, 1, 1, 4), (True, True), False),
     ((1, 1, 160, 33, 29, 13, 1, 6, 1), (False, True), True),
 ]
+LARGE_OUTLOOK = [
+    ((2, 6, 32, 28, 28, 3, 2, 1), True),
+    ((1, 3, 48, 37, 61, 3, 1, 1), True),
+    ((1, 2, 160, 20, 31, 5, 2, 2), False),
+]
 
 
 @on_gpu
@@ -518,6 +573,9 @@ def test_large_maps(dtype, layout):
     for shape, tables, sum_queries in LARGE_QNA:
         tensors, settings = make_qna(shape, tables, dtype)
         check(qna_attention, tensors, layout, **settings, sum_queries=sum_queries)
+    for shape, softmax in LARGE_OUTLOOK:
+        tensors, settings = make_outlook(shape, dtype)
+        check(outlook_attention, tensors, layout, **settings, softmax=softmax)
 
 
 def on_one_gpu() -> list[tuple]:
@@ -525,12 +583,14 @@ def on_one_gpu() -> list[tuple]:
     elsa = make_elsa((2, 3, 32, 28, 29, 7, 1), dtype=F32)
     qna = make_qna((2, 8, 8, 28, 29, 3, 2, 1, 2), dtype=F32)
     scores = make_neighborhood((2, 3, 32, 28, 29, 7, 1), dtype=F32)
+    outlook = make_outlook((2, 6, 32, 28, 29, 3, 2, 1), dtype=F32)
     return [
         (op, {n: x.detach().cuda() for n, x in tensors.items()}, settings)
         for op, (tensors, settings) in (
             (elsa_attention, elsa),
             (qna_attention, qna),
             (neighborhood_scores, scores),
+            (outlook_attention, outlook),
         )
     ]
 

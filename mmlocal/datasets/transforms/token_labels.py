@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -155,8 +154,9 @@ def load_label_map(path: Path) -> Tensor:
         )
     try:
         labels: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"the label map {path} cannot be read: {error}") from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        name = type(error).__name__
+        raise ValueError(f"the label map {path} cannot be read safely ({name})") from error
     if not isinstance(labels, Tensor) or labels.dim() != 4 or len(labels) != 2:
         found = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(

@@ -8,7 +8,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -158,8 +158,7 @@ class DWNet(LocalSwin):
         self.register_load_state_dict_pre_hook(_skip_layer_norms)
 
     def _make_block(self, stage: int, index: int, drop_path_rate: float) -> nn.Module:
-        block = super()._make_block(stage, index, drop_path_rate)
-        assert isinstance(block, DWNetBlock)
+        block = cast(DWNetBlock, super()._make_block(stage, index, drop_path_rate))
         block.pad_size_divisor = self.pad_size_divisor
         return block
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from mmlocal.layers import PatchEmbed, PatchMerging, TransformerBlock, build_mixer
+from mmlocal.layers import DWNetBlock, PatchEmbed, PatchMerging, TransformerBlock, build_mixer
 from mmlocal.layers.checks import (
     as_side,
     check_choice,
@@ -22,7 +22,6 @@ from mmlocal.layers.checks import (
     check_rate,
     is_sequence,
 )
-from mmlocal.layers.dwnet_block import DWNetBlock
 from mmlocal.layers.mixers import find_mixer
 from mmlocal.models.backbones.base import TRUNC_NORMAL, LocalBackbone, check_per_stage
 from mmlocal.models.backbones.position import (
@@ -69,7 +68,7 @@ class LocalSwin(LocalBackbone):
             ``None`` for ``dict(type='WindowAttention')``, as in Swin Transformer.
         block: kind of the blocks. ``'transformer'`` for the pre-norm
             :class:`~mmlocal.layers.TransformerBlock`, ``'dwnet'`` for
-            :class:`~mmlocal.layers.dwnet_block.DWNetBlock` with its batch norms.
+            :class:`~mmlocal.layers.DWNetBlock` with its batch norms.
         in_channels: channels of the image.
         patch_size: width of a patch in pixels; also as a pair of equal numbers.
         mlp_ratio: hidden channels of an MLP, divided by its channels.

@@ -112,13 +112,59 @@ MMLOCAL_INLINE void elsa_dots(Vec<T>* products, T* dots, int64_t taps) {
   }
 }
 
+// Adds to dots[head][t] for the heads of one vector. Destroys products.
+template <class T>
+static inline void elsa_narrow_dots(const Heads<T>& heads, int64_t vector, Vec<T>* products,
+                                    T* dots, int64_t taps) {
+  constexpr int n = kLanes<T>;
+  const IntVec<T> head = heads.lane[vector];
+  const int64_t padded = round_up(taps, n);
+  for (int64_t t = taps; t < padded; ++t) products[t] = Vec<T>{};
+  for (int64_t t = 0; t < taps; t += n) {
+    const Vec<T>* lanes = products + t;
+    transpose<T>(products + t);  // a vector for each lane, with the taps in its own lanes
+    for (int i = 0; i < n;) {
+      T* out = dots + (heads.first[vector] + head[i]) * padded + t;
+      Vec<T> total = load(out) + lanes[i];
+      for (++i; i < n && head[i] == head[i - 1]; ++i) total += lanes[i];
+      store(out, total);
+    }
+  }
+}
+
+// dots[head][t] = sum over the channels of a head of grad * (mul *) value, for the taps t of the
+// window of one pixel. Taps outside the map have `outside`.
+template <class T>
+static inline void elsa_window_dots(const Elsa<T>& a, const Heads<T>& heads,
+                                    const ElsaProducts<T>& s, T* dots) {
+  const int64_t taps = a.kernel * a.kernel, padded = round_up(taps, kLanes<T>);
+  const bool whole = (s.window.i1 - s.window.i0) * (s.window.j1 - s.window.j0) == taps;
+  const Vec<T> outside = broadcast(a.masked ? -kInfinity<T> : T(0));
+  const auto prepare = [&] {
+    for (int64_t t = 0; t < taps && !whole; ++t) s.products[t] = outside;
+  };
+  if (2 * a.head_dims >= kLanes<T>) {  // else, more than two heads share a vector
+    for (int64_t head = 0; head < a.heads; ++head) {
+      prepare();
+      elsa_head_products(a, heads, head, s);
+      elsa_dots<T>(s.products, dots + head * padded, taps);
+    }
+    return;
+  }
+  __builtin_memset(dots, 0, a.heads * padded * sizeof(T));
+  for (int64_t v = 0; v < heads.vectors; ++v) {
+    prepare();
+    elsa_products_of_kind<T, 1, false>(s, heads, v, heads.first[v], false);
+    elsa_narrow_dots<T>(heads, v, s.products, dots, taps);
+  }
+}
+
 template <class T>
 static void elsa_grad_attn(const Elsa<T>& a, T* memory, int64_t begin, int64_t end) {
   constexpr int n = kLanes<T>;
   const int64_t taps = a.kernel * a.kernel, half = a.kernel / 2;
   const ElsaScratch<T> scratch(a, memory);
-  T *dots = scratch.dots, *weights = scratch.own;
-  const Vec<T> outside = broadcast(a.masked ? -kInfinity<T> : T(0));
+  T* weights = scratch.own;
 
   ElsaProducts<T> s{};
   s.products = scratch.products;
@@ -133,13 +179,11 @@ static void elsa_grad_attn(const Elsa<T>& a, T* memory, int64_t begin, int64_t e
     elsa_clip(y, a.height, a.kernel, a.dilation, &s.window.i0, &s.window.i1);
     for (int64_t x = 0; x < a.width; ++x) {
       elsa_clip(x, a.width, a.kernel, a.dilation, &s.window.j0, &s.window.j1);
-      const bool whole = (s.window.i1 - s.window.i0) * (s.window.j1 - s.window.j0) == taps;
       s.grad = a.grad.at(b, y, x);
       s.value = a.value.at(b, y, x) - half * (s.value_row + s.value_col);
+      elsa_window_dots<T>(a, scratch.heads, s, scratch.dots);
       for (int64_t head = 0; head < a.heads; ++head) {
-        for (int64_t t = 0; t < taps && !whole; ++t) s.products[t] = outside;
-        elsa_head_products(a, scratch.heads, head, s);
-        elsa_dots<T>(s.products, dots, taps);
+        const T* dots = scratch.dots + head * scratch.padded;
         T* out = a.grad_attn.at(b, y, x) + head * taps;
         T subtract = 0;
         if (a.softmax) {

@@ -26,7 +26,8 @@ struct ElsaScratch {
   Scratch<T> memory;
   const Heads<T> heads;
   T* weights;        // (kPixels, heads, padded)
-  T *own, *dots;     // (padded)
+  T* own;            // (padded)
+  T* dots;           // (heads, padded)
   Vec<T>* products;  // (padded)
 
   ElsaScratch(const Elsa<T>& a, T* memory)
@@ -35,7 +36,7 @@ struct ElsaScratch {
         heads(a.heads, a.head_dims, this->memory) {
     weights = this->memory.take(kPixels * a.heads * padded);
     own = this->memory.take(padded);
-    dots = this->memory.take(padded);
+    dots = this->memory.take(a.heads * padded);
     products = this->memory.template take<Vec<T>>(padded);
   }
 };

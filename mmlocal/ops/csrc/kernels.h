@@ -88,6 +88,17 @@ struct Qna {
   T* sum_exact_mix;  // (parts, tables, taps)
 };
 
+// The arguments of the outlook op. mmlocal/ops/outlook says what they mean. There are rows * cols
+// windows. Gradients are null where they are not needed.
+template <class T>
+struct Outlook {
+  int64_t batch, height, width, rows, cols, heads, head_dims, kernel, stride, padding;
+  bool softmax;
+  Map<const T> value, attn, grad;  // (padded channels), (heads * taps * taps), (padded channels)
+  Map<T> out, grad_value;          // (padded channels)
+  Map<T> grad_attn;                // (heads * taps * taps)
+};
+
 // The kernels of one instruction set. Scratch memory begins at a whole vector.
 template <class T>
 struct Kernels {
@@ -111,6 +122,11 @@ struct Kernels {
   int64_t (*qna_token_tasks)(const Qna<T>&);
   int64_t (*qna_token_scratch)(const Qna<T>&);
   void (*qna_backward_tokens)(const Qna<T>&, T* scratch, int64_t begin, int64_t end);
+
+  // These work on rows [begin, end) of batch * height.
+  int64_t (*outlook_scratch)(const Outlook<T>&);
+  void (*outlook_forward)(const Outlook<T>&, T* scratch, int64_t begin, int64_t end);
+  void (*outlook_backward)(const Outlook<T>&, T* scratch, int64_t begin, int64_t end);
 };
 
 // The namespaces avx2 and avx512 have definitions on x86 only.

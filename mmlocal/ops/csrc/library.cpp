@@ -139,6 +139,25 @@ void qna_backward(const Qna<T>& a, int64_t threads) {
   });
 }
 
+template <class T, class F>
+void over_windows(const Outlook<T>& a, int64_t threads, const F& f) {
+  // Windows on the border of two parts count twice, so a part has several rows of windows.
+  parallel_for(threads, a.batch * a.height, 2 * a.kernel, [&](int64_t begin, int64_t end) {
+    Memory<T> memory(chosen<T>().outlook_scratch(a));
+    f(a, memory.data, begin, end);
+  });
+}
+
+template <class T>
+void outlook_forward(const Outlook<T>& a, int64_t threads) {
+  over_windows(a, threads, chosen<T>().outlook_forward);
+}
+
+template <class T>
+void outlook_backward(const Outlook<T>& a, int64_t threads) {
+  over_windows(a, threads, chosen<T>().outlook_backward);
+}
+
 }  // namespace
 }  // namespace mmlocal
 
@@ -182,3 +201,5 @@ MMLOCAL_FUNCTIONS(elsa_backward, Elsa)
 MMLOCAL_FUNCTIONS(qna_peak, QnaPeak)
 MMLOCAL_FUNCTIONS(qna_forward, Qna)
 MMLOCAL_FUNCTIONS(qna_backward, Qna)
+MMLOCAL_FUNCTIONS(outlook_forward, Outlook)
+MMLOCAL_FUNCTIONS(outlook_backward, Outlook)

@@ -147,6 +147,33 @@ MMLOCAL_INLINE Vec<T> sums_of(Vec<T>* rows) {
   return rows[0];
 }
 
+// Transposes a square of numbers: rows[i][j] becomes rows[j][i].
+template <class T>
+MMLOCAL_INLINE void transpose(Vec<T>* rows) {
+  constexpr int n = kLanes<T>;
+#pragma GCC unroll 4
+  for (int bit = 1; bit < n; bit *= 2) {  // each step exchanges one bit of i and j
+#if !defined(__clang__)
+    const IntVec<T> lane = numbers<T>(), upper = (lane & bit) != 0;
+    const IntVec<T> low = upper ? lane + (n - bit) : lane, high = upper ? lane + n : lane + bit;
+#endif
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      if (i & bit) continue;
+      const Vec<T> a = rows[i], b = rows[i + bit];
+#if defined(__clang__)
+      for (int j = 0; j < n; ++j) {
+        rows[i][j] = j & bit ? b[j - bit] : a[j];
+        rows[i + bit][j] = j & bit ? b[j] : a[j + bit];
+      }
+#else
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + bit] = __builtin_shuffle(a, b, high);
+#endif
+    }
+  }
+}
+
 // exp(x) / 2^power, for x up to 500. The argument is not rounded on the way, so results of any size
 // have the same relative error (1e-7 in float). Results below the smallest normal number are 0, as
 // is the result for -inf. NaN stays NaN.

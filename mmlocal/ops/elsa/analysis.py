@@ -63,14 +63,25 @@ _STAGES = [
     for i in range(3)
 ]
 
+# The op without softmax and ghost head is an involution: the inhomogeneous dynamic depth-wise
+# convolution of DWNet. In its 32 heads, 3, 6, 12 and 24 channels share their weights.
+_INVOLUTION = "involution"
+_INVOLUTIONS = [
+    Case("elsa", f"I-DWNet-T, stage {i + 1} at 224x224", 4, 96 * 2**i, 32, side, side, 7,
+         variant=_INVOLUTION)
+    for i, side in enumerate((56, 28, 14, 7))
+]  # fmt: skip
+
 # Sets of shapes by name. Heads have 32 channels, as in the published models.
 CASES: dict[str, list[Case]] = {
     "stages": cases.stages("elsa", _STAGES),
     "figure2": cases.figure2("elsa", heads=2),
     "resolution": cases.resolution("elsa", heads=2),
+    "involution": _INVOLUTIONS,
     "smoke": [
         Case("elsa", "tiny, 3x3", 2, 16, 2, 9, 11, 3),
         Case("elsa", "tiny, 5x5", 1, 16, 2, 9, 11, 5),
+        Case("elsa", "tiny involution, 3x3", 1, 16, 4, 9, 11, 3, variant=_INVOLUTION),
     ],
 }
 
@@ -80,12 +91,13 @@ def make_inputs(case: Case, make: Make) -> dict[str, Tensor]:
     size, k = (case.height, case.width), case.kernel_size
     value = make(case.batch, case.channels, *size)
     attn = make(case.batch, case.heads * k**2, *size)
-    return dict(value=value, attn=attn, ghost_add=make(case.channels, k, k))
+    tensors = dict(value=value, attn=attn)
+    return tensors if case.variant else tensors | dict(ghost_add=make(case.channels, k, k))
 
 
 def settings(case: Case) -> dict[str, Any]:
     """Return the other arguments of a call."""
-    return dict(kernel_size=case.kernel_size)
+    return dict(kernel_size=case.kernel_size, softmax=not case.variant)
 
 
 def window_values(case: Case) -> int:

@@ -22,6 +22,8 @@ BACKENDS = make_backends(
     __name__,
     # In half precision, only the result is rounded. All else is in float32.
     {torch.float64: 5e-15, torch.float32: 1.5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3},
+    triton=dict(description="Triton kernels, pixels of a head together"),
+    cpp=dict(description="C++ extension, vectors of channels"),
 )
 _operator = Operator("outlook_attention", reference.forward, BACKENDS, step="stride")
 

@@ -28,7 +28,7 @@ FLOPS: dict[str, Callable[..., int]] = {"mmlocal::outlook_attention": _attention
 
 # Channels and heads of the only stage that has outlook attention. Its map has 8 times fewer pixels
 # on a side than the image.
-_MODELS = {"VOLO-D1": (192, 6), "VOLO-D2 = VOLO-D3": (256, 8), "VOLO-D4 = VOLO-D5": (384, 12)}
+_MODELS = {"VOLO d1": (192, 6), "VOLO d2 = VOLO d3": (256, 8), "VOLO d4 = VOLO d5": (384, 12)}
 
 # Sets of shapes by name.
 CASES: dict[str, list[Case]] = {

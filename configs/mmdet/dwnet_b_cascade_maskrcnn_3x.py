@@ -1,0 +1,20 @@
+"""Cascade Mask R-CNN with DWNet-B on COCO, 36 epochs.
+
+Published: 51.0 box AP, 44.1 mask AP (README of the official code, Atten4Vis/DemystifyLocalViT). Not
+reproduced here.
+
+The recipe, SyncBN, padding, weight decay and the start from an ImageNet checkpoint are as in
+dwnet_t_cascade_maskrcnn_3x.py, with a drop path of 0.3.
+"""
+
+_base_ = [
+    "./_base_/models/cascade_maskrcnn_fpn.py",
+    "./_base_/datasets/coco_instance_ms.py",
+    "./_base_/schedules/adamw_3x.py",
+    "./_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(type="mmlocal.DWNet", arch="base", drop_path_rate=0.3),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

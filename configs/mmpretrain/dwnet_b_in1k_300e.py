@@ -1,0 +1,29 @@
+"""DWNet-B on ImageNet-1k, 224 pixels, 300 epochs.
+
+Published: 83.2 % top-1 (README of the official code, Atten4Vis/DemystifyLocalViT). Not reproduced
+here.
+
+The recipe and its differences are as in dwnet_t_in1k_300e.py, with a drop path of 0.5. The official
+run has 16 GPUs with 64 images each, and full precision: the README reports abnormal gradients of
+mixed precision. The newest official script accumulates two steps in mixed precision, which doubles
+the learning rate; we follow the README.
+"""
+
+_base_ = [
+    "./_base_/models/pooled_linear_mixed.py",
+    "./_base_/datasets/imagenet_swin_224.py",
+    "./_base_/schedules/adamw_dwnet_300e.py",
+    "./_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="mmlocal.DWNet",
+        arch="base",
+        pad_size_divisor=1,
+        out_norm="LN",
+        out_indices=(3,),
+        drop_path_rate=0.5,
+    ),
+    head=dict(in_channels=1024),
+)

@@ -1,0 +1,29 @@
+"""DWNet-T with inhomogeneous dynamic convolutions on ImageNet-1k, 224 pixels, 300 epochs.
+
+Published: 81.8 % top-1 (article, Han et al. 2022). We recall this figure, and could not check it.
+Not reproduced here. The authors published no weights.
+
+The recipe and its differences are as in dwnet_t_in1k_300e.py, but the official run is in full
+precision. The newest official script accumulates two steps of 8 GPUs with 64 images each. Here a
+step has the same 1024 images, without accumulation.
+"""
+
+_base_ = [
+    "./_base_/models/pooled_linear_mixed.py",
+    "./_base_/datasets/imagenet_swin_224.py",
+    "./_base_/schedules/adamw_dwnet_300e.py",
+    "./_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="mmlocal.DWNet",
+        arch="tiny",
+        spatial="inhomogeneous",
+        pad_size_divisor=1,
+        out_norm="LN",
+        out_indices=(3,),
+        drop_path_rate=0.2,
+    ),
+    head=dict(in_channels=768),
+)
