@@ -96,6 +96,8 @@ class DDF(Unscripted, nn.Module):
             ValueError: ``x`` has another shape.
         """
         check_map(x, self.embed_dims)
+        if x.shape[0] == 0:
+            return x  # the op takes no map without channels
         size = self.kernel_size
         channel = self.channel(x.mean(dim=(1, 2))).unflatten(1, (self.embed_dims, size**2))
         channel = filter_norm(channel, dim=2) * self.channel_scale

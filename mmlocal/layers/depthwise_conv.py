@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmlocal.layers.checks import as_side, check_int, check_map
+from mmlocal.layers.checks import as_side, check_flag, check_int, check_map
 from mmlocal.layers.mixers import register_mixer
 
 
@@ -39,6 +39,7 @@ class DepthwiseConv(nn.Module):
     ) -> None:
         super().__init__()
         check_int(embed_dims=embed_dims, num_heads=num_heads)
+        check_flag(bias=bias)
         kernel_size = as_side("kernel_size", kernel_size, odd=True)
         self.embed_dims = embed_dims
         self.conv = nn.Conv2d(

@@ -80,6 +80,8 @@ class DynamicDepthwiseConv(Unscripted, nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] == 0:
+            return x  # no convolution has 0 groups
         pooled = x.mean(dim=(1, 2))[:, :, None, None]
         kernels = self.predictor(pooled).view(x.shape[0], -1, self.kernel_size, self.kernel_size)
         trains_on_cpu = x.is_cpu and torch.is_grad_enabled()

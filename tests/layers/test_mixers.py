@@ -33,6 +33,15 @@ def test_any_map(name, size):
 
 
 @mixers
+def test_no_image(name):
+    """A batch without images is a map too, as for the ops."""
+    x = torch.randn(0, 5, 4, 12, requires_grad=True)
+    out = MIXERS[name](12, 3).eval()(x)
+    assert out.shape == x.shape
+    out.sum().backward()
+
+
+@mixers
 def test_space_is_mixed(name):
     """A neighbour has an influence, another image has none."""
     torch.manual_seed(0)
