@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmlocal.layers.checks import as_side, check_flag, check_int, check_map
+from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_int, check_map
 from mmlocal.layers.mixers import register_mixer
 
 
 @register_mixer
-class DepthwiseConv(nn.Module):
+class DepthwiseConv(Unscripted, nn.Module):
     """``out[c, p] = bias[c] + sum_t weight[c, t] * x[c, p + offset(t)]``, zero outside the map.
 
     Args:
