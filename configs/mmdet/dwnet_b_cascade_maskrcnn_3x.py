@@ -7,14 +7,9 @@ The recipe, SyncBN, padding, weight decay and the start from an ImageNet checkpo
 dwnet_t_cascade_maskrcnn_3x.py, with a drop path of 0.3.
 """
 
-_base_ = [
-    "./_base_/models/cascade_maskrcnn_fpn.py",
-    "./_base_/datasets/coco_instance_ms.py",
-    "./_base_/schedules/adamw_3x.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./dwnet_t_cascade_maskrcnn_3x.py"
 
 model = dict(
-    backbone=dict(type="mmlocal.DWNet", arch="base", drop_path_rate=0.3),
+    backbone=dict(arch="base", drop_path_rate=0.3),
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )

@@ -7,14 +7,6 @@ The recipe, SyncBN, padding, weight decay and the start from an ImageNet checkpo
 dwnet_t_cascade_maskrcnn_3x.py.
 """
 
-_base_ = [
-    "./_base_/models/cascade_maskrcnn_fpn.py",
-    "./_base_/datasets/coco_instance_ms.py",
-    "./_base_/schedules/adamw_3x.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./dwnet_t_cascade_maskrcnn_3x.py"
 
-model = dict(
-    backbone=dict(type="mmlocal.DWNet", arch="tiny", spatial="dynamic", drop_path_rate=0.2),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)
+model = dict(backbone=dict(spatial="dynamic"))

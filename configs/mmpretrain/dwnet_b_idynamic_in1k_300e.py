@@ -7,22 +7,6 @@ The recipe and its differences are as in dwnet_b_in1k_300e.py. The official scri
 experiment names the settings of the dynamic network by mistake.
 """
 
-_base_ = [
-    "./_base_/models/pooled_linear_mixed.py",
-    "./_base_/datasets/imagenet_swin_224.py",
-    "./_base_/schedules/adamw_dwnet_300e.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./dwnet_b_in1k_300e.py"
 
-model = dict(
-    backbone=dict(
-        type="mmlocal.DWNet",
-        arch="base",
-        spatial="inhomogeneous",
-        pad_size_divisor=1,
-        out_norm="LN",
-        out_indices=(3,),
-        drop_path_rate=0.5,
-    ),
-    head=dict(in_channels=1024),
-)
+model = dict(backbone=dict(spatial="inhomogeneous"))

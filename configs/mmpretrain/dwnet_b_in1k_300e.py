@@ -9,21 +9,6 @@ mixed precision. The newest official script accumulates two steps in mixed preci
 the learning rate; we follow the README.
 """
 
-_base_ = [
-    "./_base_/models/pooled_linear_mixed.py",
-    "./_base_/datasets/imagenet_swin_224.py",
-    "./_base_/schedules/adamw_dwnet_300e.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./dwnet_t_in1k_300e.py"
 
-model = dict(
-    backbone=dict(
-        type="mmlocal.DWNet",
-        arch="base",
-        pad_size_divisor=1,
-        out_norm="LN",
-        out_indices=(3,),
-        drop_path_rate=0.5,
-    ),
-    head=dict(in_channels=1024),
-)
+model = dict(backbone=dict(arch="base", drop_path_rate=0.5), head=dict(in_channels=1024))

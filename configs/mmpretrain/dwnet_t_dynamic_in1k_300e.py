@@ -7,22 +7,6 @@ The recipe and its differences are as in dwnet_t_in1k_300e.py. The newest offici
 static network for this experiment. This is the dynamic network of the article and the README.
 """
 
-_base_ = [
-    "./_base_/models/pooled_linear_mixed.py",
-    "./_base_/datasets/imagenet_swin_224.py",
-    "./_base_/schedules/adamw_dwnet_300e.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./dwnet_t_in1k_300e.py"
 
-model = dict(
-    backbone=dict(
-        type="mmlocal.DWNet",
-        arch="tiny",
-        spatial="dynamic",
-        pad_size_divisor=1,
-        out_norm="LN",
-        out_indices=(3,),
-        drop_path_rate=0.2,
-    ),
-    head=dict(in_channels=768),
-)
+model = dict(backbone=dict(spatial="dynamic"))

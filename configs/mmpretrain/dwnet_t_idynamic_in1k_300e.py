@@ -8,22 +8,6 @@ precision. The newest official script accumulates two steps of 8 GPUs with 64 im
 step has the same 1024 images, without accumulation.
 """
 
-_base_ = [
-    "./_base_/models/pooled_linear_mixed.py",
-    "./_base_/datasets/imagenet_swin_224.py",
-    "./_base_/schedules/adamw_dwnet_300e.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./dwnet_t_in1k_300e.py"
 
-model = dict(
-    backbone=dict(
-        type="mmlocal.DWNet",
-        arch="tiny",
-        spatial="inhomogeneous",
-        pad_size_divisor=1,
-        out_norm="LN",
-        out_indices=(3,),
-        drop_path_rate=0.2,
-    ),
-    head=dict(in_channels=768),
-)
+model = dict(backbone=dict(spatial="inhomogeneous"))

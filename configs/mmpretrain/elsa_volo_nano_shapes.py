@@ -6,11 +6,14 @@ label of its image. Tokens are not mixed: these images have 4x4 tokens, and with
 run reached a top-1 of 0.71 in place of 0.84 (one run each). To mix them::
 
     --cfg-options model.mix_token=True
+
+The schedule and the data are elsa_swin_nano_shapes.py's.
 """
 
-_base_ = ["./_base_/datasets/shapes_classes.py", "./_base_/default_runtime.py"]
+_base_ = "./elsa_swin_nano_shapes.py"
 
 model = dict(
+    _delete_=True,
     type="mmlocal.TokenLabelClassifier",
     backbone=dict(
         type="mmlocal.ELSAVOLO",
@@ -29,31 +32,4 @@ model = dict(
     ),
     head=dict(type="mmlocal.TokenLabelHead", num_classes=9, in_channels=96),
     mix_token=False,
-)
-
-max_epochs = 30
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=5)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(
-    optimizer=dict(type="AdamW", lr=0.003, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0),
-)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(
-        type="CosineAnnealingLR",
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        convert_to_iter_based=True,
-    ),
-]
-randomness = dict(seed=0)
-default_hooks = dict(
-    logger=dict(interval=10),
-    # With one, a run killed while it writes the next checkpoint would have none.
-    checkpoint=dict(max_keep_ckpts=2),
-    visualization=dict(rescale_factor=3),
 )

@@ -8,17 +8,6 @@ read.
 The recipe and its differences are as in qna_vit_t_in1k_300e.py.
 """
 
-_base_ = "./qna_vit_s_in1k_300e.py"
+_base_ = "./qna_vit_deep_12qna_in1k_300e.py"
 
-model = dict(
-    backbone=dict(
-        arch=dict(
-            _delete_=True,
-            embed_dims=64,
-            attn_depths=(0, 0, 0, 2),
-            qna_depths=(2, 3, 18, 0),
-            attn_heads=(2, 4, 8, 16),
-            qna_heads=(8, 16, 32, 64),
-        )
-    )
-)
+model = dict(backbone=dict(arch=dict(attn_depths=(0, 0, 0, 2), qna_depths=(2, 3, 18, 0))))

@@ -6,17 +6,6 @@ QnA-ViT-Tiny. The figure is in a table that we could not read.
 The recipe and its differences are as in qna_vit_t_in1k_300e.py.
 """
 
-_base_ = "./qna_vit_t_in1k_300e.py"
+_base_ = "./qna_vit_t_qna_heads_d16_in1k_300e.py"
 
-model = dict(
-    backbone=dict(
-        arch=dict(
-            _delete_=True,
-            embed_dims=64,
-            attn_depths=(0, 0, 4, 2),
-            qna_depths=(2, 3, 2, 0),
-            attn_heads=(2, 4, 8, 16),
-            qna_heads=(2, 4, 8, 16),
-        )
-    )
-)
+model = dict(backbone=dict(arch=dict(qna_heads=(2, 4, 8, 16))))

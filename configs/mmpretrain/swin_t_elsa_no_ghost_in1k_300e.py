@@ -7,15 +7,7 @@ elsa_swin_t_in1k_300e.py.
 The recipe is as in swin_t_window_in1k_300e.py.
 """
 
-_base_ = "./swin_t_window_in1k_300e.py"
+_base_ = "./swin_t_elsa_mul_add_in1k_300e.py"
 
-mixer = dict(
-    type="ELSA",
-    kernel_size=7,
-    group_width=4,
-    qkv_bias=True,
-    qk_scale=1.0,
-    lam=0.0,
-    gamma=0.0,
-)
+mixer = dict(_base_.mixer, lam=0.0, gamma=0.0)
 model = dict(backbone=dict(mixers=[mixer, mixer, mixer, _base_.window]))

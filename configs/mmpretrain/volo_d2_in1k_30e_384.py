@@ -10,27 +10,12 @@ The position embedding is resized. To name another file, such as a converted off
     --cfg-options model.backbone.init_cfg.checkpoint=FILE model.head.init_cfg.checkpoint=FILE
 """
 
-_base_ = [
-    "./_base_/models/token_label.py",
-    "./_base_/datasets/imagenet_token_label_384.py",
-    "./_base_/schedules/adamw_volo_30e.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./volo_d1_in1k_30e_384.py"
 
 checkpoint = "work_dirs/volo_d2_in1k_300e/epoch_310.pth"
 model = dict(
-    backbone=dict(
-        type="mmlocal.VOLO",
-        arch="d2",
-        pretrain_img_size=384,
-        drop_path_rate=0.2,
-        init_cfg=dict(type="Pretrained", checkpoint=checkpoint, prefix="backbone."),
-    ),
-    head=dict(
-        in_channels=512,
-        use_ground_truth=True,
-        init_cfg=dict(type="Pretrained", checkpoint=checkpoint, prefix="head."),
-    ),
+    backbone=dict(arch="d2", drop_path_rate=0.2, init_cfg=dict(checkpoint=checkpoint)),
+    head=dict(in_channels=512, init_cfg=dict(checkpoint=checkpoint)),
 )
 
 train_dataloader = dict(batch_size=48)

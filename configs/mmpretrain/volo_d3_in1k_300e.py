@@ -5,14 +5,6 @@ Published: 85.4 % top-1 (README of the official code, sail-sg/volo). Not reprodu
 The recipe and its differences are as in volo_d1_in1k_300e.py, with a learning rate of 1e-3.
 """
 
-_base_ = [
-    "./_base_/models/token_label.py",
-    "./_base_/datasets/imagenet_token_label_224.py",
-    "./_base_/schedules/adamw_volo_300e.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./volo_d2_in1k_300e.py"
 
-model = dict(
-    backbone=dict(type="mmlocal.VOLO", arch="d3", drop_path_rate=0.5),
-    head=dict(in_channels=512),
-)
+model = dict(backbone=dict(arch="d3", drop_path_rate=0.5))

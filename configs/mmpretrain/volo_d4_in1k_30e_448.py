@@ -12,27 +12,12 @@ The position embedding is resized. To name another file, such as a converted off
     --cfg-options model.backbone.init_cfg.checkpoint=FILE model.head.init_cfg.checkpoint=FILE
 """
 
-_base_ = [
-    "./_base_/models/token_label.py",
-    "./_base_/datasets/imagenet_token_label_448.py",
-    "./_base_/schedules/adamw_volo_30e.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./volo_d3_in1k_30e_448.py"
 
 checkpoint = "work_dirs/volo_d4_in1k_300e/epoch_310.pth"
 model = dict(
-    backbone=dict(
-        type="mmlocal.VOLO",
-        arch="d4",
-        pretrain_img_size=448,
-        drop_path_rate=0.5,
-        init_cfg=dict(type="Pretrained", checkpoint=checkpoint, prefix="backbone."),
-    ),
-    head=dict(
-        in_channels=768,
-        use_ground_truth=True,
-        init_cfg=dict(type="Pretrained", checkpoint=checkpoint, prefix="head."),
-    ),
+    backbone=dict(arch="d4", init_cfg=dict(checkpoint=checkpoint)),
+    head=dict(in_channels=768, init_cfg=dict(checkpoint=checkpoint)),
 )
 
 test_pipeline = [
@@ -46,4 +31,3 @@ test_pipeline = [
 ]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-auto_scale_lr = dict(base_batch_size=240)

@@ -7,15 +7,10 @@ The recipe, SyncBN, padding, weight decay and the start from an ImageNet checkpo
 dwnet_t_upernet_160k.py.
 """
 
-_base_ = [
-    "./_base_/models/upernet.py",
-    "./_base_/datasets/ade20k.py",
-    "./_base_/schedules/adamw_160k.py",
-    "./_base_/default_runtime.py",
-]
+_base_ = "./dwnet_t_upernet_160k.py"
 
 model = dict(
-    backbone=dict(type="mmlocal.DWNet", arch="base", drop_path_rate=0.3),
+    backbone=dict(arch="base"),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),
 )

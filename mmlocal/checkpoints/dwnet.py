@@ -11,9 +11,11 @@ from torch import Tensor
 from mmlocal.checkpoints.system import (
     Renamed,
     System,
+    as_position_map,
     check_renamed,
     count_blocks,
     dataset_meta,
+    is_behind,
     mlp_ratio_of,
     official_weights,
     register_system,
@@ -81,8 +83,7 @@ def convert_dwnet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 ours = "attn.conv"
             converted[f"stages.{block}.{ours}.{name}"] = tensor
         elif key == "absolute_pos_embed" and tensor.dim() == 3:
-            side = square(key, tensor.shape[1])
-            converted[key] = tensor.transpose(1, 2).reshape(1, -1, side, side)
+            converted[key] = as_position_map(key, tensor)
         elif owner == "norm" and stages:
             converted[f"norm{max(stages)}.{name}"] = tensor
         elif owner == "head":
@@ -209,7 +210,7 @@ def rename_dwnet(content: Mapping) -> Renamed:
     official, left = official_weights(content, entry)
     official, heads = split_heads(official)
     cfg = dwnet_backbone_cfg(official)
-    dropped = [key for key in official if _is_unused(key, max(cfg["out_indices"]))]
+    dropped = [key for key in official if is_behind(key, max(cfg["out_indices"]))]
     for key in dropped:
         del official[key]
     backbone = convert_dwnet(official)
@@ -231,14 +232,6 @@ def rename_dwnet(content: Mapping) -> Renamed:
         meta=dataset_meta(content.get("meta")),
         untold=tuple(untold),
     )
-
-
-def _is_unused(key: str, last: int) -> bool:
-    """Whether a tensor belongs to the layers after ``last``, the last stage returned."""
-    if match := re.match(r"layers\.(\d+)\.(downsample)?", key):
-        stage = int(match[1])
-        return stage > last or (stage == last and bool(match[2]))
-    return False
 
 
 register_system(System("dwnet", _MODEL, rename_dwnet))

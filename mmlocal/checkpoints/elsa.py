@@ -12,9 +12,11 @@ from torch import Tensor
 from mmlocal.checkpoints.system import (
     Renamed,
     System,
+    as_position_map,
     check_renamed,
     count_blocks,
     dataset_meta,
+    is_behind,
     mlp_ratio_of,
     official_weights,
     register_system,
@@ -84,8 +86,7 @@ def convert_elsa(
                     tensor = torch.cat((query, key_, value))
             converted[f"{owner}{_LAYERS[layer]}.{name}"] = tensor
         elif key == "absolute_pos_embed" and tensor.dim() == 3:
-            side = square(key, tensor.shape[1])
-            converted[key] = tensor.transpose(1, 2).reshape(1, -1, side, side)
+            converted[key] = as_position_map(key, tensor)
         elif owner == "norm." and stages:
             converted[f"norm{max(stages)}.{name}"] = tensor
         elif owner == "head.":
@@ -241,11 +242,7 @@ def _is_unused(key: str, last: int) -> bool:
     It stores neither buffers that depend on the window or the input size nor, in dense backbones,
     the layers after ``last``, the last stage returned.
     """
-    if match := re.match(r"layers\.(\d+)\.(downsample)?", key):
-        stage = int(match[1])
-        if stage > last or (stage == last and match[2]):
-            return True
-    return _BUFFER.fullmatch(key) is not None
+    return is_behind(key, last) or _BUFFER.fullmatch(key) is not None
 
 
 def _untold(cfg: Mapping, lam: float | None, gamma: float | None) -> tuple[str, ...]:

@@ -15,9 +15,11 @@ from torch import Tensor
 from mmlocal.checkpoints.system import (
     Renamed,
     System,
+    as_position_map,
     check_renamed,
     count_blocks,
     dataset_meta,
+    is_behind,
     mlp_ratio_of,
     official_weights,
     register_system,
@@ -69,8 +71,7 @@ def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             neighbours = tensor.unflatten(-1, (-1, 2, 2))  # channel, row, column
             tensor = neighbours.movedim((-1, -2, -3), (-3, -2, -1)).flatten(-3)
         if key == "absolute_pos_embed" and tensor.dim() == 3:
-            side = square(key, tensor.shape[1])
-            tensor = tensor.transpose(1, 2).unflatten(2, (side, side))
+            tensor = as_position_map(key, tensor)
         converted[key] = tensor
     return converted
 
@@ -163,10 +164,7 @@ def rename_swin(content: Mapping) -> Renamed:
 
 def _is_unused(key: str, last: int) -> bool:
     """Whether ``LocalSwin`` does not store a tensor: a buffer, or a layer after stage ``last``."""
-    match = re.match(r"(?:layers|stages)\.(\d+)\.(downsample)?", key)
-    if match and (int(match[1]) > last or (int(match[1]) == last and match[2])):
-        return True
-    return _BUFFER.fullmatch(key) is not None
+    return is_behind(key, last) or _BUFFER.fullmatch(key) is not None
 
 
 register_system(System("swin", _MODEL, rename_swin))

@@ -274,6 +274,37 @@ def mlp_ratio_of(shapes: Sequence[tuple[int, ...]]) -> float:
     raise ValueError(f"no mlp_ratio gives the shapes {shapes} of (hidden, dims) in all stages")
 
 
+# Parts of official layouts
+
+
+def as_position_map(key: str, tokens: Tensor) -> Tensor:
+    """Turn a position embedding that is stored as tokens into a map.
+
+    Args:
+        key: name of the tensor, for the error.
+        tokens: ``(1, side**2, C)``, row by row.
+
+    Returns:
+        ``(1, C, side, side)``.
+
+    Raises:
+        ValueError: the tokens are not a square map.
+    """
+    side = square(key, tokens.shape[1])
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+def is_behind(key: str, last: int) -> bool:
+    """Whether a tensor belongs to the layers behind an output, in the layout of Swin.
+
+    Args:
+        key: name of the tensor; stages are ``layers.{i}`` or ``stages.{i}``.
+        last: the last stage that a backbone returns.
+    """
+    match = re.match(r"(?:layers|stages)\.(\d+)\.(downsample)?", key)
+    return match is not None and (int(match[1]), bool(match[2])) > (last, False)
+
+
 # Checking the result
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmlocal.layers.checks import check_flag, check_int, check_number, check_rate
+from mmlocal.layers.checks import Unscripted, check_flag, check_int, check_number, check_rate
 from mmlocal.layers.drop_path import DropPath
-from mmlocal.layers.mlp import MLP
+from mmlocal.layers.mlp import MLP, hidden_dims_of
 from mmlocal.layers.norm import LayerNorm
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Unscripted, nn.Module):
     """``x = x + attn(norm1(x))``, then ``x + mlp(norm2(x))``, for any mixer of ``(B, H, W, C)``.
 
     Args:
@@ -57,19 +57,13 @@ class TransformerBlock(nn.Module):
         super().__init__()
         out_dims = embed_dims if out_dims is None else out_dims
         check_int(embed_dims=embed_dims, out_dims=out_dims)
-        check_number(mlp_ratio=mlp_ratio)
+        hidden_dims = hidden_dims_of(out_dims, mlp_ratio)
         check_rate(drop_rate=drop_rate)
         check_rate(below_one=True, drop_path_rate=drop_path_rate)
         check_flag(with_cp=with_cp)
         for name, norm in (("norm1", norm1), ("norm2", norm2)):
             if not callable(norm) or isinstance(norm, nn.Module):
                 raise TypeError(f"{name} must make a norm from a number of channels, got {norm!r}")
-        hidden_dims = int(out_dims * mlp_ratio)
-        if hidden_dims < 1:
-            raise ValueError(
-                f"mlp_ratio must give at least one hidden channel out of {out_dims}, got "
-                f"{mlp_ratio}"
-            )
         self.norm1 = norm1(embed_dims)
         self.attn = attn
         self.skip = skip

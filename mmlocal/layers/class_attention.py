@@ -12,11 +12,10 @@ from mmlocal.layers.checks import (
     Unscripted,
     check_flag,
     check_int,
-    check_number,
     check_rate,
     check_tensor,
 )
-from mmlocal.layers.mlp import MLP
+from mmlocal.layers.mlp import MLP, hidden_dims_of
 from mmlocal.layers.norm import LayerNorm
 
 
@@ -107,15 +106,9 @@ class ClassAttentionBlock(Unscripted, nn.Module):
     ) -> None:
         super().__init__()
         check_int(embed_dims=embed_dims)
-        check_number(mlp_ratio=mlp_ratio)
+        hidden_dims = hidden_dims_of(embed_dims, mlp_ratio)
         check_rate(drop_rate=drop_rate)
         check_flag(with_cp=with_cp)
-        hidden_dims = int(embed_dims * mlp_ratio)
-        if hidden_dims < 1:
-            raise ValueError(
-                f"mlp_ratio must give at least one hidden channel out of {embed_dims}, got "
-                f"{mlp_ratio}"
-            )
         self.embed_dims = embed_dims
         self.norm1 = LayerNorm(embed_dims)
         self.attn = ClassAttention(embed_dims, num_heads, attn_drop_rate, drop_rate)

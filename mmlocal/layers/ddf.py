@@ -29,7 +29,8 @@ class DDF(Unscripted, nn.Module):
 
     Args:
         embed_dims: channels in and out.
-        num_heads: not read. All channels share the spatial filter of a pixel.
+        num_heads: not used, because all channels share the spatial filter of a pixel. All mixers
+            take it.
         kernel_size: odd width of the window, in taps, at least 3; also as a pair of equal numbers.
         dilation: distance between taps, in pixels.
         se_ratio: hidden channels of the channel filters' layers, divided by ``embed_dims``; there

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmlocal.layers.batch_norm import batch_norm, frozen_statistics
-from mmlocal.layers.checks import check_flag, check_int, check_map, check_number, check_rate
+from mmlocal.layers.checks import Unscripted, check_flag, check_int, check_map, check_rate
 from mmlocal.layers.drop_path import DropPath
-from mmlocal.layers.mlp import MLP
+from mmlocal.layers.mlp import MLP, hidden_dims_of
 
 
-class DWNetBlock(nn.Module):
+class DWNetBlock(Unscripted, nn.Module):
     """A mixer between two ``1 x 1`` convolutions, then an MLP, both with batch normalization ::
 
         x = x + bn3(conv2(relu(bn2(attn(relu(bn1(conv1(x))))))))
@@ -58,16 +58,10 @@ class DWNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_int(embed_dims=embed_dims, pad_size_divisor=pad_size_divisor)
-        check_number(mlp_ratio=mlp_ratio)
+        hidden_dims = hidden_dims_of(embed_dims, mlp_ratio)
         check_rate(drop_rate=drop_rate)
         check_rate(below_one=True, drop_path_rate=drop_path_rate)
         check_flag(with_cp=with_cp)
-        hidden_dims = int(embed_dims * mlp_ratio)
-        if hidden_dims < 1:
-            raise ValueError(
-                f"mlp_ratio must give at least one hidden channel out of {embed_dims}, got "
-                f"{mlp_ratio}"
-            )
         self.embed_dims = embed_dims
         self.pad_size_divisor = pad_size_divisor
         self.conv1 = nn.Conv2d(embed_dims, embed_dims, 1, bias=False)

@@ -6,10 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_attention
-from mmlocal.layers.checks import (
-    Unscripted,
-    check_map,
-)
+from mmlocal.layers.checks import Unscripted, check_map
 from mmlocal.layers.mixers import register_mixer
 
 

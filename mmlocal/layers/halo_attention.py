@@ -7,12 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_attention
-from mmlocal.layers.checks import (
-    Unscripted,
-    as_side,
-    check_int,
-    check_map,
-)
+from mmlocal.layers.checks import Unscripted, as_side, check_int, check_map
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.window_msa import window_partition, window_reverse
 

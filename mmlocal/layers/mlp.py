@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmlocal.layers.checks import check_choice, check_int, check_rate
+from mmlocal.layers.checks import check_choice, check_int, check_number, check_rate
 
 
 class MLP(nn.Module):
@@ -37,3 +37,26 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., embed_dims)`` to the same shape."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+def hidden_dims_of(embed_dims: int, mlp_ratio: float) -> int:
+    """Compute the hidden channels of an MLP: ``int(embed_dims * mlp_ratio)``.
+
+    Args:
+        embed_dims: channels in and out.
+        mlp_ratio: hidden channels, divided by ``embed_dims``.
+
+    Returns:
+        The number of channels.
+
+    Raises:
+        ValueError: ``mlp_ratio`` is not finite, or leaves no channel.
+        TypeError: ``mlp_ratio`` is not a number.
+    """
+    check_number(mlp_ratio=mlp_ratio)
+    hidden_dims = int(embed_dims * mlp_ratio)
+    if hidden_dims < 1:
+        raise ValueError(
+            f"mlp_ratio must give at least one hidden channel out of {embed_dims}, got {mlp_ratio}"
+        )
+    return hidden_dims

@@ -6,12 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_attention
-from mmlocal.layers.checks import (
-    Unscripted,
-    as_side,
-    check_int,
-    check_map,
-)
+from mmlocal.layers.checks import Unscripted, as_side, check_int, check_map
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.ops import outlook_attention
 

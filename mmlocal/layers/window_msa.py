@@ -7,12 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_attention
-from mmlocal.layers.checks import (
-    Unscripted,
-    as_pair,
-    check_flag,
-    check_tensor,
-)
+from mmlocal.layers.checks import Unscripted, as_pair, check_flag, check_tensor
 
 
 def relative_position_index(window_size: tuple[int, int]) -> Tensor:

@@ -82,8 +82,9 @@ def plot_spread(
         axis.errorbar(
             x, y, spread, color=colour, marker=marker, capsize=3, label=f"{number + 1}  {name}"
         )
+        offset = (5, -13 if number % 2 else 5)  # below or above, as neighbours may be close
         axis.annotate(
-            str(number + 1), (x, y), (5, 5), textcoords="offset points", color=colour, weight="bold"
+            str(number + 1), (x, y), offset, textcoords="offset points", color=colour, weight="bold"
         )
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.grid(alpha=0.3)

@@ -387,9 +387,10 @@ def test_table_in_the_docs_is_up_to_date():
 def test_docs_agree_with_the_published_figures():
     published, counted = DOC.read_text().split("## All configs")
     published, counted = rows(published), rows(counted)
-    assert len(published) == 13
+    assert len(published) == 32
     for name, (parameters, gflops, _) in published.items():
         ours = int(counted[name][1].replace(",", "")) / 1e6, float(counted[name][2])
-        assert ours[0] == pytest.approx(float(parameters), rel=0.02)
+        if parameters != "-":
+            assert ours[0] == pytest.approx(float(parameters), rel=0.02)
         if gflops != "-":
             assert ours[1] == pytest.approx(float(gflops), rel=0.02)

@@ -78,6 +78,12 @@ def test_space_is_mixed(name):
     assert not changes[1].any()
 
 
+@mixers
+def test_scripting_is_refused_in_words(name):
+    with pytest.raises(RuntimeError, match=f"torch.jit.script cannot compile {name}; use "):
+        torch.jit.script(MIXERS[name](12, 3))
+
+
 @pytest.fixture
 def mine():
     with patch.dict(MIXERS):

@@ -86,10 +86,10 @@ class QnAViT(LocalBackbone):
             :func:`~mmlocal.layers.build_mixer`, which gives a mixer the stage's ``qna_heads``.
         mlp_ratio: hidden channels of an MLP, divided by its channels.
         stem: ``'patch'`` for a 4x4 convolution of stride 4, ``'resnet'`` for :class:`ResNetStem`.
-        downsample: what halves the map. ``'qna'`` for a block of QnA of stride 2, ``'conv'`` for
-            :class:`~mmlocal.models.backbones.downsampling.ConvDownsample`, ``'nest'`` for
-            :class:`~mmlocal.models.backbones.downsampling.NesTDownsample`. The convolutions have no
-            MLP behind them, and no step in the ramp of ``drop_path_rate``.
+        downsample: layer that halves the map. ``'qna'`` for a block of QnA of stride 2,
+            ``'conv'`` for :class:`~mmlocal.models.backbones.downsampling.ConvDownsample`,
+            ``'nest'`` for :class:`~mmlocal.models.backbones.downsampling.NesTDownsample`. The
+            convolutions have no MLP behind them, and no step in the ramp of ``drop_path_rate``.
         downsample_skip: skip connection of the downsampling QnA. ``'conv'`` for a 1x1 convolution
             of stride 2, ``'avgpool'`` for an average over the window and then a 1x1 convolution.
         drop_path_rate: rate of stochastic depth of the last block. The rates of the other blocks

@@ -3,28 +3,21 @@
 # To train without them: --cfg-options train_dataloader.dataset.pipeline.4.label_root=None
 _base_ = "./imagenet_224.py"
 
+crops = [
+    dict(
+        type="mmlocal.RecordCrop",
+        crop=dict(
+            type="RandomResizedCrop", scale=224, backend="pillow", interpolation=interpolation
+        ),
+    )
+    for interpolation in ("bilinear", "bicubic")
+]
 # As in the official code, the crop comes last.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
     _base_.timm_rand_augment,
-    dict(
-        type="RandomChoice",
-        transforms=[
-            dict(
-                type="mmlocal.RecordCrop",
-                crop=dict(
-                    type="RandomResizedCrop",
-                    scale=224,
-                    crop_ratio_range=(0.08, 1.0),
-                    aspect_ratio_range=(3 / 4, 4 / 3),
-                    backend="pillow",
-                    interpolation=interpolation,
-                ),
-            )
-            for interpolation in ("bilinear", "bicubic")
-        ],
-    ),
+    dict(type="RandomChoice", transforms=crops),
     dict(type="mmlocal.LoadTokenLabels", label_root="data/imagenet_token_labels"),
     dict(type="PackInputs", algorithm_keys=("token_labels", "token_box")),
 ]

@@ -1,27 +1,11 @@
 # ImageNet-1k with label maps, VOLO's augmentation, 512 pixels.
 _base_ = "./imagenet_token_label_224.py"
 
+crops = [dict(step, crop=dict(step.crop, scale=512)) for step in _base_.crops]
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="RandomFlip", prob=0.5, direction="horizontal"),
-    _base_.timm_rand_augment,
-    dict(
-        type="RandomChoice",
-        transforms=[
-            dict(
-                type="mmlocal.RecordCrop",
-                crop=dict(
-                    type="RandomResizedCrop",
-                    scale=512,
-                    backend="pillow",
-                    interpolation=interpolation,
-                ),
-            )
-            for interpolation in ("bilinear", "bicubic")
-        ],
-    ),
-    dict(type="mmlocal.LoadTokenLabels", label_root="data/imagenet_token_labels"),
-    dict(type="PackInputs", algorithm_keys=("token_labels", "token_box")),
+    *_base_.train_pipeline[:3],
+    dict(type="RandomChoice", transforms=crops),
+    *_base_.train_pipeline[4:],
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
