@@ -38,7 +38,7 @@ from mmlocal.visualization import plot_spread
 
 CONFIG = "local_swin_nano_shapes"
 METRIC = "accuracy/top1"
-# What of a config says where or how a run was started, and not what is trained.
+# These settings say where or how a run was started, and not what is trained.
 _NO_SETTINGS = ("work_dir", "launcher", "resume", "experiment_name")
 
 

@@ -16,7 +16,7 @@ from mmpretrain.structures import DataSample
 from mmlocal.checkpoints.volo import convert_volo
 from mmlocal.models.backbones import VOLO
 from mmlocal.models.classifiers import TokenLabelClassifier
-from mmlocal.models.classifiers.token_label import mix_box
+from mmlocal.models.classifiers.token_label import box_of_share
 from mmlocal.models.heads import TokenLabelHead
 from mmlocal.models.heads.token_targets import pool_label_maps
 
@@ -61,7 +61,7 @@ def test_rectangle(size):
                     np.clip(row + cut_h // 2, 0, height),
                     np.clip(column + cut_w // 2, 0, width),
                 )
-                assert mix_box(size, share, (row, column)) == expected
+                assert box_of_share(size, share, (row, column)) == expected
 
 
 class Backbone(nn.Module):
@@ -105,7 +105,7 @@ def test_drawn_rectangles():
     for share in (np.arange(100) + 0.5) / 100:
         for row in range(14):
             for column in range(12):
-                top, left, bottom, right = mix_box((14, 12), share, (row, column))
+                top, left, bottom, right = box_of_share((14, 12), share, (row, column))
                 expected.append((bottom - top) * (right - left))
     print(f"mean area {np.mean(areas):.2f}, expected {np.mean(expected):.2f}")
     assert np.mean(areas) == pytest.approx(np.mean(expected), abs=2.5)

@@ -15,7 +15,7 @@ from mmlocal.registry import MODELS
 Box = tuple[int, int, int, int]
 
 
-def mix_box(size: tuple[int, int], share: float, center: tuple[int, int]) -> Box:
+def box_of_share(size: tuple[int, int], share: float, center: tuple[int, int]) -> Box:
     """Compute the rectangle that is mixed, as the official code does.
 
     Its sides are ``int(side * sqrt(1 - share))`` of the map, and one less if this is odd. The map
@@ -118,8 +118,8 @@ class TokenLabelClassifier(ImageClassifier):
             width: width of the images in pixels.
 
         Returns:
-            ``(top, left, bottom, right)`` in tokens, as :func:`mix_box` returns it.
+            ``(top, left, bottom, right)`` in tokens, as :func:`box_of_share` returns it.
         """
         size = self.backbone.grid_size(height, width)
         center = [int(torch.randint(side, ())) for side in size]
-        return mix_box(size, float(torch.rand(())), (center[0], center[1]))
+        return box_of_share(size, float(torch.rand(())), (center[0], center[1]))
