@@ -4,7 +4,6 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from mmlocal.layers.block import TransformerBlock
-from mmlocal.layers.checks import check_image
 from mmlocal.layers.class_attention import ClassAttentionBlock
 from mmlocal.layers.conv_stem import ConvStem
 from mmlocal.layers.ddf import DDF
@@ -18,6 +17,7 @@ from mmlocal.layers.ghost_attention import GhostAttention
 from mmlocal.layers.ghost_head import GhostHead
 from mmlocal.layers.global_attention import GlobalAttention
 from mmlocal.layers.halo_attention import HaloAttention
+from mmlocal.layers.image_checks import check_image
 from mmlocal.layers.inhomogeneous_depthwise_conv import InhomogeneousDepthwiseConv
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.layers.involution import Involution

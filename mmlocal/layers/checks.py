@@ -199,39 +199,16 @@ def check_map(x: Tensor, embed_dims: int) -> None:
         embed_dims: channels that ``x`` must have.
 
     Raises:
-        TypeError: ``x`` is not a tensor.
-        ValueError: ``x`` has another shape.
+        TypeError: ``x`` is not a tensor, or not floating point.
+        ValueError: ``x`` has another shape, or no rows or columns.
     """
     check_tensor(x)
     if x.dim() != 4 or x.shape[3] != embed_dims:
         raise ValueError(f"x must be (B, H, W, embed_dims={embed_dims}), got {tuple(x.shape)}")
-
-
-def check_image(x: Tensor, in_channels: int, patch_size: int) -> None:
-    """Check the input of a model.
-
-    Args:
-        x: the input to check. It must be ``(B, in_channels, H, W)``, floating point.
-        in_channels: channels of the image.
-        patch_size: smallest height and width, in pixels.
-
-    Raises:
-        ValueError: ``x`` is not 4-D, has other channels or is smaller than one patch.
-        TypeError: ``x`` is not a tensor, or not floating point.
-    """
-    check_tensor(x)
-    if x.dim() != 4 or x.shape[1] != in_channels:
-        raise ValueError(
-            f"x must be an image batch (B, in_channels={in_channels}, H, W), got {tuple(x.shape)}"
-        )
+    if x.shape[1] == 0 or x.shape[2] == 0:
+        raise ValueError(f"x must have at least one row and one column, got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}")
-    height, width = x.shape[2:]
-    if height < patch_size or width < patch_size:
-        raise ValueError(
-            f"x must be at least one patch of {patch_size}x{patch_size} pixels, "
-            f"got {height}x{width}"
-        )
 
 
 class Unscripted:

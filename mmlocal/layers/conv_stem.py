@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlocal.layers.checks import Unscripted, check_image, check_int
+from mmlocal.layers.checks import Unscripted, check_int
+from mmlocal.layers.image_checks import check_image
 
 
 class ConvStem(Unscripted, nn.Module):

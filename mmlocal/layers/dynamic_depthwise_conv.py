@@ -85,16 +85,17 @@ class DynamicDepthwiseConv(Unscripted, nn.Module):
         pooled = x.mean(dim=(1, 2))[:, :, None, None]
         kernels = self.predictor(pooled).view(x.shape[0], -1, self.kernel_size, self.kernel_size)
         trains_on_cpu = x.is_cpu and torch.is_grad_enabled()
-        x = (convolve_by_op if trains_on_cpu else convolve)(x, kernels)
+        x = (convolve_by_op if trains_on_cpu else convolve)(x, kernels, self.kernel_size)
         return x if self.bias is None else x + self.bias
 
 
-def convolve(x: Tensor, kernels: Tensor) -> Tensor:
+def convolve(x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
     """Convolve each image with its own kernels, by one grouped convolution.
 
     Args:
         x: ``(B, H, W, C)``.
         kernels: ``(B, C, kernel_size, kernel_size)``, dtype of ``x``.
+        kernel_size: odd width of the kernels, a plain number even under ``torch.jit.trace``.
 
     Returns:
         ``(B, H, W, C)``.
@@ -102,12 +103,12 @@ def convolve(x: Tensor, kernels: Tensor) -> Tensor:
     batch, height, width, dims = x.shape
     maps = x.permute(0, 3, 1, 2).reshape(1, batch * dims, height, width)
     out = F.conv2d(
-        maps, kernels.flatten(0, 1)[:, None], padding=kernels.shape[-1] // 2, groups=batch * dims
+        maps, kernels.flatten(0, 1)[:, None], padding=kernel_size // 2, groups=batch * dims
     )
     return out.view(batch, dims, height, width).permute(0, 2, 3, 1)
 
 
-def convolve_by_op(x: Tensor, kernels: Tensor) -> Tensor:
+def convolve_by_op(x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
     """Convolve as :func:`convolve` does, by :func:`mmlocal.ops.elsa_attention` without attention.
 
     The additive ghost head of that op is a depth-wise convolution. At the sizes of DWNet-T, 4
@@ -117,12 +118,12 @@ def convolve_by_op(x: Tensor, kernels: Tensor) -> Tensor:
     Args:
         x: ``(B, H, W, C)``.
         kernels: ``(B, C, kernel_size, kernel_size)``, dtype of ``x``.
+        kernel_size: odd width of the kernels, a plain number even under ``torch.jit.trace``.
 
     Returns:
         ``(B, H, W, C)``.
     """
     batch, height, width, dims = x.shape
-    kernel_size = kernels.shape[-1]
     # The op has a kernel per channel, so the images become channels; in memory, channels are last.
     maps = x.permute(1, 2, 0, 3).reshape(1, height, width, batch * dims).permute(0, 3, 1, 2)
     nothing = maps.new_zeros(1, height, width, kernel_size**2).permute(0, 3, 1, 2)

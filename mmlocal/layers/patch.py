@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_image, check_int
+from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_int
+from mmlocal.layers.image_checks import check_image
 
 
 class PatchEmbed(Unscripted, nn.Module):

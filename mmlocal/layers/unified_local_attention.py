@@ -83,8 +83,10 @@ class UnifiedLocalAttention(Unscripted, nn.Module):
         Keys and values are 0 outside the map for neighbourhoods. The taps there keep their place in
         the normalisation, as in :class:`~mmlocal.layers.ELSA`.
 
-        The memory of a neighbourhood is its weights, and its ghost head costs none. With ``"rb"``
-        alone, the neighbourhood is a depth-wise convolution. Windows write out one map of
+        The memory of a neighbourhood is its weights, and its ghost head costs none. The term
+        ``"rk"`` also has a map of them that is padded by the reach of the window,
+        ``kernel_size // 2 * dilation`` on each side. With ``"rb"`` alone, the neighbourhood is a
+        depth-wise convolution. Windows write out one map of
         ``window_size**4`` weights for each head, and for each map of the ghost head.
 
         Tables start as truncated normals. Their deviation is 0.02 for the softmax, and one over the

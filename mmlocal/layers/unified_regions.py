@@ -209,10 +209,10 @@ def from_keys_to_queries(scores: Tensor, kernel_size: int, dilation: int) -> Ten
         ``(y + i * dilation, x + j * dilation)``.
     """
     # Two skews do it without a copy for each tap: along the columns, and along the rows.
-    batch, _, rows, columns = scores.shape
-    taps = _skew(scores.reshape(batch, -1, kernel_size, rows * columns), dilation)
+    rows, columns = scores.shape[2:]
+    taps = _skew(scores.flatten(2).unflatten(1, (-1, kernel_size)), dilation)
     size = taps.shape[3]
-    taps = _skew(taps.reshape(batch, -1, kernel_size, kernel_size * size), dilation * columns)
+    taps = _skew(taps.flatten(2).unflatten(1, (-1, kernel_size)), dilation * columns)
     taps = taps[..., : kernel_size * size].unflatten(3, (kernel_size, size))
     taps = taps[..., : rows * columns].unflatten(4, (rows, columns))
     reach = kernel_size // 2 * dilation

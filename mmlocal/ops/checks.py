@@ -23,6 +23,13 @@ def check_positive(**counts: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {count}")
 
 
+def check_flags(**flags: bool) -> None:
+    """Raise a TypeError unless all arguments are ``True`` or ``False``."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
+
+
 def check_tensors(op: str, optional: Mapping[str, Tensor | None], **tensors: Tensor) -> None:
     """Raise an error unless all arguments are tensors of floats on one device.
 
@@ -54,26 +61,26 @@ def check_tensors(op: str, optional: Mapping[str, Tensor | None], **tensors: Ten
             )
 
 
-def check_maps(value: Tensor, **others: Tensor) -> None:
+def check_maps(**maps: Tensor) -> None:
     """Raise a ValueError unless all maps are ``(B, C, H, W)`` with the same B, H and W.
 
     Args:
-        value: the first map. It must have at least one channel and one pixel.
-        **others: further maps, by name.
+        **maps: maps by name. The first one must have at least one channel and one pixel.
     """
-    for name, tensor in {"value": value, **others}.items():
+    for name, tensor in maps.items():
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name} must have the 4 dimensions (B, C, H, W), got {tuple(tensor.shape)}"
             )
-    if 0 in value.shape[1:]:
+    (first, like), *others = maps.items()
+    if 0 in like.shape[1:]:
         raise ValueError(
-            f"value must have at least one channel and one pixel, got {tuple(value.shape)}"
+            f"{first} must have at least one channel and one pixel, got {tuple(like.shape)}"
         )
-    for name, tensor in others.items():
-        if tensor.shape[0] != value.shape[0] or tensor.shape[2:] != value.shape[2:]:
+    for name, tensor in others:
+        if tensor.shape[0] != like.shape[0] or tensor.shape[2:] != like.shape[2:]:
             raise ValueError(
-                f"{name} must have the batch size and map of value {tuple(value.shape)}, "
+                f"{name} must have the batch size and map of {first} {tuple(like.shape)}, "
                 f"got {tuple(tensor.shape)}"
             )
 

@@ -83,7 +83,7 @@ def test_both_ways_to_convolve(size):
     weights = torch.randn(size, dtype=torch.float64)
     results = []
     for way in (convolve, convolve_by_op):
-        out = way(x, kernels)
+        out = way(x, kernels, 7)
         results.append((out, *torch.autograd.grad((out * weights).sum(), (x, kernels))))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
@@ -176,6 +176,7 @@ def test_compile_and_export(kind):
         (DynamicDepthwiseConv, dict(reduction=0), ValueError, "reduction must be at least 1"),
         (DynamicDepthwiseConv, dict(reduction=13), ValueError, "at most embed_dims=12, got .*=13"),
         (DynamicDepthwiseConv, dict(bias=1), TypeError, "bias must be True or False, got 1"),
+        (DepthwiseConv, dict(bias="no"), TypeError, "bias must be True or False, got 'no'"),
         (DepthwiseConv, dict(heads=0), ValueError, "num_heads must be at least 1, got 0"),
         (
             InhomogeneousDepthwiseConv,

@@ -1,5 +1,6 @@
 """The registry of mixers: the promises of each mixer, and the registration of new ones."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,38 @@ def test_any_map(name, size):
         assert parameter.grad.isfinite().all()
     if size != (1, 1):
         assert all(parameter.grad.any() for parameter in mixer.parameters())
+
+
+@mixers
+def test_no_image(name):
+    """A batch without images is a map too, as for the ops."""
+    x = torch.randn(0, 5, 4, 12, requires_grad=True)
+    out = MIXERS[name](12, 3).eval()(x)
+    assert out.shape == x.shape
+    out.sum().backward()
+
+
+@mixers
+def test_a_wrong_map(name):
+    mixer = MIXERS[name](12, 3)
+    for shape in [(2, 0, 4, 12), (2, 4, 0, 12)]:
+        with pytest.raises(ValueError, match=re.escape(f"one row and one column, got {shape}")):
+            mixer(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"x must be floating point, got torch\.int64"):
+        mixer(torch.zeros(2, 4, 4, 12, dtype=torch.int64))
+
+
+@mixers
+@pytest.mark.filterwarnings("ignore")  # all of TorchScript is deprecated
+def test_torchscript(name):
+    """``torch.jit.trace`` works, and ``torch.jit.script`` names the ways that work."""
+    torch.manual_seed(0)
+    mixer = MIXERS[name](12, 3).eval()
+    x = torch.randn(2, 5, 4, 12)
+    traced = torch.jit.trace(mixer, x, check_trace=False)
+    torch.testing.assert_close(traced(2 * x), mixer(2 * x))
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot .* torch\.export"):
+        torch.jit.script(mixer)
 
 
 @mixers

@@ -222,6 +222,12 @@ def test_scores_move_from_keys_to_queries(kernel_size, dilation):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_no_image(preset):
+    x = torch.zeros(0, 4, 3, 12)
+    assert UnifiedLocalAttention(12, 3, preset)(x).shape == x.shape
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_parameter_learns(preset):
     torch.manual_seed(0)
     layer = UnifiedLocalAttention(12, 3, preset, lam=0.5, gamma=1, ghost_ratio=1)

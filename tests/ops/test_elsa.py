@@ -438,6 +438,7 @@ def _bad(**changes):
         ({"kernel_size": 0}, ValueError, "kernel_size must be .* got 0"),
         ({"kernel_size": -3}, ValueError, "kernel_size must be .* got -3"),
         ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
+        ({"softmax": "no"}, TypeError, "softmax must be True or False, got 'no'"),
         ({"value": torch.zeros(6, 5, 4)}, ValueError, r"value must have .* got \(6, 5, 4\)"),
         ({"attn": torch.zeros(27, 5, 4)}, ValueError, r"attn must have .* got \(27, 5, 4\)"),
         ({"value": torch.zeros(2, 6, 0, 4)}, ValueError, r"one pixel, got \(2, 6, 0, 4\)"),

@@ -386,8 +386,12 @@ def test_zero_border_is_that_of_unfold():
         ({"num_heads": True}, TypeError, "num_heads must be an int, got True"),
         ({"border": "wrap"}, ValueError, "border must be 'zero' or 'mask', got 'wrap'"),
         ({"query": None}, TypeError, "query must be a tensor, got NoneType"),
-        ({"query": torch.zeros(6, 5, 4)}, ValueError, r"must have .* got \(6, 5, 4\)"),
-        ({"key": torch.zeros(2, 6, 4, 5)}, ValueError, r"key must have .*, got \(2, 6, 4, 5\)"),
+        ({"query": torch.zeros(6, 5, 4)}, ValueError, r"query must have .* got \(6, 5, 4\)"),
+        (
+            {"key": torch.zeros(2, 6, 4, 5)},
+            ValueError,
+            r"key must .* of query .*, got \(2, 6, 4, 5\)",
+        ),
         ({"key": torch.zeros(1, 6, 5, 4)}, ValueError, r"key must have .*, got \(1, 6, 5, 4\)"),
         (
             {"key": torch.zeros(2, 3, 5, 4)},
@@ -400,7 +404,7 @@ def test_zero_border_is_that_of_unfold():
             r"key must have the dtype of query \(torch.float32\), got torch.float16",
         ),
         ({"query": torch.zeros(2, 6, 5, 4).int()}, TypeError, "query must be floating point"),
-        ({"query": torch.zeros(2, 6, 0, 4)}, ValueError, r"one pixel, got \(2, 6, 0, 4\)"),
+        ({"query": torch.zeros(2, 6, 0, 4)}, ValueError, r"query must .* one pixel, got \(2, 6, 0"),
         ({"backend": "cuda"}, ValueError, "backend must be one of .*reference, got 'cuda'"),
     ],
     ids=str,

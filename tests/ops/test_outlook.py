@@ -396,6 +396,7 @@ def _bad(**changes):
         ({"attn": torch.zeros(2, 243, 3)}, ValueError, r"attn must .* got \(2, 243, 3\)"),
         ({"attn": None}, TypeError, "attn must be a tensor, got NoneType"),
         ({"attn": torch.zeros(2, 243, 3, 2).int()}, TypeError, "attn must be floating .*int32"),
+        ({"softmax": "no"}, TypeError, "softmax must be True or False, got 'no'"),
         ({"backend": "cuda"}, ValueError, "backend must be one of .*eager, reference, got 'cuda'"),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else None,

@@ -676,6 +676,7 @@ def _bad(**changes):
         ({"padding": -1}, ValueError, "padding must be 0 to kernel_size - 1 = 2, got -1"),
         ({"padding": 3}, ValueError, "padding must be 0 to kernel_size - 1 = 2, got 3"),
         ({"value": torch.zeros(6, 5, 4)}, ValueError, r"value must have .* got \(6, 5, 4\)"),
+        ({"sum_queries": 2}, TypeError, "sum_queries must be True or False, got 2"),
         ({"scores": torch.zeros(6, 5, 4)}, ValueError, r"scores must have .* got \(6, 5, 4\)"),
         ({"value": torch.zeros(2, 0, 5, 4)}, ValueError, r"one channel .* got \(2, 0, 5, 4\)"),
         (

@@ -102,7 +102,7 @@ def test_another_process_makes_the_data_first(tasks, tmp_path, monkeypatch):
         generate_shapes("data/shapes", tasks=tasks, num_train=3, num_val=2, image_size=96)
         return generate_shapes(*args, **kwargs)
 
-    monkeypatch.setattr("mmlocal.cli.demo.generate_shapes", generate_too_late)
+    monkeypatch.setattr("mmlocal.cli.generated_data.generate_shapes", generate_too_late)
     arguments = prepare_shapes(["det"])
     assert arguments == read_manifest("data/shapes")["arguments"]
     assert arguments["num_train"] == 3

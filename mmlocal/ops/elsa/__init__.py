@@ -17,6 +17,7 @@ from torch import Tensor
 from mmlocal.ops.backends import choose_backend, make_backends
 from mmlocal.ops.checks import (
     check_counts,
+    check_flags,
     check_maps,
     check_positive,
     check_tables,
@@ -88,8 +89,8 @@ def elsa_attention(
         ``(B, C, H, W)``, dtype of ``value``; channels-last in memory if ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point, ``kernel_size`` or ``dilation`` is not an int, or
-            ``lam`` or ``gamma`` is not a number.
+        TypeError: a tensor is not floating point, ``kernel_size`` or ``dilation`` is not an int,
+            ``lam`` or ``gamma`` is not a number, or ``softmax`` is not a bool.
         ValueError: even ``kernel_size``, ``dilation`` below 1, shapes that do not fit each other,
             a map without pixels or channels, tensors on several devices, ``lam`` or ``gamma`` that
             is not finite, or unknown ``backend``.
@@ -116,8 +117,9 @@ def elsa_attention(
     """
     ghosts = dict(ghost_mul=ghost_mul, ghost_add=ghost_add)
     check_tensors("elsa_attention", ghosts, value=value, attn=attn)
+    check_flags(softmax=softmax)
     _check_settings(kernel_size, dilation, lam, gamma)
-    check_maps(value, attn=attn)
+    check_maps(value=value, attn=attn)
     _check_heads(value, "attn", attn.shape[1], kernel_size, **ghosts)
     tables = _ghost_head(value, ghost_mul, ghost_add, lam, gamma)
     return _operator(value, attn, *tables, kernel_size, dilation, softmax, backend=backend)
@@ -177,7 +179,7 @@ def elsa_attention_projected(
     tensors = dict(value=value, features=features, proj_weight=proj_weight)
     check_tensors("elsa_attention_projected", {"proj_bias": proj_bias, **ghosts}, **tensors)
     _check_settings(kernel_size, dilation, lam, gamma)
-    check_maps(value, features=features)
+    check_maps(value=value, features=features)
     _check_convolution(features, proj_weight, proj_bias)
     _check_heads(value, "proj_weight", proj_weight.shape[0], kernel_size, **ghosts)
     features, weight, bias = as_for_convolution(features, proj_weight.flatten(1), proj_bias)

@@ -102,7 +102,7 @@ def neighborhood_scores(
         raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
     if border not in ("zero", "mask"):
         raise ValueError(f"border must be 'zero' or 'mask', got {border!r}")
-    check_maps(query, key=key)
+    check_maps(query=query, key=key)
     if key.shape != query.shape:
         raise ValueError(
             f"key must have the shape of query {tuple(query.shape)}, got {tuple(key.shape)}"

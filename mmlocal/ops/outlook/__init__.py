@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmlocal.ops.backends import make_backends
-from mmlocal.ops.checks import check_counts, check_maps, check_positive, check_tensors
+from mmlocal.ops.checks import check_counts, check_flags, check_maps, check_positive, check_tensors
 from mmlocal.ops.operator import Operator
 from mmlocal.ops.outlook import reference
 from mmlocal.ops.outlook.reference import output_size
@@ -73,7 +73,8 @@ def outlook_attention(
         window is 0.
 
     Raises:
-        TypeError: a tensor is not floating point, or a count is not an int.
+        TypeError: a tensor is not floating point, a count is not an int, or ``softmax`` is not a
+            bool.
         ValueError: a count below 1, ``padding`` out of range, a map without pixels or channels or
             smaller than one window, shapes that do not fit each other, tensors on several devices,
             or unknown ``backend``.
@@ -98,6 +99,7 @@ def outlook_attention(
         VOLO: Vision Outlooker for Visual Recognition, Yuan et al. 2021,
         https://arxiv.org/abs/2106.13112, section 3.1, eq. 3 to 5.
     """
+    check_flags(softmax=softmax)
     _check(value, attn, num_heads, kernel_size, stride, padding)
     return _operator(value, attn, num_heads, kernel_size, stride, padding, softmax, backend=backend)
 
@@ -111,7 +113,7 @@ def _check(
     check_positive(**counts)
     if not 0 <= padding < kernel_size:
         raise ValueError(f"padding must be 0 to kernel_size - 1 = {kernel_size - 1}, got {padding}")
-    check_maps(value)
+    check_maps(value=value)
     batch, channels, height, width = value.shape
     if channels % num_heads:
         raise ValueError(

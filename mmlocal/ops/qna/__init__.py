@@ -12,6 +12,7 @@ from torch import Tensor
 from mmlocal.ops.backends import make_backends
 from mmlocal.ops.checks import (
     check_counts,
+    check_flags,
     check_maps,
     check_positive,
     check_tables,
@@ -88,7 +89,8 @@ def qna_attention(
         ``value`` is.
 
     Raises:
-        TypeError: a tensor is not floating point, or a count is not an int.
+        TypeError: a tensor is not floating point, a count is not an int, or ``sum_queries`` is not
+            a bool.
         ValueError: a count below 1, ``padding`` out of range, a map without pixels or channels or
             smaller than one window, shapes that do not fit each other, tensors on several devices,
             or unknown ``backend``.
@@ -116,6 +118,7 @@ def qna_attention(
         https://arxiv.org/abs/2112.11435, section 3, eq. 6 to 8; with ``sum_queries=False``,
         appendix F.
     """
+    check_flags(sum_queries=sum_queries)
     _check(value, scores, rel_pos, tap_weight, num_queries, kernel_size, stride, padding)
     return _operator(
         *(value, scores, rel_pos, tap_weight),
@@ -141,7 +144,7 @@ def _check(
     check_positive(**counts)
     if not 0 <= padding < kernel_size:
         raise ValueError(f"padding must be 0 to kernel_size - 1 = {kernel_size - 1}, got {padding}")
-    check_maps(value, scores=scores)
+    check_maps(value=value, scores=scores)
     count_heads(value, "scores", scores.shape[1], num_queries, "num_queries * heads")
     height, width = value.shape[2:]
     # Each side is compared by itself. With the minimum of both, torch 2.6 would compile again when
