@@ -76,6 +76,20 @@ def test_operator(load, index, name):
     assert docstring.split("\n\n")[1].startswith(("Part of the comparison", "Our extension:"))
 
 
+@pytest.mark.parametrize("operator", ["window", "dwconv", "ddf"])
+def test_operator_in_volo(load, index, operator):
+    """Only the mixer of the first stage differs from VOLO-D1."""
+    name = f"volo_d1_{operator}_in1k_300e"
+    cfg, base = load(name), load("volo_d1_in1k_300e")
+    assert without(cfg, "mixer") == without(base, "mixer")
+    model = build(cfg)
+    assert count(model) == index[name].metadata.data["Parameters"]
+    first, *others = model.backbone.stages
+    assert {type(block.attn).__name__ for block in first.blocks} == {cfg.model.backbone.mixer.type}
+    kinds = {type(block.attn).__name__ for stage in others for block in stage.blocks}
+    assert kinds == {"GlobalAttention"}
+
+
 def test_the_base_is_swin_t(load):
     """It has the parameters of Swin-T, and the recipe and the layout of ELSA-Swin-T."""
     base, elsa = load(BASE), load("elsa_swin_t_in1k_300e")
