@@ -5,6 +5,7 @@ on before Triton defines them, so these tests start once more in a process of th
 """
 
 import functools
+import inspect
 import os
 import re
 import subprocess
@@ -156,6 +157,7 @@ def check(op, tensors: dict, layout: str = "contiguous", **settings) -> None:
 
 
 def tolerance(op, tensors: dict) -> float:
+    op = inspect.unwrap(op)
     owner = next(known for known in OPS.values() if op in (known.function, *known.variants))
     backends, dtype = owner.backends, next(iter(tensors.values())).dtype
     limit = next(b for b in backends if b.name == "triton").atol[dtype]
@@ -297,6 +299,7 @@ def test_neighborhood(case):
     shape, border, dtype, layout = case
     tensors, settings = make_neighborhood(shape, border, dtype)
 
+    @functools.wraps(neighborhood_scores)
     def op(query, key, **settings):
         """With 7 in place of -inf, which has no distance from -inf."""
         scores = neighborhood_scores(query, key, **settings)
