@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,7 +54,9 @@ class ConvStem(Unscripted, nn.Module):
         check_image(x, self.in_channels, self.patch_size)
         height, width = x.shape[2:]
         x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        # Otherwise, every LayerNorm up to the next stage would copy the map.
+        # Convolutions of channels-last maps are faster, and their output needs no copy below.
+        x = x.contiguous(memory_format=torch.channels_last)
+        # If the output has another layout, every LayerNorm up to the next stage would copy it.
         return self.proj(self.conv(x)).permute(0, 2, 3, 1).contiguous()
 
 
