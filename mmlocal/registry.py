@@ -11,6 +11,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
 from mmengine.registry import Registry
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mmlocal", locations=["mmlocal.models"])
@@ -29,6 +30,12 @@ TRANSFORMS = Registry(
     parent=MMENGINE_TRANSFORMS,
     scope="mmlocal",
     locations=["mmlocal.datasets.transforms"],
+)
+VISUALIZERS = Registry(
+    "visualizer",
+    parent=MMENGINE_VISUALIZERS,
+    scope="mmlocal",
+    locations=["mmlocal.visualization"],
 )
 OPTIM_WRAPPERS = Registry(
     "optim_wrapper",
