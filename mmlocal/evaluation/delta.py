@@ -1,0 +1,93 @@
+"""Relative change of all metrics against a baseline."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmlocal.tasks import Task
+
+
+def metric_key(task: Task) -> str:
+    """Name a task's metric in results and in baseline files, such as ``semseg/mIoU``."""
+    return f"{task.name}/{task.metric}"
+
+
+def load_baseline(
+    baseline: str | Path | Mapping[str, float], tasks: Sequence[Task]
+) -> dict[str, float]:
+    """Read the metrics of a baseline.
+
+    Args:
+        baseline: a JSON file with one object, or a dict. It has a number for the metric of each
+            task, named by :func:`metric_key`. Other entries are ignored. A test by MMEngine writes
+            such a file, ``<work dir>/<time>/<time>.json``.
+        tasks: the tasks whose metrics are wanted.
+
+    Returns:
+        The metrics of the tasks, by name.
+
+    Raises:
+        ValueError: the file is missing or holds something else, or a metric is missing, no positive
+            number, or a percentage.
+    """
+    source = "baseline"
+    if isinstance(baseline, str | Path):
+        source = f"baseline {baseline}"
+        try:
+            baseline = json.loads(Path(baseline).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{source} is no readable JSON file ({error}); a test writes one as "
+                "<work dir>/<time>/<time>.json"
+            ) from error
+    if not isinstance(baseline, Mapping):
+        raise ValueError(f"{source} must hold one object of metrics, got {type(baseline).__name__}")
+    values: dict[str, float] = {}
+    for task in tasks:
+        key = metric_key(task)
+        if key not in baseline:
+            raise ValueError(
+                f"{source} has no {key!r}, which delta needs for the task {task.name!r}; add it, "
+                "or leave the task out"
+            )
+        value = baseline[key]
+        if not isinstance(value, numbers.Real) or not math.isfinite(value) or value <= 0:
+            raise ValueError(f"{source}: {key!r} must be a positive number, got {value!r}")
+        if task.higher_is_better and value > 1:
+            raise ValueError(
+                f"{source}: {key!r} must be a fraction of 1, got {value}; divide percentages by 100"
+            )
+        values[key] = float(value)
+    return values
+
+
+def delta(
+    metrics: Mapping[str, float], baseline: Mapping[str, float], tasks: Sequence[Task]
+) -> float:
+    r"""Average the relative changes of all tasks, in percent.
+
+    .. math:: \Delta = \frac{100}{T} \sum_t s_t \frac{M_t - B_t}{B_t}
+
+    where the sign :math:`s_t` is -1 for a metric that is better when lower.
+
+    Args:
+        metrics: a metric for each task, by the names of :func:`metric_key`.
+        baseline: the metrics of the baseline, by the same names.
+        tasks: the ``T`` tasks.
+
+    Returns:
+        The change; positive if the metrics are better than the baseline.
+
+    Source:
+        Maninis et al., "Attentive Single-Tasking of Multiple Tasks", CVPR 2019, section 5; ITSA
+        takes DeMT as the baseline instead of single-task networks.
+    """
+    changes = []
+    for task in tasks:
+        value, base = metrics[metric_key(task)], baseline[metric_key(task)]
+        changes.append((value - base) / base * (1 if task.higher_is_better else -1))
+    return 100 * sum(changes) / len(changes)

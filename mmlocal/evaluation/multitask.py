@@ -1,0 +1,143 @@
+"""Metrics of multi-task dense prediction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmlocal.evaluation.delta import delta, load_baseline, metric_key
+from mmlocal.evaluation.dense_metrics import RMSE, DenseMetric, MaxF, MeanAngle, MeanIoU
+from mmlocal.registry import METRICS
+from mmlocal.tasks import Task, find_tasks
+
+
+@METRICS.register_module()
+class MultiTaskMetric(BaseMetric):
+    """One metric for each task, and their mean change against a baseline.
+
+    The names of the results are ``semseg/mIoU``, ``human_parts/mIoU``, ``sal/maxF``, ``depth/RMSE``
+    (metres), ``normals/mErr`` (degrees) and ``delta`` (percent). mIoU and maxF are fractions of 1.
+    The metric reads ``gt_<field>`` and ``pred_<field>`` of :class:`mmlocal.tasks.Task` in each
+    sample. Prediction and ground truth have the same size.
+
+    A metric is a function of sums over all pixels of the set, and not a mean over images or
+    batches. A task without any valid pixel in the whole set gives NaN and a warning.
+
+    Args:
+        tasks: names of tasks.
+        num_classes: number of classes of ``semseg`` and ``human_parts``, background included.
+        baseline: a JSON file with the metrics of a baseline, or a dict; see
+            :func:`mmlocal.evaluation.delta.load_baseline`. ``None`` for no ``delta``.
+        collect_device: device on which MMEngine collects results from other processes.
+        prefix: prefix of the names of the metrics; ``None`` for none.
+
+    Raises:
+        TypeError: ``num_classes`` is no dict.
+        ValueError: a task is unknown or occurs twice, ``num_classes`` lacks a task or names another
+            one, or the baseline lacks a metric.
+    """
+
+    default_prefix = ""
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        num_classes: Mapping[str, int] | None = None,
+        baseline: str | Path | Mapping[str, float] | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.tasks = find_tasks(tasks)
+        self._metrics = _make_metrics(self.tasks, num_classes)
+        self._baseline = None if baseline is None else load_baseline(baseline, self.tasks)
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Sum over the pixels of each image."""
+        for sample in data_samples:
+            sums = {}
+            for task in self.tasks:
+                if task.name not in self._metrics:
+                    continue
+                pred, label = _maps(task, sample)
+                try:
+                    vector = self._metrics[task.name].sums(pred, label.to(pred.device))
+                except ValueError as error:
+                    raise ValueError(f"{task.name} of {_name(sample)}: {error}") from error
+                sums[task.name] = vector.cpu().numpy()
+            self.results.append(sums)
+
+    def compute_metrics(self, results: list[dict[str, np.ndarray]]) -> dict[str, float]:
+        """Add up the images, and compute the metrics."""
+        if not results:
+            raise ValueError("no image was evaluated; the test set is empty")
+        metrics = {}
+        for task in self.tasks:
+            if task.name not in self._metrics:
+                continue
+            total = np.sum([sums[task.name] for sums in results], axis=0)
+            value = metrics[metric_key(task)] = self._metrics[task.name].value(total)
+            if np.isnan(value):
+                print_log(
+                    f"{metric_key(task)} is NaN: either the {len(results)} images have no valid "
+                    f"label of the task, or the predictions are NaN",
+                    logger="current",
+                    level=logging.WARNING,
+                )
+        if self._baseline is not None:
+            metrics["delta"] = delta(metrics, self._baseline, self.tasks)
+        return metrics
+
+
+def _make_metrics(
+    tasks: Sequence[Task], num_classes: Mapping[str, int] | None
+) -> dict[str, DenseMetric]:
+    """Build the metrics of the tasks, except for ``edge``."""
+    num_classes = {} if num_classes is None else num_classes
+    if not isinstance(num_classes, Mapping):
+        raise TypeError(f"num_classes must be a dict such as dict(semseg=40), got {num_classes!r}")
+    metrics: dict[str, DenseMetric] = {}
+    for task in tasks:
+        if task.metric == "mIoU":
+            if task.name not in num_classes:
+                raise ValueError(f"num_classes must have {task.name!r}: dict({task.name}=...)")
+            metrics[task.name] = MeanIoU(num_classes[task.name])
+        elif task.metric == "maxF":
+            metrics[task.name] = MaxF()
+        elif task.metric == "RMSE":
+            metrics[task.name] = RMSE()
+        elif task.metric == "mErr":
+            metrics[task.name] = MeanAngle()
+    if others := [name for name in num_classes if not isinstance(metrics.get(name), MeanIoU)]:
+        raise ValueError(f"num_classes names {', '.join(others)}, which tasks has not or needs not")
+    return metrics
+
+
+def _maps(task: Task, sample: dict) -> tuple[Tensor, Tensor]:
+    """Find prediction and ground truth of a task, each ``(C, H, W)``."""
+    maps = []
+    for field, fix in (
+        (task.pred_field, f"the model must predict {task.name!r}, or tasks must leave it out"),
+        (task.gt_field, f"the test pipeline must load labels of {task.name!r}"),
+    ):
+        if field not in sample:
+            raise ValueError(f"{task.name} of {_name(sample)}: there is no {field}; {fix}")
+        maps.append(sample[field]["data"])
+    pred, label = maps
+    if pred.shape != label.shape:
+        raise ValueError(
+            f"{task.name} of {_name(sample)}: {task.pred_field} is {tuple(pred.shape)} and "
+            f"{task.gt_field} is {tuple(label.shape)}; a test pipeline must load labels at the "
+            "original size of the image"
+        )
+    return pred, label
+
+
+def _name(sample: dict) -> str:
+    return str(sample.get("sample_id") or sample.get("img_path") or "an image")
