@@ -27,7 +27,7 @@ class PackMultiTaskInputs(BaseTransform):
     float32, and normals ``(3, H, W)`` float32.
 
     Args:
-        meta_keys: keys of ``results`` to copy, those that are there, into the sample's metainfo.
+        meta_keys: keys of ``results`` to copy into the sample's metainfo, if they are there.
     """
 
     def __init__(self, meta_keys: Sequence[str] = _META_KEYS) -> None:
