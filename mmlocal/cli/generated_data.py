@@ -27,7 +27,10 @@ def prepare_shapes(tasks: Sequence[str]) -> dict:
             f"{DATA_ROOT} was made by version {manifest['version']} of the generator, but "
             f"version {VERSION} is needed; replace it with 'mmlocal make-shapes --overwrite'"
         )
-    made = manifest["arguments"]["tasks"] if manifest is not None else []
+    arguments = manifest["arguments"] if manifest is not None else {"tasks": []}
+    made = set(arguments["tasks"])
+    if "nyud" not in arguments.get("layouts", ()):  # the demos read no other layout
+        made.discard("multitask")
     missing = [task for task in tasks if task not in made]
     if manifest is not None and not missing:
         print(f"data: {DATA_ROOT} is there already", flush=True)

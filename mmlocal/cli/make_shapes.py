@@ -1,4 +1,4 @@
-"""Generate the shapes data set: COCO instances, label maps and class folders, from a seed."""
+"""Generate the shapes data set: COCO instances, label maps, class folders and scenes in depth."""
 
 import argparse
 import json
@@ -7,7 +7,8 @@ from typing import Any
 
 from mmlocal.cli import program
 from mmlocal.cli.tool import run_tool
-from mmlocal.datasets.shapes import TASKS, generate_shapes
+from mmlocal.datasets.scenes import LAYOUTS, SCENE_SIZE
+from mmlocal.datasets.shapes import DEFAULT_TASKS, TASKS, generate_shapes
 from mmlocal.errors import UsageError
 
 
@@ -19,7 +20,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", default="data/shapes", help="folder to make")
     parser.add_argument(
-        "--tasks", nargs="+", default=TASKS, metavar="TASK", help="tasks to write data for"
+        "--tasks",
+        nargs="+",
+        default=DEFAULT_TASKS,
+        metavar="TASK",
+        help=f"tasks to write data for, of {', '.join(TASKS)}",
     )
     parser.add_argument("--num-train", type=int, default=800, help="number of training images")
     parser.add_argument("--num-val", type=int, default=200, help="number of validation images")
@@ -28,6 +33,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--cls-size", type=int, default=64, help="side of an image for cls, in pixels"
+    )
+    parser.add_argument(
+        "--scene-size",
+        type=int,
+        nargs=2,
+        default=SCENE_SIZE,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of an image for multitask, in pixels",
+    )
+    parser.add_argument(
+        "--layout",
+        dest="layouts",
+        nargs="+",
+        default=("nyud",),
+        metavar="LAYOUT",
+        help=f"folders for multitask, of {', '.join(LAYOUTS)}",
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
@@ -51,6 +72,6 @@ def make_shapes(out: str, **arguments: Any) -> None:
     """
     try:
         manifest = generate_shapes(out, **arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(str(error)) from error
     print(f"wrote {out}: {json.dumps(manifest['counts'])}")

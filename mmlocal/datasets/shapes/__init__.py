@@ -56,6 +56,7 @@ The masks in the COCO files are run-length encoded (RLE), which mmdet reads with
 """
 
 from mmlocal.datasets.shapes.export import (
+    DEFAULT_TASKS,
     TASKS,
     VERSION,
     add_task,
@@ -81,6 +82,7 @@ SEG_PALETTE: tuple[tuple[int, int, int], ...] = ((0, 0, 0), *PALETTE)
 
 __all__ = [
     "CLASSES",
+    "DEFAULT_TASKS",
     "PALETTE",
     "SEG_CLASSES",
     "SEG_PALETTE",

@@ -5,7 +5,7 @@ import operator
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from mmlocal.datasets.scenes import LAYOUTS, MIN_SCENE_SIDE, SCENE_SIZE, write_scenes
 from mmlocal.datasets.shapes.annotations import coco_annotations, semantic_map
 from mmlocal.datasets.shapes.render import CLASSES, Scene, draw_scene
 from mmlocal.files import whole_folder, write_whole
 
-TASKS = ("det", "seg", "cls")
+TASKS = ("det", "seg", "cls", "multitask")
+DEFAULT_TASKS = ("det", "seg", "cls")
 SPLITS = ("train", "val")
 MANIFEST = "shapes.json"
 GENERATOR = "mmlocal.datasets.shapes"  # marks our manifests among files of the same name
@@ -39,11 +41,13 @@ CLS_MIN_VISIBLE = 0.9
 def generate_shapes(
     out_dir: str | os.PathLike,
     *,
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] = DEFAULT_TASKS,
     num_train: int = 800,
     num_val: int = 200,
     image_size: int = 192,
     cls_size: int = 64,
+    scene_size: Sequence[int] = SCENE_SIZE,
+    layouts: Sequence[str] = ("nyud",),
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
@@ -60,13 +64,16 @@ def generate_shapes(
     Args:
         out_dir: folder to create. It may exist if it is empty, or, with ``overwrite``, if it is a
             data set of this generator.
-        tasks: one or more of ``"det"`` (COCO instances), ``"seg"`` (label maps) and ``"cls"``
-            (class folders).
-        num_train: number of pictures in ``train``, and in ``cls/train``. At least 1.
-        num_val: number of pictures in ``val``, and in ``cls/val``. At least 1.
+        tasks: one or more of ``"det"`` (COCO instances), ``"seg"`` (label maps), ``"cls"`` (class
+            folders) and ``"multitask"`` (scenes in depth with labels for six tasks).
+        num_train: number of pictures in ``train`` for each task but ``det`` and ``seg``, which
+            share theirs. At least 1.
+        num_val: number of pictures in ``val``, likewise. At least 1.
         image_size: width and height of the scenes in pixels, at least 32. Objects of all three COCO
             sizes need about 180 pixels or more.
         cls_size: width and height of the pictures in the class folders in pixels, at least 32.
+        scene_size: height and width of the pictures for ``multitask`` in pixels, at least 64 each.
+        layouts: folders for ``multitask``: ``"nyud"``, ``"pascal"`` or both.
         seed: any integer of at least 0.
         overwrite: whether to replace an existing data set. It stays until the new one is complete.
         progress: whether to show a progress bar on stderr.
@@ -76,24 +83,23 @@ def generate_shapes(
         that decide the contents, and ``counts`` of images and objects per split.
 
     Raises:
-        ValueError: a number is out of range, or ``tasks`` is empty or has an unknown task.
-        TypeError: a number is not an integer, or ``tasks`` is a string.
+        ValueError: a number is out of range, or ``tasks`` or ``layouts`` is empty or has an unknown
+            name.
+        TypeError: a number is not an integer, or ``tasks`` or ``layouts`` is a string.
         FileExistsError: ``out_dir`` is a file, a folder with other files, or, without
             ``overwrite``, a data set.
         OSError: the disk is full or ``out_dir`` cannot be written.
     """
-    if isinstance(tasks, str):
-        raise TypeError(f"tasks must be a sequence such as ({tasks!r},), got the string {tasks!r}")
-    if not tasks or set(tasks) - set(TASKS):
-        raise ValueError(f"tasks must be one or more of {TASKS}, got {tuple(tasks)!r}")
     arguments: dict[str, Any] = {
-        "tasks": _in_order(tasks),
+        "tasks": _names("tasks", tasks, TASKS),
         "num_train": _integer("num_train", num_train, 1),
         "num_val": _integer("num_val", num_val, 1),
         "image_size": _integer("image_size", image_size, MIN_SIZE),
         "cls_size": _integer("cls_size", cls_size, MIN_SIZE),
         "seed": _integer("seed", seed, 0),
     }
+    if "multitask" in tasks:
+        arguments |= _scene_arguments(scene_size, layouts)
     target = Path(out_dir).resolve()
     _check_target(target, overwrite)
     counts = {split: {"images": arguments[f"num_{split}"]} for split in SPLITS}
@@ -116,7 +122,13 @@ def generate_shapes(
     return manifest
 
 
-def add_task(out_dir: str | os.PathLike, task: str, *, progress: bool = True) -> dict[str, Any]:
+def add_task(
+    out_dir: str | os.PathLike,
+    task: str,
+    *,
+    layouts: Sequence[str] = ("nyud",),
+    progress: bool = True,
+) -> dict[str, Any]:
     """Add a task to a data set, with the data set's own arguments.
 
     All existing files stay. ``shapes.json`` names the task only when all its files exist. If the
@@ -124,7 +136,8 @@ def add_task(out_dir: str | os.PathLike, task: str, *, progress: bool = True) ->
 
     Args:
         out_dir: a data set of this generator.
-        task: ``"det"``, ``"seg"`` or ``"cls"``.
+        task: ``"det"``, ``"seg"``, ``"cls"`` or ``"multitask"``.
+        layouts: folders to add for ``"multitask"``: ``"nyud"``, ``"pascal"`` or both.
         progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -146,12 +159,18 @@ def add_task(out_dir: str | os.PathLike, task: str, *, progress: bool = True) ->
             f"out_dir={str(target)!r} is not a data set of version {VERSION} of the generator"
         )
     arguments, counts = manifest["arguments"], manifest["counts"]
+    if task == "multitask":
+        arguments |= _scene_arguments(arguments.get("scene_size", SCENE_SIZE), layouts)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as stage:
             _write_tasks(Path(stage), arguments | {"tasks": [task]}, counts, progress)
             _move_missing(Path(stage), target)
         manifest = read_manifest(target) or manifest  # another process may have added its task
-        manifest["arguments"]["tasks"] = _in_order([task, *manifest["arguments"]["tasks"]])
+        made = manifest["arguments"]
+        made["tasks"] = _in_order([task, *made["tasks"]])
+        if task == "multitask":
+            made["scene_size"] = arguments["scene_size"]
+            made["layouts"] = _in_order([*arguments["layouts"], *made.get("layouts", ())], LAYOUTS)
         for split in SPLITS:
             manifest["counts"][split].update(counts[split])
         _write_json(target / MANIFEST, manifest, indent=2)
@@ -228,6 +247,17 @@ def _write_tasks(root: Path, arguments: dict, counts: dict, progress: bool) -> N
     if "cls" in tasks:
         for split in SPLITS:
             _write_class_folders(root, split, arguments, progress)
+    if "multitask" in tasks:
+        figures = write_scenes(
+            root,
+            {split: arguments[f"num_{split}"] for split in SPLITS},
+            seed=arguments["seed"],
+            size=tuple(arguments["scene_size"]),
+            layouts=arguments["layouts"],
+            progress=progress,
+        )
+        for split in SPLITS:
+            counts[split]["scenes"] = figures[split]
 
 
 def _write_scenes(root: Path, split: str, arguments: dict, progress: bool) -> dict[str, Any]:
@@ -302,8 +332,28 @@ def _write_json(path: Path, content: dict, indent: int | None = None) -> None:
     write_whole(path, json.dumps(content, indent=indent, separators=separators) + "\n")
 
 
-def _in_order(tasks: Sequence[str]) -> list[str]:
-    return [task for task in TASKS if task in tasks]
+def _in_order(names: Sequence[str], all_names: Iterable[str] = TASKS) -> list[str]:
+    return [name for name in all_names if name in names]
+
+
+def _names(argument: str, names: Sequence[str], all_names: Iterable[str]) -> list[str]:
+    """Check a choice of names, and put it in order."""
+    if isinstance(names, str):
+        raise TypeError(
+            f"{argument} must be a sequence such as ({names!r},), got the string {names!r}"
+        )
+    if not names or set(names) - set(all_names):
+        raise ValueError(
+            f"{argument} must be one or more of {tuple(all_names)}, got {tuple(names)!r}"
+        )
+    return _in_order(names, all_names)
+
+
+def _scene_arguments(size: Sequence[int], layouts: Sequence[str]) -> dict[str, Any]:
+    if len(size) != 2:
+        raise ValueError(f"scene_size must be a height and a width, got {tuple(size)!r}")
+    sides = [_integer("scene_size", side, MIN_SCENE_SIDE) for side in size]
+    return {"scene_size": sides, "layouts": _names("layouts", layouts, LAYOUTS)}
 
 
 def _integer(name: str, value: Any, minimum: int) -> int:
