@@ -51,18 +51,8 @@ class TaskPyramid(Unscripted, nn.Module):
         check_flag(share=share)
         self.embed_dims = embed_dims
         self.num_tasks = num_tasks
-        self.share = share
-
-        def half() -> nn.Module:
-            if downsample == "conv":
-                return nn.Conv2d(embed_dims, embed_dims, 3, stride=2, padding=1)
-            return nn.Sequential(
-                nn.Conv2d(embed_dims, embed_dims, 1), nn.MaxPool2d(2, ceil_mode=True)
-            )
-
-        # A shared layer takes the maps of all tasks as one batch.
-        self.levels = nn.ModuleList(
-            nn.ModuleList(half() for _ in range(1 if share else num_tasks))
+        self.halvings = nn.ModuleList(
+            _Halving(embed_dims, 1 if share else num_tasks, downsample)
             for _ in range(num_levels - 1)
         )
 
@@ -83,15 +73,42 @@ class TaskPyramid(Unscripted, nn.Module):
         """
         check_task_maps(x, self.embed_dims, self.num_tasks)
         levels = [x]
-        for layers in self.levels:
-            maps = levels[-1].permute(0, 1, 4, 2, 3)
-            if self.share:
-                half = layers[0](maps.flatten(0, 1)).unflatten(0, (-1, self.num_tasks))
-            else:
-                tasks = (layer(maps[:, task]) for task, layer in enumerate(layers))
-                half = torch.stack(tuple(tasks), dim=1)
-            levels.append(half.permute(0, 1, 3, 4, 2))
+        for halving in self.halvings:
+            levels.append(halving(levels[-1]))
         shapes = [
             (level.shape[2], level.shape[3]) for level in levels for _ in range(self.num_tasks)
         ]
         return torch.cat([level.flatten(1, 3) for level in levels], dim=1), shapes
+
+
+class _Halving(nn.Module):
+    """One level of all tasks: it halves ``(B, T, H, W, C)``.
+
+    Args:
+        embed_dims: channels.
+        num_layers: one for each task, or 1 for a layer that all tasks share.
+        downsample: as in :class:`TaskPyramid`.
+    """
+
+    def __init__(self, embed_dims: int, num_layers: int, downsample: str) -> None:
+        super().__init__()
+
+        def layer() -> nn.Module:
+            if downsample == "conv":
+                return nn.Conv2d(embed_dims, embed_dims, 3, stride=2, padding=1)
+            return nn.Sequential(
+                nn.Conv2d(embed_dims, embed_dims, 1), nn.MaxPool2d(2, ceil_mode=True)
+            )
+
+        self.tasks = nn.ModuleList(layer() for _ in range(num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x.permute(0, 1, 4, 2, 3)
+        if len(self.tasks) == 1:
+            # A shared layer takes the maps of all tasks as one batch.
+            half = self.tasks[0](maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+        else:
+            half = torch.stack(
+                [layer(one) for layer, one in zip(self.tasks, maps.unbind(1), strict=True)], dim=1
+            )
+        return half.permute(0, 1, 3, 4, 2)
