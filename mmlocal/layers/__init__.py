@@ -7,6 +7,8 @@ from mmlocal.layers.block import TransformerBlock
 from mmlocal.layers.class_attention import ClassAttentionBlock
 from mmlocal.layers.conv_stem import ConvStem
 from mmlocal.layers.ddf import DDF
+from mmlocal.layers.deformable_attention import DeformableAttention
+from mmlocal.layers.deformable_mixer import DeformableMixer
 from mmlocal.layers.depthwise_conv import DepthwiseConv
 from mmlocal.layers.drop_path import DropPath
 from mmlocal.layers.dwnet_block import DWNetBlock
@@ -20,6 +22,8 @@ from mmlocal.layers.halo_attention import HaloAttention
 from mmlocal.layers.image_checks import check_image
 from mmlocal.layers.inhomogeneous_depthwise_conv import InhomogeneousDepthwiseConv
 from mmlocal.layers.init import lecun_normal_
+from mmlocal.layers.inter_task_attention import InterTaskAttention
+from mmlocal.layers.inter_task_block import InterTaskBlock
 from mmlocal.layers.involution import Involution
 from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
 from mmlocal.layers.mix_token import exchange_box
@@ -31,6 +35,8 @@ from mmlocal.layers.patch import PatchEmbed, PatchMerging
 from mmlocal.layers.projected_mixer import ProjectedMixer
 from mmlocal.layers.qna import QnA
 from mmlocal.layers.sasa import SASA
+from mmlocal.layers.task_attention import TaskInteraction, TaskQuery
+from mmlocal.layers.task_pyramid import TaskPyramid
 from mmlocal.layers.unified_local_attention import UnifiedLocalAttention
 from mmlocal.layers.upsample_qna import UpsampleQnA
 from mmlocal.layers.window_attention import WindowAttention
@@ -45,6 +51,8 @@ __all__ = [
     "ClassAttentionBlock",
     "ConvStem",
     "DWNetBlock",
+    "DeformableAttention",
+    "DeformableMixer",
     "DepthwiseConv",
     "DropPath",
     "DynamicDepthwiseConv",
@@ -56,6 +64,8 @@ __all__ = [
     "HasGhostHead",
     "HasLocalAttention",
     "InhomogeneousDepthwiseConv",
+    "InterTaskAttention",
+    "InterTaskBlock",
     "Involution",
     "LayerNorm",
     "OutlookAttention",
@@ -63,6 +73,9 @@ __all__ = [
     "PatchMerging",
     "ProjectedMixer",
     "QnA",
+    "TaskInteraction",
+    "TaskPyramid",
+    "TaskQuery",
     "TransformerBlock",
     "UnifiedLocalAttention",
     "UpsampleQnA",
