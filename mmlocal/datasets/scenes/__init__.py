@@ -23,8 +23,8 @@ into the picture, however: colours and patterns of objects are drawn at random, 
 a hint to the class; it is dull in half of the objects. Paint changes brightness as shading does,
 shadows have edges that are no boundaries, and rugs and pictures have no edge in depth.
 
-``mmlocal make-shapes --tasks multitask`` writes the layout of NYUD-v2, and ``--layout pascal`` that
-of PASCAL-Context. The loaders of those data sets read them::
+``mmlocal make-shapes --tasks multitask`` writes the layout of NYUD-v2. With ``--layout pascal`` it
+writes the layout of PASCAL-Context. The loaders of those data sets read the files::
 
     NYUDv2/
       images/train_000001.png          val_...   RGB

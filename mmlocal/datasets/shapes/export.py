@@ -1,11 +1,10 @@
 """Writing of the data set to folders."""
 
 import json
-import operator
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from mmlocal.datasets.scenes import LAYOUTS, MIN_SCENE_SIDE, SCENE_SIZE, write_scenes
+from mmlocal.datasets.scenes import LAYOUTS, SCENE_SIZE, write_scenes
 from mmlocal.datasets.shapes.annotations import coco_annotations, semantic_map
+from mmlocal.datasets.shapes.arguments import check_integer, check_names, check_scenes, in_order
 from mmlocal.datasets.shapes.render import CLASSES, Scene, draw_scene
 from mmlocal.files import whole_folder, write_whole
 
@@ -66,9 +66,9 @@ def generate_shapes(
             data set of this generator.
         tasks: one or more of ``"det"`` (COCO instances), ``"seg"`` (label maps), ``"cls"`` (class
             folders) and ``"multitask"`` (scenes in depth with labels for six tasks).
-        num_train: number of pictures in ``train`` for each task but ``det`` and ``seg``, which
-            share theirs. At least 1.
-        num_val: number of pictures in ``val``, likewise. At least 1.
+        num_train: number of pictures in ``train``, in ``cls/train`` and of scenes in depth for
+            training. At least 1.
+        num_val: number of pictures of each for validation. At least 1.
         image_size: width and height of the scenes in pixels, at least 32. Objects of all three COCO
             sizes need about 180 pixels or more.
         cls_size: width and height of the pictures in the class folders in pixels, at least 32.
@@ -91,15 +91,15 @@ def generate_shapes(
         OSError: the disk is full or ``out_dir`` cannot be written.
     """
     arguments: dict[str, Any] = {
-        "tasks": _names("tasks", tasks, TASKS),
-        "num_train": _integer("num_train", num_train, 1),
-        "num_val": _integer("num_val", num_val, 1),
-        "image_size": _integer("image_size", image_size, MIN_SIZE),
-        "cls_size": _integer("cls_size", cls_size, MIN_SIZE),
-        "seed": _integer("seed", seed, 0),
+        "tasks": check_names("tasks", tasks, TASKS),
+        "num_train": check_integer("num_train", num_train, 1),
+        "num_val": check_integer("num_val", num_val, 1),
+        "image_size": check_integer("image_size", image_size, MIN_SIZE),
+        "cls_size": check_integer("cls_size", cls_size, MIN_SIZE),
+        "seed": check_integer("seed", seed, 0),
     }
     if "multitask" in tasks:
-        arguments |= _scene_arguments(scene_size, layouts)
+        arguments |= check_scenes(scene_size, layouts)
     target = Path(out_dir).resolve()
     _check_target(target, overwrite)
     counts = {split: {"images": arguments[f"num_{split}"]} for split in SPLITS}
@@ -160,17 +160,17 @@ def add_task(
         )
     arguments, counts = manifest["arguments"], manifest["counts"]
     if task == "multitask":
-        arguments |= _scene_arguments(arguments.get("scene_size", SCENE_SIZE), layouts)
+        arguments |= check_scenes(arguments.get("scene_size", SCENE_SIZE), layouts)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as stage:
             _write_tasks(Path(stage), arguments | {"tasks": [task]}, counts, progress)
             _move_missing(Path(stage), target)
         manifest = read_manifest(target) or manifest  # another process may have added its task
         made = manifest["arguments"]
-        made["tasks"] = _in_order([task, *made["tasks"]])
+        made["tasks"] = in_order([task, *made["tasks"]], TASKS)
         if task == "multitask":
             made["scene_size"] = arguments["scene_size"]
-            made["layouts"] = _in_order([*arguments["layouts"], *made.get("layouts", ())], LAYOUTS)
+            made["layouts"] = in_order([*arguments["layouts"], *made.get("layouts", ())], LAYOUTS)
         for split in SPLITS:
             manifest["counts"][split].update(counts[split])
         _write_json(target / MANIFEST, manifest, indent=2)
@@ -330,40 +330,6 @@ def _write_image(path: Path, image: np.ndarray) -> None:
 def _write_json(path: Path, content: dict, indent: int | None = None) -> None:
     separators = (",", ": ") if indent else (",", ":")
     write_whole(path, json.dumps(content, indent=indent, separators=separators) + "\n")
-
-
-def _in_order(names: Sequence[str], all_names: Iterable[str] = TASKS) -> list[str]:
-    return [name for name in all_names if name in names]
-
-
-def _names(argument: str, names: Sequence[str], all_names: Iterable[str]) -> list[str]:
-    """Check a choice of names, and put it in order."""
-    if isinstance(names, str):
-        raise TypeError(
-            f"{argument} must be a sequence such as ({names!r},), got the string {names!r}"
-        )
-    if not names or set(names) - set(all_names):
-        raise ValueError(
-            f"{argument} must be one or more of {tuple(all_names)}, got {tuple(names)!r}"
-        )
-    return _in_order(names, all_names)
-
-
-def _scene_arguments(size: Sequence[int], layouts: Sequence[str]) -> dict[str, Any]:
-    if len(size) != 2:
-        raise ValueError(f"scene_size must be a height and a width, got {tuple(size)!r}")
-    sides = [_integer("scene_size", side, MIN_SCENE_SIDE) for side in size]
-    return {"scene_size": sides, "layouts": _names("layouts", layouts, LAYOUTS)}
-
-
-def _integer(name: str, value: Any, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
-    return number
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
