@@ -138,6 +138,7 @@ class DeformableAttention(Unscripted, nn.Module):
             TypeError: ``query`` is not a tensor.
         """
         offsets, logits = self._offsets_and_logits(query, spatial_shapes)
+        self._check("value", value, "S")
         out = deformable_attention_from_offsets(
             self._linear(self.value_proj, value).unflatten(2, (self.num_heads, -1)),
             spatial_shapes,
@@ -178,11 +179,7 @@ class DeformableAttention(Unscripted, nn.Module):
     def _offsets_and_logits(
         self, query: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        check_tensor(query)
-        if query.dim() != 3 or query.shape[2] != self.embed_dims:
-            raise ValueError(
-                f"query must be (B, Q, embed_dims={self.embed_dims}), got {tuple(query.shape)}"
-            )
+        self._check("query", query, "Q")
         if len(spatial_shapes) != self.num_maps:
             raise ValueError(
                 f"spatial_shapes must have num_maps={self.num_maps} entries, got "
@@ -191,6 +188,13 @@ class DeformableAttention(Unscripted, nn.Module):
         samples = (self.num_heads, self.num_maps, self.num_points)
         offsets = self._linear(self.sampling_offsets, query).unflatten(2, (*samples, 2))
         return offsets, self._linear(self.attention_weights, query).unflatten(2, samples)
+
+    def _check(self, name: str, x: Tensor, tokens: str) -> None:
+        check_tensor(x)
+        if x.dim() != 3 or x.shape[2] != self.embed_dims:
+            raise ValueError(
+                f"{name} must be (B, {tokens}, embed_dims={self.embed_dims}), got {tuple(x.shape)}"
+            )
 
     def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """Apply a projection, whose parameters get scaled gradients if they are in the scope."""

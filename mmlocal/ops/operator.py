@@ -68,8 +68,9 @@ class Operator:
         self.definition = definition
         self.backends = backends
         schema = torch.library.infer_schema(definition, mutates_args=())
-        # Kernels are compiled for one window, so its size is a number and never a symbol.
-        arguments = schema.partition(") -> ")[0].removeprefix("(").replace("SymInt", "int")
+        # Kernels are compiled for one window, so its size is a number and never a symbol. The sizes
+        # of maps, a list, may be symbols.
+        arguments = schema.partition(") -> ")[0].removeprefix("(").replace("SymInt ", "int ")
         # A call passes all arguments, and no default may come before the backend.
         declared = [argument.partition("=")[0] for argument in arguments.split(", ")]
         arguments = ", ".join(declared)

@@ -174,7 +174,7 @@ def _read_png(path: str, channels: int) -> np.ndarray:
     content = Path(path).read_bytes()
     try:
         # Pillow keeps the numbers of files with a palette.
-        image = mmcv.imfrombytes(content, flag="unchanged", channel_order="rgb", backend="pillow")
+        image = mmcv.imfrombytes(content, flag="unchanged", backend="pillow")
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     if image.dtype == bool:
@@ -182,7 +182,7 @@ def _read_png(path: str, channels: int) -> np.ndarray:
     _check_channels(path, image, channels)
     if image.dtype != np.uint8:
         raise ValueError(f"{path} must have 8 bits for each value, got {image.dtype}")
-    return image
+    return image[..., ::-1] if channels == 3 else image  # mmcv's order is BGR
 
 
 def _read_npy(path: str, channels: int) -> np.ndarray:

@@ -229,10 +229,10 @@ class MultiTaskPad(BaseTransform):
         if rows or columns:
             padding = (left, top, right, bottom)
             results["img"] = mmcv.impad(
-                results["img"].astype(np.float32), padding=padding, pad_val=list(self.pad_val)
+                results["img"].astype(np.float32), padding=padding, pad_val=self.pad_val
             )
             for task, labels in maps_of(results):
-                value = [task.pad_value] * labels.shape[2] if labels.ndim == 3 else task.pad_value
+                value = (task.pad_value,) * 3 if labels.ndim == 3 else task.pad_value
                 results[task.gt_key] = mmcv.impad(labels, padding=padding, pad_val=value)
             move_boxes(results, left=left, top=top)
         results["padding_size"] = (left, right, top, bottom)
