@@ -120,11 +120,24 @@ class MultiTaskHead(BaseModule):
         Raises:
             ValueError: there are too few maps, or one has other channels.
         """
+        return self.outputs(self.exchange(self.encode(feats)))
+
+    def encode(self, feats: Feats) -> list[Tensor]:
+        """Join the maps of the backbone to one map ``(B, channels, H, W)`` for each task.
+
+        Args:
+            feats: output of the backbone, as in :meth:`forward`.
+        """
         if self.share_encoder:
-            maps = [self.encoder(feats)] * len(self.tasks)
-        else:
-            maps = [self.encoder[task.name](feats[task.name]) for task in self.tasks]
-        maps = self.exchange(maps)
+            return [self.encoder(feats)] * len(self.tasks)
+        return [self.encoder[task.name](feats[task.name]) for task in self.tasks]
+
+    def outputs(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """Compute the logits ``(B, C_task, H, W)`` by task.
+
+        Args:
+            maps: a map ``(B, channels, H, W)`` for each task.
+        """
         return {
             task.name: self.conv_outs[task.name](self.bottlenecks[task.name](x))
             for task, x in zip(self.tasks, maps, strict=True)
@@ -164,12 +177,22 @@ class MultiTaskHead(BaseModule):
             ValueError: the labels of a task are missing, or have another size than the images.
         """
         labels = {task.name: stack_labels(task, data_samples, size) for task in self.tasks}
-        logits = self.predict(feats, size)
+        return self.losses_of(self.forward(feats), labels)
+
+    def losses_of(
+        self, logits: dict[str, Tensor], labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Compute ``loss_<task>`` by task, with its weight.
+
+        Args:
+            logits: output of :meth:`forward`.
+            labels: labels of the batch by task.
+        """
         return {
-            f"loss_{task.name}": self.losses[task.name](
-                logits[task.name].float(), labels[task.name], ignore_index=IGNORE
+            f"loss_{name}": self.losses[name](
+                self.resize(logits[name], label.shape[-2:]).float(), label, ignore_index=IGNORE
             )
-            for task in self.tasks
+            for name, label in labels.items()
         }
 
     def predict(self, feats: Feats, size: Sequence[int]) -> dict[str, Tensor]:
@@ -182,12 +205,18 @@ class MultiTaskHead(BaseModule):
         Returns:
             Logits ``(B, C_task, *size)`` by task.
         """
-        return {
-            name: F.interpolate(
-                logits, size=tuple(size), mode="bilinear", align_corners=self.align_corners
-            )
-            for name, logits in self.forward(feats).items()
-        }
+        return {name: self.resize(x, size) for name, x in self.forward(feats).items()}
+
+    def resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Resize logits ``(B, C_task, H, W)`` to a height and width in pixels.
+
+        Args:
+            logits: one output of :meth:`forward`.
+            size: height and width.
+        """
+        return F.interpolate(
+            logits, size=tuple(size), mode="bilinear", align_corners=self.align_corners
+        )
 
     def _per_task(self, modules: Any) -> nn.ModuleDict:
         """Name modules by the tasks."""

@@ -44,14 +44,34 @@ class _QueryHead(MultiTaskHead):
         Returns:
             A map of the same shape for each task.
         """
-        mixed = [
+        mixed = self.mix(maps)
+        return self.query(mixed, self.interaction(mixed))
+
+    def mix(self, maps: list[Tensor]) -> Tensor:
+        """Let the pixels of each task exchange information: ``(B, T, H, W, channels)``.
+
+        Args:
+            maps: a map ``(B, channels, H, W)`` for each of the T tasks.
+        """
+        mixed = (
             self.mixers[task.name](x).permute(0, 2, 3, 1)
             for task, x in zip(self.tasks, maps, strict=True)
-        ]
-        tokens = self.interaction(torch.stack(mixed, dim=1))
+        )
+        return torch.stack(tuple(mixed), dim=1)
+
+    def query(self, mixed: Tensor, tokens: Tensor) -> list[Tensor]:
+        """Let the pixels of each task query the exchanged information.
+
+        Args:
+            mixed: output of :meth:`mix`.
+            tokens: output of the interaction, of the same shape.
+
+        Returns:
+            A map ``(B, channels, H, W)`` for each task.
+        """
         return [
             self.queries[task.name](x, tokens).permute(0, 3, 1, 2)
-            for task, x in zip(self.tasks, mixed, strict=True)
+            for task, x in zip(self.tasks, mixed.unbind(dim=1), strict=True)
         ]
 
 

@@ -13,6 +13,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import check_flag
+from mmlocal.models.multitask.detection import restore_boxes
 from mmlocal.models.multitask.outputs import decode
 from mmlocal.registry import MODELS
 
@@ -35,6 +36,8 @@ class MultiTaskSegmentor(BaseSegmentor):
     ============  =================  ==========================================
 
     With ``semseg``, a sample also gets ``seg_logits``, as from other segmentors of MMSegmentation.
+    With :class:`mmlocal.ITSADetectionHead`, it gets ``pred_instances``, as from the detectors of
+    MMDetection.
 
     Args:
         backbone: config of the backbone, of MMSegmentation, mmpretrain (``type='mmpretrain.*'``) or
@@ -119,7 +122,7 @@ class MultiTaskSegmentor(BaseSegmentor):
 
     def encode_decode(
         self, inputs: Tensor, batch_data_samples: Sequence[Any] | None = None
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Compute the outputs of all tasks in the size of the images.
 
         Args:
@@ -127,13 +130,13 @@ class MultiTaskSegmentor(BaseSegmentor):
             batch_data_samples: unused.
 
         Returns:
-            Logits ``(B, C_task, H, W)`` by task.
+            Logits ``(B, C_task, H, W)`` by task. Objects of a detection are under ``detection``.
         """
         return self.decode_head.predict(self.extract_feat(inputs), inputs.shape[2:])
 
     def _forward(
         self, inputs: Tensor, data_samples: Sequence[SegDataSample] | None = None
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         return self.encode_decode(inputs, data_samples)
 
     def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
@@ -167,6 +170,7 @@ class MultiTaskSegmentor(BaseSegmentor):
             The same samples, or new ones, with a prediction for each task. Labels stay.
         """
         logits = self.encode_decode(inputs)
+        detected = logits.get("detection")
         if data_samples is None:
             data_samples = [SegDataSample() for _ in inputs]
         for index, sample in enumerate(data_samples):
@@ -175,6 +179,10 @@ class MultiTaskSegmentor(BaseSegmentor):
                 setattr(sample, task.pred_field, PixelData(data=decode(task, own)))
                 if task.name == "semseg":
                     sample.seg_logits = PixelData(data=own)
+            if detected is not None:
+                sample.pred_instances = restore_boxes(
+                    detected[index], sample.metainfo, inputs.shape[2:]
+                )
         return list(data_samples)
 
 
