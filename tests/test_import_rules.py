@@ -74,6 +74,7 @@ RULES = {
     "mmlocal/models/multitask/**/*.py": {
         "torch",
         "mmengine",
+        "mmcv.cnn",
         "mmseg",
         "mmlocal.layers",
         "mmlocal.registry",

@@ -67,8 +67,8 @@ def convert_checkpoint(
     Args:
         content: the checkpoint, as the system's ``load`` reads it.
         build: function that makes a backbone from its config. The converted state dict must fit
-            the backbone. ``build`` is called on the ``meta`` device, so no size can exhaust the
-            memory.
+            the backbone. ``build`` is called on the ``meta`` device, if the model allows it, so no
+            size can exhaust the memory.
         system: name of the code base, a key of :data:`~mmlocal.checkpoints.system.SYSTEMS`.
         **options: options of the system's ``rename``.
 
@@ -86,6 +86,9 @@ def convert_checkpoint(
     if renamed.tables:
         cfg |= renamed.tables
         model, backbone, report = _match(entry, backbone, build, cfg, resize=True)
+    if renamed.head_cfg:
+        head = {key.removeprefix("decode_head."): value for key, value in renamed.heads.items()}
+        _match(entry, head, build, dict(renamed.head_cfg))
     for name, arch in getattr(model, "arch_zoo", {}).items():
         if arch == cfg["arch"]:
             cfg["arch"] = name
@@ -93,6 +96,8 @@ def convert_checkpoint(
     defaults = inspect.signature(type(model)).parameters
     assumed = {name: cfg.get(name, defaults[name].default) for name in renamed.untold}
     meta = dict(backbone_cfg=cfg, assumed=assumed, mmlocal_version=__version__) | renamed.meta
+    if renamed.head_cfg:
+        meta["head_cfg"] = renamed.head_cfg
     state_dict = {f"backbone.{key}": tensor for key, tensor in backbone.items()} | renamed.heads
     state_dict = {
         key: tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -173,8 +178,8 @@ def _match(
     cfg: dict,
     resize: bool = False,
 ) -> tuple[nn.Module, dict[str, Tensor], MatchReport]:
-    """Build the model of ``cfg`` without memory, and compare a state dict with it."""
-    with torch.device("meta"):
+    """Build the model of ``cfg``, and compare a state dict with it."""
+    with torch.device(entry.device):
         model = build(cfg)
     selected, report = match_state_dict(state_dict, model.state_dict(), antialias=entry.antialias)
     wrong = report.mismatched or report.missing or report.unexpected

@@ -40,6 +40,8 @@ class Renamed:
         meta: further entries of ``meta``.
         untold: arguments of the backbone that the weights do not show. If ``cfg`` does not have an
             argument, its default is assumed.
+        head_cfg: config of the head ``decode_head``, if the weights show it. ``heads`` must then
+            fit this head.
     """
 
     cfg: dict
@@ -51,6 +53,7 @@ class Renamed:
     source: dict = field(default_factory=dict)
     meta: dict = field(default_factory=dict)
     untold: tuple[str, ...] = ()
+    head_cfg: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class System:
         find: function that maps the user's path to the file to read.
         load: function that reads this file. It raises ``OSError`` or ``ValueError``.
         antialias: argument of :func:`~mmlocal.checkpoints.match_state_dict` for ``Renamed.tables``.
+        device: device on which models are built to check the weights: ``meta`` without memory, or
+            ``cpu`` for models that cannot be built there.
     """
 
     name: str
@@ -76,6 +81,7 @@ class System:
     find: Callable[[Path], Path] = Path
     load: Callable[[Path], dict] = load_file
     antialias: bool = False
+    device: str = "meta"
 
 
 # All registered code bases, by name.

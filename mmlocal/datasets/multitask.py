@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,9 @@ class MultiTaskDataset(BaseDataset):
         data_root: folder of the data set.
         split: name of the split; a text file of this name lists the images.
         tasks: tasks to load the label maps for.
+        ann_file: file of boxes of objects in COCO's format, below ``data_root``. Each item then
+            has ``img_id`` and ``instances``, which mmcv's ``LoadAnnotations`` reads. Classes have
+            numbers in the order of the file's ``categories``. Empty for no boxes.
         metainfo: ``classes`` and ``palette``, if other than the class of the data set has them.
             Without ``palette``, the classes get the colours of PASCAL VOC.
         **kwargs: other arguments of MMEngine's ``BaseDataset``.
@@ -94,6 +98,7 @@ class MultiTaskDataset(BaseDataset):
         data_root: str,
         split: str = "train",
         tasks: Sequence[str] = ("semseg",),
+        ann_file: str = "",
         metainfo: Mapping | None = None,
         **kwargs: Any,
     ) -> None:
@@ -110,7 +115,7 @@ class MultiTaskDataset(BaseDataset):
         if "classes" in metainfo and "palette" not in metainfo:
             first = self.FIRST_COLOUR
             metainfo["palette"] = voc_palette(first + len(metainfo["classes"]))[first:]
-        super().__init__(data_root=str(self.root), metainfo=metainfo, **kwargs)
+        super().__init__(ann_file, metainfo=metainfo, data_root=str(self.root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Find the files of each image of the split."""
@@ -121,15 +126,46 @@ class MultiTaskDataset(BaseDataset):
         labels = {task: self._find_labels(task, names) for task in self.tasks}
         if "semseg" not in labels and not self.test_mode and "semseg" in self._present():
             labels["semseg"] = self._find_labels("semseg", names)
+        boxes = self._read_boxes(names) if self.ann_file else {}
         return [
             {
                 "img_path": images[name],
                 "sample_id": name,
                 "tasks": self.tasks,
                 "labels": {task: found[name] for task, found in labels.items()},
+                **boxes.get(name, {}),
             }
             for name in names
         ]
+
+    def _read_boxes(self, names: list[str]) -> dict[str, dict]:
+        """``img_id`` and ``instances`` of each image, out of a file in COCO's format."""
+        path = Path(self.ann_file)
+        if not path.is_file():
+            raise FileNotFoundError(f"ann_file: there is no file {path}; {self._expected()}")
+        try:
+            coco = json.loads(path.read_text(encoding="utf-8"))
+            numbers = {category["id"]: i for i, category in enumerate(coco["categories"])}
+            instances = defaultdict(list)
+            for one in coco["annotations"]:
+                x, y, width, height = one["bbox"]
+                box = {"bbox": [x, y, x + width, y + height], "ignore_flag": one.get("iscrowd", 0)}
+                box["bbox_label"] = numbers[one["category_id"]]
+                instances[one["image_id"]].append(box)
+            images = {Path(image["file_name"]).stem: image["id"] for image in coco["images"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"ann_file: {path} is no file of boxes in COCO's format: {error!r}"
+            ) from error
+        absent = [name for name in names if name not in images]
+        if absent:
+            raise ValueError(
+                f"ann_file: {path} does not list {len(absent)} of {len(names)} images of the split "
+                f"{self.split!r}: {_shorten(absent)}"
+            )
+        return {
+            name: {"img_id": images[name], "instances": instances[images[name]]} for name in names
+        }
 
     def _read_split(self) -> list[str]:
         path = self.root / self.SPLITS / f"{self.split}.txt"

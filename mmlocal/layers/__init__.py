@@ -24,6 +24,7 @@ from mmlocal.layers.inhomogeneous_depthwise_conv import InhomogeneousDepthwiseCo
 from mmlocal.layers.init import lecun_normal_
 from mmlocal.layers.inter_task_attention import InterTaskAttention
 from mmlocal.layers.inter_task_block import InterTaskBlock
+from mmlocal.layers.inter_task_queries import InterTaskQueries, InterTaskQueryLayer
 from mmlocal.layers.involution import Involution
 from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
 from mmlocal.layers.mix_token import exchange_box
@@ -66,6 +67,8 @@ __all__ = [
     "InhomogeneousDepthwiseConv",
     "InterTaskAttention",
     "InterTaskBlock",
+    "InterTaskQueries",
+    "InterTaskQueryLayer",
     "Involution",
     "LayerNorm",
     "OutlookAttention",

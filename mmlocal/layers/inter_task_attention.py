@@ -104,11 +104,22 @@ class InterTaskAttention(Unscripted, nn.Module):
             ValueError: ``x`` has another shape.
             TypeError: ``x`` is not a tensor of floats.
         """
-        value, shapes = self.pyramid(x)
+        return self.refine(x)[0]
+
+    def refine(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, list[tuple[int, int]]]]:
+        """Refine the maps, and return the pyramids that the pixels have read.
+
+        Args:
+            x: ``(B, num_tasks, H, W, embed_dims)``.
+
+        Returns:
+            The refined maps, of the shape of ``x``, and the output of :class:`TaskPyramid`.
+        """
+        value, shapes = pyramid = self.pyramid(x)
         query = x.flatten(1, 3)
         attended = self.attention(query, value, cell_centres(x), shapes)
         out = self.norm(query + self.dropout(attended))
-        return (out + self.ffn(out)).view(x.shape)
+        return (out + self.ffn(out)).view(x.shape), pyramid
 
     def sampled_positions(self, x: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
         """Compute which positions each pixel reads, and with which weights, to draw them.

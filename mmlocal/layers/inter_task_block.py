@@ -104,7 +104,25 @@ class InterTaskBlock(Unscripted, nn.Module):
         x = self._with_positions(x)
         for index in range(self.num_steps):
             x = self._step(index)(x)
-        return self.smlp(x[..., : self.embed_dims])
+        return self._finish(x)
+
+    def refine(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, list[tuple[int, int]]]]]:
+        """Do the same as :meth:`forward`, and keep the pyramids of each step.
+
+        Args:
+            x: ``(B, num_tasks, H, W, embed_dims)``.
+
+        Returns:
+            The output, of the shape of ``x``, and the output of
+            :class:`~mmlocal.layers.TaskPyramid` in each step, with ``embed_dims +
+            position_channels`` channels.
+        """
+        x = self._with_positions(x)
+        pyramids = []
+        for index in range(self.num_steps):
+            x, pyramid = self._step(index).refine(x)
+            pyramids.append(pyramid)
+        return self._finish(x), pyramids
 
     def sampled_positions(
         self, x: Tensor, step: int = 0
@@ -127,6 +145,9 @@ class InterTaskBlock(Unscripted, nn.Module):
         for index in range(step % self.num_steps):
             x = self._step(index)(x)
         return self._step(step % self.num_steps).sampled_positions(x)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return self.smlp(x[..., : self.embed_dims])
 
     def _step(self, index: int) -> InterTaskAttention:
         step = self.steps[index % len(self.steps)]

@@ -1,5 +1,7 @@
 """Scale, crop, flip and pad an image together with the label maps of all its tasks.
 
+Boxes of objects follow, if there are any.
+
 The random numbers come from NumPy's global generator, as in mmcv and mmseg.
 """
 
@@ -12,6 +14,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
 
+from mmlocal.datasets.transforms.multitask_boxes import clip_boxes, flip_boxes, move_boxes
 from mmlocal.registry import TRANSFORMS
 from mmlocal.tasks import IGNORE, TASKS, Task
 
@@ -64,6 +67,7 @@ class MultiTaskRandomScale(BaseTransform):
         for task, labels in maps_of(results):
             scaled = mmcv.imresize(labels, (width, height), interpolation="nearest", backend="cv2")
             results[task.gt_key] = scaled / np.float32(factor) if task.name == "depth" else scaled
+        move_boxes(results, factor)
         results["img_shape"] = (height, width)
         results["scale_factor"] = (factor, factor)
         return results
@@ -140,6 +144,8 @@ class MultiTaskRandomCrop(BaseTransform):
         results["img"] = self._crop(results["img"], corner)
         for task, labels in maps_of(results):
             results[task.gt_key] = self._crop(labels, corner)
+        move_boxes(results, left=-corner[1], top=-corner[0])
+        clip_boxes(results)
         results["img_shape"] = results["img"].shape[:2]
         return results
 
@@ -180,6 +186,7 @@ class MultiTaskRandomFlip(BaseTransform):
                 if task.name == "normals":
                     flipped = flipped * np.array([-1, 1, 1], dtype=flipped.dtype)
                 results[task.gt_key] = flipped
+            flip_boxes(results)
         return results
 
     def __repr__(self) -> str:
@@ -227,6 +234,7 @@ class MultiTaskPad(BaseTransform):
             for task, labels in maps_of(results):
                 value = (task.pad_value,) * 3 if labels.ndim == 3 else task.pad_value
                 results[task.gt_key] = mmcv.impad(labels, padding=padding, pad_val=value)
+            move_boxes(results, left=left, top=top)
         results["padding_size"] = (left, right, top, bottom)
         results["img_shape"] = results["pad_shape"] = results["img"].shape[:2]
         return results
