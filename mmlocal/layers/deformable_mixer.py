@@ -98,10 +98,10 @@ class DeformableConv1x1(nn.Module):
         ValueError: ``embed_dims`` is odd.
 
     Note:
-        The groups follow the released code: the offsets of the first half of the channels, vertical
-        and horizontal, come from rows, and those of the second half from columns. The convolutions
-        see absolute positions, so the layer is not shift-equivariant. Positions need more digits
-        than half precision has, and the layer computes them in float32 under autocast.
+        The groups follow the released code: rows give both offsets of the first half of the
+        channels, and columns give both offsets of the second half. The convolutions see absolute
+        positions, so the layer is not shift-equivariant. Positions need more digits than half
+        precision has, and the layer computes them in float32 under autocast.
 
         The gradient of PyTorch's ``grid_sample`` is not deterministic on GPUs.
     """
