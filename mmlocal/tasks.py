@@ -41,7 +41,7 @@ class Task:
 
     @property
     def gt_key(self) -> str:
-        """Key of the label map in a pipeline; the names are those of MMSegmentation."""
+        """Key of the label map in a pipeline, as in MMSegmentation."""
         return f"gt_{self.pipeline_field or self.field}"
 
     @property

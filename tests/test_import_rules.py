@@ -50,6 +50,7 @@ RULES = {
     "mmlocal/models/detectors/**/*.py": {
         "torch",
         "mmdet",
+        "mmengine",
         "mmlocal.layers",
         "mmlocal.registry",
         "mmlocal.models.backbones.loading",
@@ -185,6 +186,7 @@ RULES = {
     },
     # Peers of our ops and backbones may be missing.
     "benchmarks/models.py": {"torch", "mmpretrain", "timm", "benchmarks", "mmlocal"},
+    "benchmarks/multitask.py": {"torch", "mmcv.ops", "mmengine", "mmseg", "benchmarks", "mmlocal"},
     "benchmarks/peers.py": {"torch", "natten", "benchmarks", "mmlocal"},
     "benchmarks/plots.py": {"matplotlib", "benchmarks"},
     "benchmarks/**/*.py": {"torch", "benchmarks", "mmlocal"},

@@ -106,8 +106,8 @@ class InterTaskQueries(Unscripted, nn.Module):
 
     Note:
         The source names tasks other than dense ones as its limit. So this class has no source.
-        Layer and reference points are those of Deformable DETR, whose queries read the levels of
-        one pyramid.
+        Layers and reference points follow Deformable DETR, whose queries read the levels of one
+        pyramid.
 
     Source:
         Deformable DETR, Zhu et al. 2021, section 4.

@@ -38,7 +38,7 @@ def flip_boxes(results: dict) -> None:
 
 
 def clip_boxes(results: dict) -> None:
-    """Cut the boxes off at the border of the image, and drop those that are outside.
+    """Cut the boxes off at the border of the image, and drop boxes that are outside.
 
     A box stays if at least one pixel of its width and of its height is inside.
 

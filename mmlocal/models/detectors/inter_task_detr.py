@@ -29,8 +29,8 @@ class InterTaskDETRHead(DeformableDETRHead):
         num_layers: number of steps of the inter-task block; ``ITSAHead`` sets it.
         queries: other arguments of :class:`~mmlocal.layers.InterTaskQueries`, such as
             ``num_queries``.
-        **head: other arguments of ``DeformableDETRHead``. The losses and the matching are those of
-            Deformable DETR if they are not given.
+        **head: other arguments of ``DeformableDETRHead``. The defaults of the losses
+            and of the matching are Deformable DETR's.
 
     Raises:
         ValueError: see :class:`~mmlocal.layers.InterTaskQueries`.

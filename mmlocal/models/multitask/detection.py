@@ -22,8 +22,8 @@ from mmlocal.registry import MODELS
 class ITSADetectionHead(ITSAHead):
     """Dense tasks by ITSA, and objects by queries that read the pyramids of all dense tasks.
 
-    The pixels of the dense tasks do not read the queries, so the outputs of dense tasks are those
-    of :class:`ITSAHead`. The losses of the detection train the pyramids too.
+    The pixels of the dense tasks do not read the queries, so dense tasks have the same outputs as
+    with :class:`ITSAHead`. The losses of the detection train the pyramids too.
 
     Args:
         in_channels: see :class:`ITSAHead`, as for ``tasks`` and ``**kwargs``.
@@ -96,9 +96,7 @@ class ITSADetectionHead(ITSAHead):
         losses = self.losses_of(logits, labels)
         return losses | self.detection.loss_of_pyramids(pyramids, data_samples, size)
 
-    def predict(
-        self, feats: Feats, size: Sequence[int]
-    ) -> dict[str, Tensor | list[InstanceData]]:
+    def predict(self, feats: Feats, size: Sequence[int]) -> dict[str, Tensor | list[InstanceData]]:
         """Compute the outputs of all tasks in the size of the images.
 
         Args:
