@@ -38,7 +38,7 @@ class TaskCounts:
         nearest: least depth in metres.
         furthest: greatest depth in metres.
         with_holes: label maps of depth with a hole.
-        not_unit: normals whose length is not 1, those of length 0 excepted.
+        not_unit: normals whose length is neither 0 nor 1.
     """
 
     images: int = 0
