@@ -27,6 +27,7 @@ COMMANDS = {
     "train": "Train a model from a config",
     "test": "Test a checkpoint with a config",
     "browse": "Show or write the images of a config's data set with their annotations",
+    "check-dataset": "Read a whole multi-task data set, count what is in it, and draw a sample",
     "flops": "Count parameters and GFLOPs of a model from a config",
     "convert": "Convert a checkpoint of an official code base",
     "publish": "Strip a checkpoint for publication, and put its hash in its name",

@@ -124,7 +124,7 @@ class MultiTaskDataset(BaseDataset):
         names = self._read_split()
         images = self._find("images", self.IMAGES, names)[1]
         labels = {task: self._find_labels(task, names) for task in self.tasks}
-        if "semseg" not in labels and not self.test_mode and "semseg" in self._present():
+        if "semseg" not in labels and not self.test_mode and "semseg" in self.tasks_with_labels():
             labels["semseg"] = self._find_labels("semseg", names)
         boxes = self._read_boxes(names) if self.ann_file else {}
         return [
@@ -136,6 +136,19 @@ class MultiTaskDataset(BaseDataset):
                 **boxes.get(name, {}),
             }
             for name in names
+        ]
+
+    def tasks_with_labels(self) -> list[str]:
+        """Names of the tasks that have a file with labels, whatever ``tasks`` asks for."""
+        return [
+            task
+            for task, sources in self.LABELS.items()
+            if any(
+                name.endswith(source.suffix)
+                for source in sources
+                for folder in (source.folder, source.or_else or source.folder)
+                for name in _files(self.root / folder)
+            )
         ]
 
     def _read_boxes(self, names: list[str]) -> dict[str, dict]:
@@ -188,8 +201,8 @@ class MultiTaskDataset(BaseDataset):
         return names
 
     def _find_labels(self, task: str, names: list[str]) -> dict[str, dict]:
-        present = self._present()
-        if task not in present:
+        found_any = any(source.find(self.root, names) for source in self.LABELS[task])
+        if not found_any and task not in (present := self.tasks_with_labels()):
             raise ValueError(
                 f"{type(self).__name__} in {self.root} has no labels for {task!r}; it has "
                 f"{', '.join(present) or 'no labels'}; {self._expected()}"
@@ -201,19 +214,6 @@ class MultiTaskDataset(BaseDataset):
             for name in names:
                 found[name]["label_map"] = maps[name]
         return found
-
-    def _present(self) -> list[str]:
-        """Tasks that have a file."""
-        return [
-            task
-            for task, sources in self.LABELS.items()
-            if any(
-                name.endswith(source.suffix)
-                for source in sources
-                for folder in (source.folder, source.or_else or source.folder)
-                for name in _files(self.root / folder)
-            )
-        ]
 
     def _find(
         self, kind: str, sources: tuple[Source, ...], names: list[str]

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Script in tools/ -> the subcommand that it runs.
 TOOLS = {
     "browse_dataset": "browse",
+    "check_dataset": "check-dataset",
     "compare_autoencoders": "compare-autoencoders",
     "compare_operators": "compare-operators",
     "convert_checkpoint": "convert",
