@@ -8,7 +8,7 @@ pytest.importorskip("mmseg")
 pytest.importorskip("mmdet")
 
 from mmdet.models.dense_heads import DeformableDETRHead
-from multitask_data import sample
+from multitask_data import sample as make_sample
 
 from mmlocal.models.detectors import InterTaskDETRHead
 from mmlocal.models.multitask.detection import ITSADetectionHead, restore_boxes
@@ -37,7 +37,7 @@ def make_head(**detection) -> ITSADetectionHead:
 
 
 def make_samples(number: int) -> list:
-    return [sample(TASKS, SIZE) for _ in range(number)]
+    return [make_sample(TASKS, SIZE) for _ in range(number)]
 
 
 def make_feats(batch: int = 2) -> list[torch.Tensor]:
