@@ -19,6 +19,9 @@ from mmlocal.models.multitask.outputs import build_loss, channels_of, check_task
 from mmlocal.registry import MODELS
 from mmlocal.tasks import IGNORE
 
+# The maps of one backbone, in a sequence; or a dict of such sequences by task.
+Feats = Any
+
 
 @MODELS.register_module()
 class MultiTaskHead(BaseModule):
@@ -102,7 +105,7 @@ class MultiTaskHead(BaseModule):
         self.losses = self._per_task(build_loss(task, tasks[task.name]) for task in self.tasks)
         refuse_other_heads_on_load(self)
 
-    def forward(self, feats: Any) -> dict[str, Tensor]:
+    def forward(self, feats: Feats) -> dict[str, Tensor]:
         """Compute the outputs of all tasks.
 
         Args:
@@ -151,7 +154,7 @@ class MultiTaskHead(BaseModule):
 
     def loss(
         self,
-        feats: Any,
+        feats: Feats,
         data_samples: Sequence[SegDataSample],
         train_cfg: dict | None = None,
         *,
@@ -174,9 +177,7 @@ class MultiTaskHead(BaseModule):
         labels = {task.name: stack_labels(task, data_samples, size) for task in self.tasks}
         return self.losses_of(self.forward(feats), labels)
 
-    def losses_of(
-        self, logits: dict[str, Tensor], labels: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def losses_of(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute ``loss_<task>`` by task, with its weight.
 
         Args:
@@ -190,7 +191,7 @@ class MultiTaskHead(BaseModule):
             for name, label in labels.items()
         }
 
-    def predict(self, feats: Any, size: Sequence[int]) -> dict[str, Tensor]:
+    def predict(self, feats: Feats, size: Sequence[int]) -> dict[str, Tensor]:
         """Compute the outputs of all tasks in the size of the images.
 
         Args:
