@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, normal_init
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
@@ -18,8 +19,8 @@ from mmlocal.models.multitask.outputs import build_loss, channels_of, check_task
 from mmlocal.registry import MODELS
 from mmlocal.tasks import IGNORE
 
-# Maps of one backbone, or of one backbone per task.
-Feats = Sequence[Tensor] | Mapping[str, Sequence[Tensor]]
+# The maps of one backbone, in a sequence; or a dict of such sequences by task.
+Feats = Any
 
 
 @MODELS.register_module()
@@ -53,6 +54,8 @@ class MultiTaskHead(BaseModule):
         TypeError: an argument has another type.
     """
 
+    encoder: Any  # a MapEncoder, or a ModuleDict by task
+
     def __init__(
         self,
         in_channels: Sequence[int],
@@ -85,25 +88,20 @@ class MultiTaskHead(BaseModule):
         # mmseg's tools ask for the number of semantic classes.
         self.num_classes = tasks.get("semseg", {}).get("num_classes")
 
-        encoders = [
-            MapEncoder(in_channels, channels, in_index, align_corners)
-            for _ in (self.tasks[:1] if share_encoder else self.tasks)
-        ]
-        if share_encoder:
-            self.encoder = encoders[0]
-        else:
-            self.encoder = self._per_task(encoders)
-        self.bottlenecks = self._per_task(
+        encoder = partial(MapEncoder, in_channels, channels, in_index, align_corners)
+        self.encoder = encoder() if share_encoder else self._per_task(encoder() for _ in self.tasks)
+        bottlenecks = [
             ConvModule(channels, width, 3, padding=1, norm_cfg=norm_cfg or dict(type="BN"))
             for _ in self.tasks
-        )
-        self.conv_outs = self._per_task(
+        ]
+        conv_outs = [
             nn.Conv2d(width, channels_of(task, tasks[task.name]), 1) for task in self.tasks
-        )
-        for name in self.conv_outs:
-            self.bottlenecks[name].conv.reset_parameters()  # the papers' code has PyTorch's default
-            nn.init.normal_(self.conv_outs[name].weight, std=0.01)
-            nn.init.zeros_(self.conv_outs[name].bias)
+        ]
+        for bottleneck, conv_out in zip(bottlenecks, conv_outs, strict=True):
+            bottleneck.conv.reset_parameters()  # the papers' code keeps PyTorch's initialisation
+            normal_init(conv_out, std=0.01)
+        self.bottlenecks = self._per_task(bottlenecks)
+        self.conv_outs = self._per_task(conv_outs)
         self.losses = self._per_task(build_loss(task, tasks[task.name]) for task in self.tasks)
         refuse_other_heads_on_load(self)
 

@@ -38,8 +38,7 @@ class BalancedBCELoss(_Loss):
     where ``y`` is the label and ``p = sigmoid(pred)``.
 
     Args:
-        pos_weight: the weight ``w``, in [0, 1]: 0.8 for the boundaries of NYUD-v2, 0.95 for those
-            of PASCAL-Context.
+        pos_weight: the weight ``w``, in [0, 1]: 0.8 for NYUD-v2, 0.95 for PASCAL-Context.
         loss_weight: factor of the loss.
 
     Raises:
@@ -150,8 +149,8 @@ class NormalLoss(_Loss):
         TypeError: ``loss_weight`` is not a number.
 
     Note:
-        The gradient of a prediction of length 0 is finite. In the original code it is 1e12 times
-        larger than others, and such predictions occur where all features of a pixel are 0.
+        A prediction has length 0 where all features of a pixel are 0. It gets the gradient of a
+        prediction of length 1. The original code multiplies this gradient by 1e12.
     """
 
     def __init__(self, loss_weight: float = 1.0) -> None:

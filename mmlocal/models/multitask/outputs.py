@@ -1,4 +1,4 @@
-"""What a head has to know of each task: its loss, and how its outputs become a prediction."""
+"""The tasks of a head: options, losses, labels, and predictions from outputs."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def channels_of(task: Task, options: Mapping[str, Any]) -> int:
 
 
 def build_loss(task: Task, options: Mapping[str, Any]) -> nn.Module:
-    """Build the loss of a task: the given one, or that of the papers with its weight."""
+    """Build the loss of a task: the given one, or the loss of the papers."""
     cfg = options.get("loss")
     return _LOSSES[task.name]() if cfg is None else MMSEG_MODELS.build(cfg)
 

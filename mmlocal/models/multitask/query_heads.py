@@ -23,6 +23,8 @@ from mmlocal.registry import MODELS
 class _QueryHead(MultiTaskHead):
     """A head whose tasks exchange information, and whose pixels then query the result."""
 
+    interaction: Any  # of each kind of head
+
     def _add_exchange(
         self, mixer: dict | None, num_heads: int, interaction: nn.Module, legacy: bool = False
     ) -> None:

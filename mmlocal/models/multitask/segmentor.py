@@ -60,6 +60,9 @@ class MultiTaskSegmentor(BaseSegmentor):
         TypeError: ``share_backbone`` is not a bool.
     """
 
+    backbone: Any  # a module, or a ModuleDict by task
+    neck: Any
+
     def __init__(
         self,
         backbone: dict,
@@ -175,7 +178,9 @@ class MultiTaskSegmentor(BaseSegmentor):
             data_samples = [SegDataSample() for _ in inputs]
         for index, sample in enumerate(data_samples):
             for task in self.tasks:
-                own = restore(logits[task.name][index].float(), sample.metainfo, task.name)
+                own = restore(
+                    logits[task.name][index].float(), sample.metainfo, task.name, self.align_corners
+                )
                 setattr(sample, task.pred_field, PixelData(data=decode(task, own)))
                 if task.name == "semseg":
                     sample.seg_logits = PixelData(data=own)
