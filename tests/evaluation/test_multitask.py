@@ -12,7 +12,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import METRICS
 from mmengine.structures import BaseDataElement, PixelData
 
-import mmlocal.evaluation  # noqa: F401
+from mmlocal.evaluation.boundary_metric import BoundaryF
 from mmlocal.tasks import find_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -101,17 +101,49 @@ pickle.dump(found, open(f"{folder}/rank{rank}", "wb"))
 """
 
 
-@pytest.mark.parametrize("device", ["cpu"])
-def test_two_processes(tmp_path, device):
+@pytest.mark.slow
+def test_two_processes(tmp_path):
     """The second process has one image twice, as samplers pad sets; MMEngine drops it again."""
-    samples = [make_sample(seed) for seed in range(5)]
-    config = CONFIG | dict(collect_device=device)
+    pytest.importorskip("scipy")
+    samples = [edge_sample(seed) for seed in range(5)]
+    changes = dict(tasks=(*TASKS, "edge"), edge=dict(max_dist=0.02, num_workers=0))
+    config = CONFIG | changes | dict(collect_device="cpu")
     (tmp_path / "problem").write_bytes(pickle.dumps((config, samples)))
     commands = [[sys.executable, "-c", PROCESS, str(rank), str(tmp_path)] for rank in (0, 1)]
     processes = [subprocess.Popen(command, cwd=ROOT) for command in commands]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     found = [pickle.loads((tmp_path / f"rank{rank}").read_bytes()) for rank in (0, 1)]
-    assert found[0] == found[1] == pytest.approx(evaluate(samples, 1), rel=1e-12)
+    assert found[0] == found[1] == pytest.approx(evaluate(samples, 1, **changes), rel=1e-12)
+
+
+def edge_sample(seed: int) -> BaseDataElement:
+    """Add a circle, and a noisy prediction of it."""
+    sample = make_sample(seed, 40, 50)
+    y, x = np.mgrid[:40, :50]
+    circle = torch.from_numpy(np.abs(np.hypot(y - 20, x - 25) - 8 - seed) < 1)[None]
+    noise = torch.rand(1, 40, 50, generator=torch.Generator().manual_seed(seed))
+    sample.gt_edge_map = PixelData(data=circle.long())
+    sample.pred_edge_map = PixelData(data=0.6 * circle + 0.4 * noise)
+    return sample
+
+
+def test_edges(tmp_path):
+    pytest.importorskip("scipy")
+    samples = [edge_sample(seed) for seed in range(3)]
+    changes = dict(tasks=(*TASKS, "edge"), edge=dict(max_dist=0.02, num_workers=0))
+    found = evaluate(samples, 2, **changes)
+    assert list(found) == [*KEYS, "edge/odsF"]
+    metric = BoundaryF(0.02, num_workers=0)
+    maps = [(s.pred_edge_map.data, s.gt_edge_map.data) for s in samples]
+    counts = metric.counts([metric.pack(*pair, "") for pair in maps])
+    assert found["edge/odsF"] == metric.value(sum(counts)) > 0.5
+    assert evaluate(samples, 1, **changes, baseline=found)["delta"] == 0
+    # odsF can be left out, as during training
+    assert list(evaluate(samples, 1, tasks=(*TASKS, "edge"))) == KEYS
+
+    (tmp_path / "list.txt").write_text("image1")
+    changes["edge"]["subset"] = tmp_path / "list.txt"
+    assert evaluate(samples, 2, **changes)["edge/odsF"] == metric.value(counts[1])
 
 
 def test_statistics_are_small():
@@ -128,10 +160,13 @@ def test_delta():
     assert evaluate(samples, 1, baseline=better)["delta"] == pytest.approx(10)
 
 
-def test_a_task_without_labels(caplog):
+def test_a_task_without_labels(monkeypatch):
     """A set without any person."""
-    with caplog.at_level("WARNING"):
-        found = evaluate([make_sample(0)], 1)
+    messages = []
+    log = lambda message, **kwargs: messages.append(message)  # noqa: E731
+    monkeypatch.setattr("mmlocal.evaluation.multitask.print_log", log)
+    found = evaluate([make_sample(0)], 1)
+    assert [message.split(":")[0] for message in messages] == ["human_parts/mIoU is NaN"]
     assert np.isnan(found["human_parts/mIoU"])
     assert np.isfinite([found[key] for key in KEYS if key != "human_parts/mIoU"]).all()
 
@@ -174,6 +209,8 @@ def test_wrong_classes():
         (dict(num_classes=40), TypeError, "num_classes must be a dict"),
         (dict(tasks=["semseg", "semseg"]), ValueError, "names 'semseg' 2 times"),
         (dict(baseline={"semseg/mIoU": 0.4}), ValueError, "no 'human_parts/mIoU'"),
+        (dict(edge=dict(max_dist=0.011)), ValueError, "edge is given, but tasks has no 'edge'"),
+        (dict(tasks=["depth", "edge"], num_classes=None, baseline={}), ValueError, "needs odsF"),
     ],
 )
 def test_wrong_arguments(changes, error, message):
