@@ -40,6 +40,7 @@ class MultiTask(MMSeg):
         losses=("loss", "loss_semseg", "loss_human_parts", "loss_depth", "loss_normals"),
         curves=("semseg/mIoU", "human_parts/mIoU", "sal/maxF", "depth/RMSE"),
         columns=1,
+        references={"constant_depth_RMSE": ("counts", "val", "scenes", "constant_depth_rmse")},
     )
 
     def owns(self, cfg: Config) -> bool:
