@@ -154,9 +154,7 @@ def format_summary(summary: dict) -> str:
     width = max(9, *(len(kind) for kind in rows))
     steps = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     lines = [""]
-    lines += [
-        f"{titles.get(kind, kind):<{width}} {'  '.join(row)}" for kind, row in rows.items()
-    ]
+    lines += [f"{titles.get(kind, kind):<{width}} {'  '.join(row)}" for kind, row in rows.items()]
     sizes = f"{data['image_size']} pixels wide (cls: {data['cls_size']})"
     if "scene_size" in data:
         sizes += ", scenes {}x{}".format(*data["scene_size"])

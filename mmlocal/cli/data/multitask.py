@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS
+from mmengine.dataset import Compose
 
 from mmlocal.cli.data.datasets import DataSet, is_local
 from mmlocal.cli.data.report import Findings, shorten
@@ -43,8 +43,12 @@ def check_multitask(cfg: Config, dataset: DataSet, findings: Findings) -> None:
     unused = [name for name in built.tasks if name not in outputs]
     if unused and dataset.phase == "train":
         findings.warn(f"{dataset.key}.tasks loads {shorten(unused)}, which {_HEAD} does not have")
-    step = _loader(dataset)
-    if step is None:
+    steps = [
+        step
+        for step in dataset.cfg.get("pipeline") or []
+        if type_name(step.get("type")).startswith("Load")
+    ]
+    if not any(type_name(step["type"]) == "LoadMultiTaskAnnotations" for step in steps):
         return
     items = items[:: max(1, len(items) // _SAMPLE)][:_SAMPLE]
     counted = {
@@ -52,7 +56,7 @@ def check_multitask(cfg: Config, dataset: DataSet, findings: Findings) -> None:
         for name, settings in outputs.items()
         if "num_classes" in settings and name in built.tasks
     }
-    _check_labels(dataset, TRANSFORMS.build(step), items, counted, findings)
+    _check_labels(dataset, Compose(steps), items, counted, findings)
 
 
 def _arguments(cfg: dict) -> dict[str, Any]:
@@ -61,16 +65,8 @@ def _arguments(cfg: dict) -> dict[str, Any]:
     return {**arguments, "pipeline": [], "lazy_init": True}
 
 
-def _loader(dataset: DataSet) -> dict | None:
-    """The step of the pipeline that reads label maps."""
-    for step in dataset.cfg.get("pipeline") or []:
-        if type_name(step.get("type")) == "LoadMultiTaskAnnotations":
-            return step
-    return None
-
-
 def _check_labels(
-    dataset: DataSet, load: Any, items: list[dict], counted: dict[str, int], findings: Findings
+    dataset: DataSet, load: Compose, items: list[dict], counted: dict[str, int], findings: Findings
 ) -> None:
     """Compare the labels of some images with the number of outputs of each task."""
     seen: dict[str, set[int]] = {name: set() for name in counted}
