@@ -158,12 +158,13 @@ def format_summary(summary: dict) -> str:
     sizes = f"{data['image_size']} pixels wide (cls: {data['cls_size']})"
     if "scene_size" in data:
         sizes += ", scenes {}x{}".format(*data["scene_size"])
-    lines += [
-        f"{'data':<{width}} {data['num_train']} training and {data['num_val']} test images, {sizes}",
-        f"{'time':<{width}} {sum(seconds.values()):.0f} s ({steps})",
-        f"{'pictures':<{width}} {', '.join(summary['pictures'])}",
-        f"{'curves':<{width}} {summary['curves']}",
-    ]
+    rest = {
+        "data": f"{data['num_train']} training and {data['num_val']} test images, {sizes}",
+        "time": f"{sum(seconds.values()):.0f} s ({steps})",
+        "pictures": ", ".join(summary["pictures"]),
+        "curves": summary["curves"],
+    }
+    lines += [f"{title:<{width}} {text}" for title, text in rest.items()]
     return "\n".join(lines)
 
 

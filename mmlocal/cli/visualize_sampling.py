@@ -1,4 +1,4 @@
-"""Draw which positions a pixel of one task reads in the maps of all tasks, and with what weights."""
+"""Draw which positions a pixel of one task reads in the maps of all tasks, and their weights."""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ class MultiTask(MMSeg):
     """Models of the class ``MultiTaskSegmentor``, with the scope of MMSegmentation."""
 
     name = "multitask"
-    heads = ()  # one number of classes for each task, which check_dataset compares
     label_loaders = MMSeg.label_loaders | {"LoadMultiTaskAnnotations"}
     demo = Demo(
         name="multitask",
@@ -47,6 +46,10 @@ class MultiTask(MMSeg):
         """Whether the model is a multi-task segmentor; its scope is ``"mmseg"``."""
         kind = (cfg.get("model") or {}).get("type")
         return super().owns(cfg) or type_name(kind) == "MultiTaskSegmentor"
+
+    def counts_classes(self, model: dict) -> bool:
+        """Not here: each task has its own number of classes, which ``check_dataset`` compares."""
+        return False
 
     def check_output(self, out: str, out_item: str | None = None) -> None:
         """Check that ``out`` can be a pickle, because a folder of PNG files holds one task."""
