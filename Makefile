@@ -9,20 +9,21 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_USER := 0
 
-.PHONY: help setup setup-without-ops demo demo-seg demo-cls compare test test-oldest lint clean distclean
+.PHONY: help setup setup-without-ops demo demo-seg demo-cls demo-multitask compare test test-oldest lint clean distclean
 help:
-	@echo "make setup         build the environment .venv: once, about 10 minutes on 2 cores"
-	@echo "                   (with another Python, 3.10 to 3.12: PYTHON=python3.12 make setup)"
-	@echo "make demo          train, test and draw a small ELSA-Swin Mask R-CNN on generated data"
-	@echo "make demo-seg      the same with UPerNet, for semantic segmentation"
-	@echo "make demo-cls      the same with a classifier: the quickest demo, without mmcv's ops"
-	@echo "make compare       train one small network with four mixers, and compare them"
-	@echo "make test          run all tests"
-	@echo "make test-oldest   test ops, layers and backbones with the oldest torch, in .venv-oldest"
-	@echo "make lint          check format, style and types"
-	@echo "make clean         remove the files of builds, tests, demos and comparisons; keep .venv,"
-	@echo "                   data/ and all other folders in work_dirs/"
-	@echo "make distclean     clean, and remove .venv, .venv-oldest and the compiled kernels"
+	@echo "make setup           build the environment .venv: once, about 10 minutes on 2 cores"
+	@echo "                     (with another Python, 3.10 to 3.12: PYTHON=python3.12 make setup)"
+	@echo "make demo            train, test and draw a small ELSA-Swin Mask R-CNN on generated data"
+	@echo "make demo-seg        the same with UPerNet, for semantic segmentation"
+	@echo "make demo-cls        the same with a classifier: the quickest demo, without mmcv's ops"
+	@echo "make demo-multitask  the same with an ITSA network, for six tasks on generated scenes"
+	@echo "make compare         train one small network with four mixers, and compare them"
+	@echo "make test            run all tests"
+	@echo "make test-oldest     test ops, layers and backbones with the oldest torch, in .venv-oldest"
+	@echo "make lint            check format, style and types"
+	@echo "make clean           remove the files of builds, tests, demos and comparisons; keep .venv,"
+	@echo "                     data/ and all other folders in work_dirs/"
+	@echo "make distclean       clean, and remove .venv, .venv-oldest and the compiled kernels"
 	@echo "Demos, test and lint build .venv first if it is not there."
 
 READY = @echo "setup: .venv is ready$(1). Activate it with: source $(VENV)/bin/activate"
@@ -94,6 +95,9 @@ demo-seg: $(VENV)/ops.done
 
 demo-cls: $(VENV)/mmlocal.done
 	$(RUN) tools/demo.py cls
+
+demo-multitask: $(VENV)/ops.done
+	$(RUN) tools/demo.py multitask
 
 compare: $(VENV)/mmlocal.done
 	$(RUN) tools/compare_operators.py --seeds 2 --work-dir work_dirs/compare \

@@ -144,7 +144,7 @@ def published_table() -> str:
     libraries = [library for library in LIBRARIES if library in config_libraries()]
     names = [name for library in libraries for name in list_configs(library)]
     for name in names:
-        if "shapes" in name.split("_"):
+        if {"shapes", "scenes"} & set(name.split("_")):
             continue
         found = flops(name)
         height, width = found.shape

@@ -1,35 +1,30 @@
-"""Draw the local attention of a model on an image: received attention, and attention kernels."""
+"""Draw the local attention of a model on an image, or what a pixel reads in the maps of tasks."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, number_of
-from mmlocal.cli.config import innermost_test_dataset, load_config
+from mmlocal.cli.config import load_config
 from mmlocal.cli.models import build_model, load_weights, move_model
+from mmlocal.cli.network_inputs import check_paths, load_input, run_model, select_layers
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
+from mmlocal.cli.visualize_sampling import visualize_sampling
 from mmlocal.errors import UsageError
 from mmlocal.layers.checks import check_int
 from mmlocal.libraries import library_of
-from mmlocal.libraries.base import type_name
-from mmlocal.visualization.attention import LayerAttention, collect_attention, find_layers
+from mmlocal.visualization.attention import collect_attention, find_layers
 from mmlocal.visualization.attention_figures import draw_layer
+from mmlocal.visualization.sampling import find_sampling_layers
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,13 +51,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=8,
         help="draw at most this many heads of each layer (default: %(default)s)",
     )
+    parser.add_argument(
+        "--task", help="multi-task networks: draw what a pixel of this task reads in all tasks"
+    )
+    parser.add_argument(
+        "--pixel",
+        type=_pixel,
+        metavar="X,Y",
+        help="pixel of the image as the network sees it, for --task; default: a click on the image",
+    )
     parser.add_argument("--device", help="device for the model; default: the GPU if there is one")
     args = parser.parse_intermixed_args(argv)
     if args.image is None:  # a single path is the image
         args.checkpoint, args.image = None, args.checkpoint
     if args.image is None and not args.list_layers:
         parser.error("the following arguments are required: image")
+    if args.pixel and not args.task:
+        parser.error("--pixel needs --task, the task of the pixel")
     return args
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected X,Y in pixels, got {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -84,6 +97,19 @@ def run(args: argparse.Namespace) -> None:
         for name, kind in list_layers(args.config, args.cfg_options).items():
             print(f"{name}  {kind}")
         return
+    if args.task:
+        visualize_sampling(
+            args.config,
+            args.checkpoint,
+            args.image,
+            args.out_dir,
+            task=args.task,
+            pixel=args.pixel,
+            layers=args.layers,
+            device=args.device,
+            cfg_options=args.cfg_options,
+        )
+        return
     visualize_attention(
         args.config,
         args.checkpoint,
@@ -97,26 +123,33 @@ def run(args: argparse.Namespace) -> None:
 
 
 def list_layers(config: str, cfg_options: dict | None = None) -> dict[str, str]:
-    """List the layers of a model that offer their local attention.
+    """List the layers of a model whose attention can be drawn.
 
     Args:
         config: path of a config file, or the name of a config of mmlocal.
         cfg_options: settings to merge into the config, with dotted keys.
 
     Returns:
-        Name of each layer -> its class and the size of its window, such as ``"ELSA 7x7"``.
+        Name of each layer -> its class and the size of its window, such as ``"ELSA 7x7"``, or the
+        number of its maps, such as ``"InterTaskAttention, 12 maps"``.
 
     Raises:
-        UsageError: the config or its library is missing, or the model has no local attention.
+        UsageError: the config or its library is missing, or the model has no such layer.
     """
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
     check_settings(cfg, [])
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        layers = _find_layers(build_model(cfg), config)
-    return {
+        model = build_model(cfg)
+        deformable = find_sampling_layers(model)
+        layers = find_layers(model) if deformable else _find_layers(model, config)
+    windows = {
         name: f"{type(layer).__name__} {layer.kernel_size}x{layer.kernel_size}"
         for name, layer in layers.items()
+    }
+    return windows | {
+        name: f"{type(layer).__name__}, {layer.attention.num_maps} maps"
+        for name, layer in deformable.items()
     }
 
 
@@ -154,13 +187,14 @@ def visualize_attention(
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
     check_settings(cfg, [])
-    _check_paths(image, out_dir)
+    check_paths(image, out_dir)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = build_model(cfg)
-        selected = _select(_find_layers(model, config), layers)
+        selected = select_layers(_find_layers(model, config), layers, "local attention")
         load_weights(model, checkpoint)
         move_model(model, device or get_device())
-        shown, input_size, attention = _run_model(model, cfg, image, selected)
+        shown, item = load_input(cfg, image)
+        input_size, attention, _ = run_model(model, item, image, collect_attention(selected))
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, layer in selected.items():
         if name not in attention:
@@ -173,50 +207,16 @@ def visualize_attention(
             print(path, flush=True)
 
 
-def _check_paths(image: str, out_dir: Path) -> None:
-    if not Path(image).is_file():
-        raise UsageError(f"image {image!r} is not a file")
-    if not cv2.haveImageReader(image):
-        raise UsageError(f"image {image!r} is not a picture that OpenCV can read")
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UsageError(f"{str(out_dir)!r} is a file", argument="out_dir")
-
-
 def _find_layers(model: nn.Module, config: str) -> dict[str, nn.Module]:
     layers = find_layers(model)
+    if not layers and find_sampling_layers(model):
+        raise UsageError(
+            f"the model of config {config!r} has no windows to draw; name a task and a pixel with "
+            "--task and --pixel, to draw what the pixel reads in the maps of all tasks"
+        )
     if not layers:
         raise UsageError(
             f"the model of config {config!r} has no layer of local attention "
             "(such as ELSA, QnA, UpsampleQnA)"
         )
     return layers
-
-
-def _select(layers: dict[str, nn.Module], patterns: Sequence[str] | None) -> dict[str, nn.Module]:
-    selected = set()
-    for pattern in patterns or ["*"]:
-        found = {name for name in layers if fnmatchcase(name, pattern)}
-        if not found:
-            raise UsageError(
-                f"no layer of local attention matches {pattern!r}; there are {', '.join(layers)}",
-                argument="layers",
-            )
-        selected |= found
-    return {name: layer for name, layer in layers.items() if name in selected}
-
-
-def _run_model(
-    model: BaseModel, cfg: Config, path: str, layers: dict[str, nn.Module]
-) -> tuple[np.ndarray, tuple[int, int], dict[str, LayerAttention]]:
-    """The image as the network sees it, in RGB, its size after padding, and the attention."""
-    pipeline = innermost_test_dataset(cfg).pipeline
-    steps = [step for step in pipeline if type_name(step["type"]) != "LoadAnnotations"]
-    item = Compose(steps)(dict(img_path=path, img_id=0))
-    image = item["inputs"].permute(1, 2, 0).clamp(0, 255).byte().numpy()[..., ::-1]
-    with torch.no_grad(), collect_attention(layers) as attention:
-        data = model.data_preprocessor(pseudo_collate([item]), False)
-        try:
-            model(**data, mode="predict")
-        except ValueError as error:
-            raise UsageError(f"the model cannot take image {path!r}: {error}") from error
-    return image, tuple(data["inputs"][0].shape[1:]), attention

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Demo:
         curves: names in the validation log of the values to plot.
         scale: factor that brings the metrics to [0, 1].
         columns: number of pictures in a row of the contact sheet.
+        references: name in the summary -> keys that lead to the figure of a trivial predictor, in
+            the manifest of the generated data.
     """
 
     name: str
@@ -30,3 +32,4 @@ class Demo:
     curves: tuple[str, ...]
     scale: float = 1.0
     columns: int = 2
+    references: dict[str, tuple[str, ...]] = field(default_factory=dict)

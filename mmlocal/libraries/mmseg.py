@@ -105,15 +105,9 @@ class MMSeg(Library):
         return "text_encoder" not in model
 
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
-        """The layout of ADE20K, NYUD-v2 or PASCAL-Context."""
-        from mmlocal.datasets.nyud import NYUDv2
-        from mmlocal.datasets.pascal_context import PASCALContext
-
-        name = type_name(dataset.get("type"))
-        for multi_task in (NYUDv2, PASCALContext):
-            if name == multi_task.__name__:
-                return f"the data set of {name}", multi_task.TREE
-        return _LAYOUT if name == "ADE20KDataset" else None
+        """The layout of ADE20K, which has its own data set class."""
+        of_ade = type_name(dataset.get("type")) == "ADE20KDataset"
+        return _LAYOUT if of_ade else None
 
     def check_dataset(
         self, cfg: Config, dataset: DataSet, classes: tuple[str, ...] | None, findings: Findings

@@ -1,0 +1,41 @@
+"""One network with HRNetV2-W18-small for each task of PASCAL-Context, 40k iterations.
+
+The articles on DeMT and ITSA that we follow give no figures for this row.
+
+``share_backbone=False`` gives each task its own backbone and head, all in one run. The tasks
+share nothing but the batches.
+
+No source gives the settings of this baseline. Each task has the head of DeMT on the shared 256
+channels, and the schedule is DeMT's.
+
+DeMT's config for this backbone is not published. The learning rate is 0.005, as in ATRC, on
+whose code DeMT is built; Bohn et al. train at 0.001.
+
+The official runs start from ImageNet weights::
+
+    --cfg-options model.backbone.init_cfg.type=Pretrained \
+        model.backbone.init_cfg.checkpoint=open-mmlab://msra/hrnetv2_w18_small
+"""
+
+_base_ = [
+    "./_base_/models/multitask_hrnet18.py",
+    "./_base_/datasets/pascal_multitask.py",
+    "./_base_/schedules/sgd_40k.py",
+    "./_base_/multitask_runtime.py",
+]
+
+model = dict(
+    share_backbone=False,
+    data_preprocessor=dict(size=(512, 512)),
+    decode_head=dict(
+        tasks=dict(
+            semseg=dict(num_classes=21),
+            human_parts=dict(num_classes=7),
+            sal=dict(),
+            normals=dict(),
+            edge=dict(loss=dict(type="mmlocal.BalancedBCELoss", pos_weight=0.95, loss_weight=50.0)),
+        ),
+    ),
+)
+
+optim_wrapper = dict(optimizer=dict(lr=0.005))

@@ -1,0 +1,88 @@
+"""Multi-task dense prediction: data sets, heads and metrics of mmlocal, on MMSegmentation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmlocal.errors import UsageError
+from mmlocal.libraries.base import Library, type_name
+from mmlocal.libraries.demo import Demo
+from mmlocal.libraries.mmseg import MMSeg
+from mmlocal.libraries.registry import register_library
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from mmlocal.cli.data.datasets import DataSet
+    from mmlocal.cli.data.report import Findings
+
+
+@register_library
+class MultiTask(MMSeg):
+    """Models of the class ``MultiTaskSegmentor``, with the scope of MMSegmentation."""
+
+    name = "multitask"
+    label_loaders = MMSeg.label_loaders | {"LoadMultiTaskAnnotations"}
+    demo = Demo(
+        name="multitask",
+        title="a multi-task network",
+        tasks=("multitask",),
+        config="itsa_elsa_swin_nano_scenes",
+        metrics={
+            "semseg_mIoU": "semseg/mIoU",
+            "human_parts_mIoU": "human_parts/mIoU",
+            "sal_maxF": "sal/maxF",
+            "depth_RMSE": "depth/RMSE",
+            "normals_mErr": "normals/mErr",
+            "edge_odsF": "edge/odsF",
+        },
+        losses=("loss", "loss_semseg", "loss_human_parts", "loss_depth", "loss_normals"),
+        curves=("semseg/mIoU", "human_parts/mIoU", "sal/maxF", "depth/RMSE"),
+        columns=1,
+        references={"constant_depth_RMSE": ("counts", "val", "scenes", "constant_depth_rmse")},
+    )
+
+    def owns(self, cfg: Config) -> bool:
+        """Whether the model is a multi-task segmentor; its scope is ``"mmseg"``."""
+        kind = (cfg.get("model") or {}).get("type")
+        return super().owns(cfg) or type_name(kind) == "MultiTaskSegmentor"
+
+    def counts_classes(self, model: dict) -> bool:
+        """Not here: each task has its own number of classes, which ``check_dataset`` compares."""
+        return False
+
+    def check_output(self, out: str, out_item: str | None = None) -> None:
+        """Check that ``out`` can be a pickle, because a folder of PNG files holds one task."""
+        Library.check_output(self, out, out_item)
+
+    def write_predictions(self, cfg: Config, out: str) -> None:
+        """Write a pickle with the predictions of all tasks."""
+        Library.write_predictions(self, cfg, out)
+
+    def default_shape(self, cfg: Config) -> tuple[int, int]:
+        """The size to which the config pads its images: 425x560 for NYUD-v2, as in papers."""
+        size = (cfg.model.get("data_preprocessor") or {}).get("size")
+        if not size:
+            raise UsageError("must be given: model.data_preprocessor sets no size", "shape")
+        return tuple(size)
+
+    def layout_of(self, dataset: dict) -> tuple[str, str] | None:
+        """The tree that the class of the data set shows."""
+        from mmengine.registry import DATASETS
+
+        kind = dataset.get("type")
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        tree = getattr(kind, "TREE", None)
+        return (type_name(kind), tree) if tree else None
+
+    def check_dataset(
+        self, cfg: Config, dataset: DataSet, classes: tuple[str, ...] | None, findings: Findings
+    ) -> list[str] | None:
+        """Check that the files are there, that the tasks have outputs, and that labels fit."""
+        from mmlocal.cli.data.multitask import check_multitask
+        from mmlocal.datasets.multitask import MultiTaskDataset
+
+        if not (isinstance(dataset.kind, type) and issubclass(dataset.kind, MultiTaskDataset)):
+            return None
+        check_multitask(cfg, dataset, findings)
+        return list(classes) if classes else None
