@@ -1,10 +1,10 @@
 // Deformable attention: the gradients.
 
-// Adds the products of `grad` and the corners to `dots`, for N vectors of channels. `dots` has a
-// vector for each corner and sample. The sum of its lanes is the product.
+// The products of `grad` and the corners, for N vectors of channels. `dots` has a vector for each
+// corner and sample. The sum of its lanes is the product. `more` adds to what is there.
 template <int N, class T>
 static void deformable_dots(const T* value, int64_t stride, const DeformableCorners<T>& corners,
-                            const T* grad, int64_t samples, Vec<T> (*dots)[kLanes<T>]) {
+                            const T* grad, int64_t samples, bool more, Vec<T> (*dots)[kLanes<T>]) {
   constexpr int n = kLanes<T>;
   Vec<T> g[N];
 #pragma GCC unroll 8
@@ -13,10 +13,10 @@ static void deformable_dots(const T* value, int64_t stride, const DeformableCorn
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const T* row = value + corners.row[i][s] * stride;
-      Vec<T> dot = dots[i][s];
+      Vec<T> dot = g[0] * load(row);
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) dot += g[v] * load(row + v * n);
-      dots[i][s] = dot;
+      for (int v = 1; v < N; ++v) dot += g[v] * load(row + v * n);
+      dots[i][s] = more ? dots[i][s] + dot : dot;
     }
   }
 }
@@ -67,21 +67,14 @@ static void deformable_grad_samples(const Deformable<T>& a, T* scratch, int64_t 
       for (int64_t query = first; query < last; ++query) {
         DeformableCorners<T> corners;
         deformable_corners(a, chunk, query, head, &corners);
-        Vec<T> dots[4][n] = {};
-        deformable_vectors<T>(stride, [&](int64_t channel, int64_t vectors) {
-          const T *from = value + channel, *grad = grads + (query - first) * stride + channel;
-          switch (vectors) {
-            case 1:
-              return deformable_dots<1>(from, stride, corners, grad, chunk.count, dots);
-            case 2:
-              return deformable_dots<2>(from, stride, corners, grad, chunk.count, dots);
-            case 3:
-              return deformable_dots<3>(from, stride, corners, grad, chunk.count, dots);
-            case 4:
-              return deformable_dots<4>(from, stride, corners, grad, chunk.count, dots);
-            default:
-              return deformable_dots<5>(from, stride, corners, grad, chunk.count, dots);
-          }
+        Vec<T> dots[4][n];
+        for (int64_t s = chunk.count; s < n; ++s) {
+          for (auto& of_corner : dots) of_corner[s] = Vec<T>{};
+        }
+        deformable_vectors<T>(stride, [&](int64_t channel, auto vectors) {
+          const T* grad = grads + (query - first) * stride + channel;
+          deformable_dots<vectors.value>(value + channel, stride, corners, grad, chunk.count,
+                                         channel > 0, dots);
         });
         const Vec<T> dot0 = sums_of<T>(dots[0]), dot1 = sums_of<T>(dots[1]);
         const Vec<T> dot2 = sums_of<T>(dots[2]), dot3 = sums_of<T>(dots[3]);
@@ -154,22 +147,10 @@ static void deformable_grad_value(const Deformable<T>& a, T* scratch, int64_t be
           __builtin_prefetch(logits + 4 * a.heads * samples);
           const DeformableFactors<T> factors(
               corners, deformable_weights(a, logits, chunk.count, softmaxes[query - first]));
-          deformable_vectors<T>(stride, [&](int64_t channel, int64_t vectors) {
-            T* to = grad_value + channel;
+          deformable_vectors<T>(stride, [&](int64_t channel, auto vectors) {
             const T* grad = grads + (query - first) * stride + channel;
-            const int64_t count = chunk.count;
-            switch (vectors) {
-              case 1:
-                return deformable_spread<1>(to, stride, corners, factors, grad, count);
-              case 2:
-                return deformable_spread<2>(to, stride, corners, factors, grad, count);
-              case 3:
-                return deformable_spread<3>(to, stride, corners, factors, grad, count);
-              case 4:
-                return deformable_spread<4>(to, stride, corners, factors, grad, count);
-              default:
-                return deformable_spread<5>(to, stride, corners, factors, grad, count);
-            }
+            deformable_spread<vectors.value>(grad_value + channel, stride, corners, factors, grad,
+                                             chunk.count);
           });
         }
       };

@@ -23,14 +23,23 @@ MMLOCAL_INLINE void deformable_over_tasks(const Deformable<T>& a, int64_t begin,
   }
 }
 
-// The softmax of the queries [begin, end), if there is one.
+// The softmax of the queries [begin, end), if there is one. The loops over queries that follow jump
+// through positions and weights, so this fetches them in order.
 template <class T>
 static void deformable_softmaxes(const Deformable<T>& a, int64_t head, int64_t begin, int64_t end,
                                  DeformableSoftmax<T>* softmaxes) {
   const int64_t samples = a.maps * a.points;
-  for (int64_t query = begin; a.softmax && query < end; ++query) {
-    const T* logits = a.weights + (query * a.heads + head) * samples;
-    softmaxes[query - begin] = deformable_softmax(logits, samples);
+  for (int64_t query = begin; query < end; ++query) {
+    const int64_t at = (query * a.heads + head) * samples;
+    const auto fetch = [](const T* from, int64_t count) {
+      for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
+    };
+    fetch(a.positions + 2 * at, 2 * samples);
+    if (a.softmax) {
+      softmaxes[query - begin] = deformable_softmax(a.weights + at, samples);
+    } else {
+      fetch(a.weights + at, samples);
+    }
   }
 }
 
@@ -84,21 +93,9 @@ static void deformable_forward(const Deformable<T>& a, T* scratch, int64_t begin
         Vec<T> weights = deformable_weights(a, logits, chunk.count, softmaxes[query - first]);
         weights = corners.missing ? broadcast(static_cast<T>(__builtin_nan(""))) : weights;
         const DeformableFactors<T> factors(corners, weights);
-        deformable_vectors<T>(stride, [&](int64_t channel, int64_t vectors) {
-          const T* from = value + channel;
+        deformable_vectors<T>(stride, [&](int64_t channel, auto vectors) {
           T* to = sums + (query - first) * stride + channel;
-          switch (vectors) {
-            case 1:
-              return deformable_mix<1>(from, stride, corners, factors, chunk.count, to);
-            case 2:
-              return deformable_mix<2>(from, stride, corners, factors, chunk.count, to);
-            case 3:
-              return deformable_mix<3>(from, stride, corners, factors, chunk.count, to);
-            case 4:
-              return deformable_mix<4>(from, stride, corners, factors, chunk.count, to);
-            default:
-              return deformable_mix<5>(from, stride, corners, factors, chunk.count, to);
-          }
+          deformable_mix<vectors.value>(value + channel, stride, corners, factors, chunk.count, to);
         });
       }
     });

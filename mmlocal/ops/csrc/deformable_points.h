@@ -217,13 +217,25 @@ struct DeformableFactors {
   }
 };
 
-// Calls f<count>(first) for blocks of vectors of channels, which are about equal.
+// A number that is known to the compiler.
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// Calls f(first channel, Constant<vectors>) for blocks of vectors of channels, which are about
+// equal.
 template <class T, class F>
 MMLOCAL_INLINE void deformable_vectors(int64_t channels, const F& f) {
   const int64_t vectors = channels / kLanes<T>;
   const int64_t blocks = ceil_div(vectors, kDeformableVectors);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t first = i * vectors / blocks, count = (i + 1) * vectors / blocks - first;
-    f(first * kLanes<T>, count);
+    const int64_t channel = first * kLanes<T>;
+    if (count == 1) f(channel, Constant<1>{});
+    if (count == 2) f(channel, Constant<2>{});
+    if (count == 3) f(channel, Constant<3>{});
+    if (count == 4) f(channel, Constant<4>{});
+    if (count == 5) f(channel, Constant<5>{});
   }
 }
