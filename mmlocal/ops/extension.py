@@ -76,6 +76,12 @@ class Flags(Table):
     dtype = torch.uint8
 
 
+class Counts(Table):
+    """The address of whole numbers."""
+
+    dtype = torch.int64
+
+
 def fields(kind: type, names: str) -> list[tuple[str, type]]:
     """Return entries of ``_fields_``: members of one kind. Blanks separate their names."""
     return [(name, kind) for name in names.split()]

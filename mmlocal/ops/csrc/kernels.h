@@ -99,6 +99,29 @@ struct Outlook {
   Map<T> grad_attn;                // (heads * taps * taps)
 };
 
+// The arguments of deformable attention, for one sample of the batch. mmlocal/ops/deformable says
+// what they mean. `value` has a map after the other for each head, and a row of zeros after each
+// map, which samples outside read. Gradients are null where they are not needed.
+template <class T>
+struct Deformable {
+  int64_t queries, heads, maps, points, head_dims;
+  int64_t channels;      // head_dims, padded
+  int64_t rows;          // rows of value for each head
+  int64_t block;         // how many queries a task has
+  bool border, softmax;  // whether the border goes on outside, and whether weights are logits
+  const int64_t* sizes;  // (maps, 3): height, width and first row
+  const T* value;        // (heads, rows, padded channels)
+  const T* points_xy;    // (queries, maps, 2): reference points, or null
+  const T* positions;    // (queries, heads, maps, points, 2): offsets if there are points_xy
+  const T* weights;      // (queries, heads, maps, points)
+  const T* grad;         // (queries, heads, head_dims)
+  T* out;                // (queries, heads, head_dims)
+  T* grad_value;         // (heads, rows, padded channels), zero at first
+  T* grad_points;        // (queries, maps, 2); needs grad_positions
+  T* grad_positions;     // (queries, heads, maps, points, 2)
+  T* grad_weights;       // (queries, heads, maps, points)
+};
+
 // The kernels of one instruction set. Scratch memory begins at a whole vector.
 template <class T>
 struct Kernels {
@@ -127,6 +150,15 @@ struct Kernels {
   int64_t (*outlook_scratch)(const Outlook<T>&);
   void (*outlook_forward)(const Outlook<T>&, T* scratch, int64_t begin, int64_t end);
   void (*outlook_backward)(const Outlook<T>&, T* scratch, int64_t begin, int64_t end);
+
+  // These work on tasks [begin, end).
+  int64_t (*deformable_tasks)(const Deformable<T>&);
+  int64_t (*deformable_scratch)(const Deformable<T>&);
+  void (*deformable_forward)(const Deformable<T>&, T* scratch, int64_t begin, int64_t end);
+  void (*deformable_grad_samples)(const Deformable<T>&, T* scratch, int64_t begin, int64_t end);
+  // This works on maps [begin, end) of heads * maps, and the last one on queries.
+  void (*deformable_grad_value)(const Deformable<T>&, T* scratch, int64_t begin, int64_t end);
+  void (*deformable_grad_points)(const Deformable<T>&, int64_t begin, int64_t end);
 };
 
 // The namespaces avx2 and avx512 have definitions on x86 only.

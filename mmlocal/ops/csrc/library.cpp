@@ -158,6 +158,34 @@ void outlook_backward(const Outlook<T>& a, int64_t threads) {
   over_windows(a, threads, chosen<T>().outlook_backward);
 }
 
+template <class T, class F>
+void over_tasks(const Deformable<T>& a, int64_t threads, int64_t tasks, const F& f) {
+  parallel_for(threads, tasks, 1, [&](int64_t begin, int64_t end) {
+    Memory<T> memory(chosen<T>().deformable_scratch(a));
+    f(a, memory.data, begin, end);
+  });
+}
+
+template <class T>
+void deformable_forward(const Deformable<T>& a, int64_t threads) {
+  const Kernels<T>& kernels = chosen<T>();
+  over_tasks(a, threads, kernels.deformable_tasks(a), kernels.deformable_forward);
+}
+
+template <class T>
+void deformable_backward(const Deformable<T>& a, int64_t threads) {
+  const Kernels<T>& kernels = chosen<T>();
+  if (a.grad_positions || a.grad_weights) {
+    over_tasks(a, threads, kernels.deformable_tasks(a), kernels.deformable_grad_samples);
+  }
+  if (a.grad_value) over_tasks(a, threads, a.heads * a.maps, kernels.deformable_grad_value);
+  if (a.grad_points) {
+    parallel_for(threads, a.queries, 256, [&](int64_t begin, int64_t end) {
+      kernels.deformable_grad_points(a, begin, end);
+    });
+  }
+}
+
 }  // namespace
 }  // namespace mmlocal
 
@@ -203,3 +231,5 @@ MMLOCAL_FUNCTIONS(qna_forward, Qna)
 MMLOCAL_FUNCTIONS(qna_backward, Qna)
 MMLOCAL_FUNCTIONS(outlook_forward, Outlook)
 MMLOCAL_FUNCTIONS(outlook_backward, Outlook)
+MMLOCAL_FUNCTIONS(deformable_forward, Deformable)
+MMLOCAL_FUNCTIONS(deformable_backward, Deformable)

@@ -1,7 +1,7 @@
 """Deformable attention: each query mixes a few points of several maps, at positions of its own.
 
 To add a backend, write a module with ``forward`` and ``backward`` for each of the two operators,
-with the signatures in ``eager`` and ``eager_offsets``, and name the modules in ``BACKENDS`` and
+with the signatures in ``eager`` and ``eager_fused``, and name the modules in ``BACKENDS`` and
 ``_FUSED``.
 """
 
@@ -29,6 +29,7 @@ BACKENDS = make_backends(
     # is as exact as the width of its map in pixels allows.
     {torch.float64: 5e-14, torch.float32: 1.5e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3},
     triton=dict(description="Triton kernels, points of a query together"),
+    cpp=dict(description="C++ extension, vectors of channels"),
     eager=dict(description="plain PyTorch, a chunk of queries at a time"),
     reference=dict(description="the definition, every sample written out"),
 )
@@ -37,7 +38,7 @@ _FUSED = tuple(
     replace(b, module=f"{__name__}.{module}")
     for b, module in zip(
         BACKENDS,
-        ("triton_offsets", "eager_offsets", "reference"),
+        ("triton_fused", "cpp_fused", "eager_fused", "reference"),
         strict=True,
     )
 )
