@@ -43,7 +43,7 @@ def _spread(
         scaled = x * step
         finite = tl.abs(scaled) < 2.0**62  # false for NaN
         whole = tl.floor(tl.where(finite, scaled, 0.0) + 0.5).to(tl.int64)
-        tl.atomic_add(sums + offset, whole, mask=mask & finite, sem="relaxed")
+        tl.atomic_add(sums + offset, whole, mask=mask, sem="relaxed")
         tl.atomic_add(special + offset, x, mask=mask & (finite == 0), sem="relaxed")
 
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from mmlocal.ops.deformable.triton_backward import backward_kernel
@@ -107,11 +108,22 @@ class Call:
             ACC=accumulator(value.dtype)[1],
         )
 
-    def _tile(self, numbers: int) -> dict:
-        """Return the number of points of a tile of ``numbers``, and of warps."""
-        main, points = self.constants["MAIN"], self.constants["POINTS"]
+    def _tile(self, numbers: int, kept: bool = False) -> dict:
+        """Return the number of points of a tile of ``numbers``, and of warps.
+
+        Args:
+            numbers: for a computation in float32.
+            kept: whether a program keeps a number of each sample.
+        """
+        main, maps, points = (self.constants[n] for n in ("MAIN", "MAPS", "POINTS"))
+        if self.constants["ACC"] == tl.float64:
+            numbers //= 2
         block = max(1, min(_POINTS, numbers // main, triton.next_power_of_2(points)))
-        return dict(BLOCK_S=block, num_warps=max(1, min(8, main // numbers)))
+        warps, tile = main // numbers, dict(BLOCK_S=block)
+        if kept:
+            tile["BLOCK_B"] = triton.next_power_of_2(maps * triton.cdiv(points, block))
+            warps = max(warps, tile["BLOCK_B"] * block // _LOGITS)
+        return tile | dict(num_warps=max(1, min(8, warps)))
 
     def forward(self) -> Tensor:
         """Return the output ``(B, Q, heads * ch)``."""
@@ -147,14 +159,12 @@ class Call:
         if need_reference:
             assert reference is not None
             by_head = reference.new_empty(*places.shape[:4], 2, dtype=dtype)
-        tile = self._tile(_BACKWARD if special is None else _DETERMINISTIC)
-        maps, points = places.shape[3:5]
-        blocks = triton.next_power_of_2(maps * triton.cdiv(points, tile["BLOCK_S"]))
+        tile = self._tile(_BACKWARD if special is None else _DETERMINISTIC, kept=True)
         if self.rows:
             with torch.cuda.device_of(value):
                 backward_kernel[self.grid](
                     grad, *self.inputs, sums, special, step, grad_places, grad_weights, by_head,
-                    *self.size, **self.constants, **tile, BLOCK_B=blocks,
+                    *self.size, **self.constants, **tile,
                 )  # fmt: skip
         if sums is not None:
             if special is not None:
