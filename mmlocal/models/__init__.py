@@ -8,7 +8,12 @@ from mmlocal.models import autoencoders, backbones, necks
 __all__ = ["autoencoders", "backbones", "necks"]
 
 # Folders of models that need a library.
-_NEEDS = {"classifiers": "mmpretrain", "detectors": "mmdet", "heads": "mmpretrain", "multitask": "mmseg"}
+_NEEDS = {
+    "classifiers": "mmpretrain",
+    "detectors": "mmdet",
+    "heads": "mmpretrain",
+    "multitask": "mmseg",
+}
 
 for _folder, _library in _NEEDS.items():
     try:

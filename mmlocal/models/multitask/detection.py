@@ -96,9 +96,7 @@ class ITSADetectionHead(ITSAHead):
         losses = self.losses_of(logits, labels)
         return losses | self.detection.loss_of_pyramids(pyramids, data_samples, size)
 
-    def predict(
-        self, feats: Feats, size: Sequence[int]
-    ) -> dict[str, Tensor | list[InstanceData]]:
+    def predict(self, feats: Feats, size: Sequence[int]) -> dict[str, Tensor | list[InstanceData]]:
         """Compute the outputs of all tasks in the size of the images.
 
         Args:

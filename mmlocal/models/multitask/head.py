@@ -179,9 +179,7 @@ class MultiTaskHead(BaseModule):
         labels = {task.name: stack_labels(task, data_samples, size) for task in self.tasks}
         return self.losses_of(self.forward(feats), labels)
 
-    def losses_of(
-        self, logits: dict[str, Tensor], labels: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def losses_of(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute ``loss_<task>`` by task, with its weight.
 
         Args:

@@ -37,8 +37,8 @@ _VECTOR = 16
 _POINTS = 16
 # The most logits that a program takes at a time.
 _LOGITS = 1024
-# How many numbers the (points, channels) tile of a program has, and so of a warp: in the forward
-# pass, in the backward pass, and there with additions of integers. More would not fit the registers.
+# How many numbers the (points, channels) tile of a warp has: in the forward pass, in the backward
+# pass, and there with additions of integers. More would not fit the registers.
 _FORWARD, _BACKWARD, _DETERMINISTIC = 512, 256, 128
 # The largest first dimension of a grid is 2**31 - 1.
 _PROGRAMS = 2**30

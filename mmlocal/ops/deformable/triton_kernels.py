@@ -99,7 +99,12 @@ def samples_of(
     has_top, has_bottom = has_top & known, has_bottom & known
     masks = has_top & has_left, has_top & has_right, has_bottom & has_left, has_bottom & has_right
     above, below = first + top.to(tl.int64) * width, first + bottom.to(tl.int64) * width
-    offsets = (above + left) * ROW, (above + right) * ROW, (below + left) * ROW, (below + right) * ROW
+    offsets = (
+        (above + left) * ROW,
+        (above + right) * ROW,
+        (below + left) * ROW,
+        (below + right) * ROW,
+    )
     return offsets, masks, share_x, share_y, moves_x, moves_y
 
 
