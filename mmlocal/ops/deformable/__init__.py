@@ -28,7 +28,12 @@ BACKENDS = make_backends(
     # In half precision, only the result is rounded. All else is in float32. A position of float32
     # is as exact as the width of its map in pixels allows.
     {torch.float64: 5e-14, torch.float32: 1.5e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3},
-    triton=dict(description="Triton kernels, points of a query together"),
+    triton=dict(
+        description="Triton kernels, points of a query together",
+        # The gradient of ``value`` is a sum by atomic additions. It is deterministic under
+        # torch.use_deterministic_algorithms(True).
+        deterministic=False,
+    ),
     cpp=dict(description="C++ extension, vectors of channels"),
     eager=dict(description="plain PyTorch, a chunk of queries at a time"),
     reference=dict(description="the definition, every sample written out"),
