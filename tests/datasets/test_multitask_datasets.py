@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +367,17 @@ def test_damaged_mat_files(own_pascal, folder, task, damage):
 def test_wrong_annotations(own_pascal, content, why):
     write_mat(own_pascal / "human_parts/2008_000000.mat", anno=content)
     assert why in failure("PASCALContext", own_pascal, "human_parts")
+
+
+@pytest.mark.parametrize(
+    ("module", "library"), [("scipy.io", "scipy"), ("skimage.morphology", "scikit-image")]
+)
+def test_missing_libraries(pascal, monkeypatch, module, library):
+    monkeypatch.setitem(sys.modules, module, None)
+    dataset = build("PASCALContext", pascal[0], tasks=("edge",))
+    with pytest.raises(ModuleNotFoundError, match=f"pip install {library}$"):
+        dataset[0]
+    assert "gt_saliency_map" in build("PASCALContext", pascal[0], tasks=("sal",))[0]
 
 
 def test_nobody_is_there(own_pascal):
