@@ -3,9 +3,11 @@
 from mmlocal.analysis.flops import (
     MMENGINE_HANDLES,
     Complexity,
+    ModuleWork,
     build_to_count,
     count_macs,
     count_model,
+    count_work,
     model_complexity,
     register_formulas,
 )
@@ -13,9 +15,11 @@ from mmlocal.analysis.flops import (
 __all__ = [
     "MMENGINE_HANDLES",
     "Complexity",
+    "ModuleWork",
     "build_to_count",
     "count_macs",
     "count_model",
+    "count_work",
     "model_complexity",
     "register_formulas",
 ]

@@ -9,6 +9,9 @@ Papers call one multiply-accumulate (MAC) one FLOP. Convolutions, matrix product
 sums of local attention count. As usual, normalisation, activations, softmax, additions, resizing,
 RoIAlign and non-maximum suppression do not count.
 
+Some papers count otherwise: one FLOP for each product, one for each sum, and three for each element
+of a softmax. :class:`ModuleWork` has both counts for parts of a model, such as one attention layer.
+
 MMEngine's own counter knows neither our operators nor PyTorch's fused attention. Its function
 ``get_model_complexity_info`` leaves them out and warns. Its ``FlopAnalyzer`` counts them with
 :data:`MMENGINE_HANDLES`::
@@ -18,9 +21,12 @@ MMEngine's own counter knows neither our operators nor PyTorch's fused attention
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -38,6 +44,17 @@ Handle = Callable[[list, list], int]
 
 # Operators whose formulas PyTorch already has.
 _registered: set[str] = set()
+
+
+def _softmax_flops(shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """Per element: one exponential, one sum, and one division."""
+    return 3 * prod(shape)
+
+
+# PyTorch's attention, when it is taken apart, has a softmax of its own.
+_SOFTMAX_FLOPS = dict.fromkeys(
+    (torch.ops.aten._softmax, torch.ops.aten._safe_softmax), _softmax_flops
+)
 
 
 def flop_formulas() -> dict[str, Callable[..., int]]:
@@ -118,12 +135,91 @@ def count_macs(module: Callable[..., object], *args: Any, **kwargs: Any) -> dict
     Returns:
         MACs by operator, such as ``{"aten.convolution": 1160871936, ...}``.
     """
+    return count_work(lambda: module(*args, **kwargs))[0]
+
+
+@dataclass(frozen=True)
+class ModuleWork:
+    """Work of one module of a model in one call of the model.
+
+    Args:
+        macs: multiply-accumulates.
+        flops: operations as some papers count them: one for each product, one for each sum, and
+            three for each element of a softmax. The softmax inside mmlocal's operators does not
+            count.
+    """
+
+    macs: int
+    flops: int
+
+
+def count_work(
+    call: Callable[[], object], modules: Mapping[str, nn.Module] | None = None
+) -> tuple[dict[str, int], dict[str, ModuleWork]]:
+    """Count one call, without gradients, and the work of some modules within it.
+
+    Args:
+        call: function without arguments, such as ``lambda: model(image)``.
+        modules: modules that ``call`` runs, by name.
+
+    Returns:
+        MACs of the call by operator, and the work of each module, 0 if ``call`` does not run it.
+    """
     register_formulas()
     # The fused kernel for CPUs has no formula in PyTorch and would count as nothing.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(*args, **kwargs)
-    flops = counter.get_flop_counts().get("Global", {})
-    return {str(operator): count // 2 for operator, count in flops.items()}
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False, custom_mapping=_SOFTMAX_FLOPS) as counter,
+        ExitStack() as stack,
+    ):
+        found = {
+            name: stack.enter_context(_watch(module, counter))
+            for name, module in (modules or {}).items()
+        }
+        call()
+    macs = {
+        str(operator): count // 2
+        for operator, count in _flops_of(counter).items()
+        if operator not in _SOFTMAX_FLOPS
+    }
+    return macs, {name: _work(flops) for name, flops in found.items()}
+
+
+def _flops_of(counter: FlopCounterMode) -> Counter:
+    """FLOPs by operator, up to now."""
+    return Counter(counter.get_flop_counts().get("Global", {}))
+
+
+@contextmanager
+def _watch(module: nn.Module, counter: FlopCounterMode) -> Iterator[Counter]:
+    """Add up the FLOPs of all calls of a module, by operator.
+
+    Segmentors call ``decode_head.forward``, which runs no hooks, so this wraps ``forward`` itself.
+    """
+    found: Counter = Counter()
+    forward = module.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        before = _flops_of(counter)
+        output = forward(*args, **kwargs)
+        found.update(_flops_of(counter) - before)
+        return output
+
+    own = "forward" in vars(module)
+    module.forward = watched
+    try:
+        yield found
+    finally:
+        if own:
+            module.forward = forward
+        else:
+            delattr(module, "forward")
+
+
+def _work(flops: Counter) -> ModuleWork:
+    products = sum(n for operator, n in flops.items() if operator not in _SOFTMAX_FLOPS)
+    return ModuleWork(products // 2, flops.total())
 
 
 @dataclass(frozen=True)
@@ -134,11 +230,13 @@ class Complexity:
         shape: height and width of the image in pixels.
         parameters: number of parameters of the whole model, including heads for training alone.
         macs: multiply-accumulates by operator.
+        modules: work of some modules, by name.
     """
 
     shape: tuple[int, int]
     parameters: int
     macs: dict[str, int]
+    modules: dict[str, ModuleWork] = field(default_factory=dict)
 
     @property
     def total_macs(self) -> int:
@@ -200,7 +298,12 @@ def build_to_count(cfg: Config, device: str = "meta") -> nn.Module:
     return model.requires_grad_(False).eval().to(device)
 
 
-def count_model(model: nn.Module, cfg: Config, shape: tuple[int, int] | None = None) -> Complexity:
+def count_model(
+    model: nn.Module,
+    cfg: Config,
+    shape: tuple[int, int] | None = None,
+    modules: Sequence[str] = (),
+) -> Complexity:
     """Count one image at test time, in the way that :func:`model_complexity` describes.
 
     Args:
@@ -208,15 +311,19 @@ def count_model(model: nn.Module, cfg: Config, shape: tuple[int, int] | None = N
         cfg: the config of the model.
         shape: height and width of the image in pixels; ``None`` for the size of the FLOPs in
             papers.
+        modules: names of modules of ``model`` to count on their own, such as
+            ``"decode_head.interaction"``.
 
     Returns:
         Parameters and multiply-accumulates of the model.
 
     Raises:
+        AttributeError: ``model`` has no module of this name.
         RuntimeError: on ``"meta"``, the shapes of the model depend on values.
         ValueError: the backbone refuses the shape, or ``shape`` is ``None`` and the test pipeline
             has no size.
     """
+    watched = {name: model.get_submodule(name) for name in modules}
     library = library_of(cfg)
     shape = shape or library.default_shape(cfg)
     parameters = list(model.parameters())
@@ -225,8 +332,9 @@ def count_model(model: nn.Module, cfg: Config, shape: tuple[int, int] | None = N
         torch.device(parameters[0].device),
     ):
         image = torch.zeros(1, _image_channels(cfg), *shape)
-        macs = count_macs(library.inference(model, cfg), image)
-    return Complexity(shape, sum(parameter.numel() for parameter in parameters), macs)
+        inference = library.inference(model, cfg)
+        macs, work = count_work(lambda: inference(image), watched)
+    return Complexity(shape, sum(parameter.numel() for parameter in parameters), macs, work)
 
 
 def _image_channels(cfg: Config) -> int:

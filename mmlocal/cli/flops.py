@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from mmengine.logging import MMLogger
+from torch import nn
 
 from mmlocal import list_configs
 from mmlocal.analysis import Complexity, build_to_count, count_model
@@ -53,6 +54,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "if shapes depend on values (Deformable DETR, DINO)",
     )
     parser.add_argument(
+        "--modules",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="also print the work of these modules of the model, such as decode_head.interaction: "
+        "in multiply-accumulates, and with one FLOP for each product, one for each sum and three "
+        "for each element of a softmax, as some papers count",
+    )
+    parser.add_argument(
         "--table",
         action=_PrintTable,
         nargs=0,
@@ -82,6 +92,7 @@ def flops(
     cfg_options: dict | None = None,
     shape: tuple[int, int] | None = None,
     device: Literal["meta", "cpu", "cuda"] = "meta",
+    modules: Sequence[str] = (),
 ) -> Complexity:
     """Count the parameters of the model of a config, and its multiply-accumulates for one image.
 
@@ -91,18 +102,21 @@ def flops(
         shape: height and width of the image in pixels; default: the size of the published figures.
         device: ``"meta"`` works out shapes only. ``"cpu"`` and ``"cuda"`` run the model, which is
             necessary if shapes depend on values.
+        modules: names of modules of the model to count on their own.
 
     Raises:
         UsageError: the config or its library is missing, the model cannot be built, it does not
-            take an image of this shape, or it cannot be counted on ``"meta"``.
+            take an image of this shape, it has no module of this name, or it cannot be counted on
+            ``"meta"``.
     """
     cfg = load_config(config, cfg_options)
     library_of(cfg).require()
     check_settings(cfg, [])
     with build_errors(cfg):
         model = build_to_count(cfg, device)
+    _check_modules(model, modules)
     try:
-        return count_model(model, cfg, shape)
+        return count_model(model, cfg, shape, modules)
     except UsageError:
         raise
     except ValueError as error:
@@ -113,6 +127,21 @@ def flops(
         raise UsageError(
             f"this model cannot be counted without values ({error}); add --device cpu"
         ) from error
+
+
+def _check_modules(model: nn.Module, names: Sequence[str]) -> None:
+    known = dict(model.named_modules())
+    for name in names:
+        if not name or name not in known:
+            parent = name.rpartition(".")[0]
+            while parent not in known:
+                parent = parent.rpartition(".")[0]
+            children = ", ".join(child for child, _ in known[parent].named_children())
+            owner = f"its module {parent}" if parent else "it"
+            raise UsageError(
+                f"the model has no module {name!r}; {owner} has {children or 'none'}",
+                argument="modules",
+            )
 
 
 def format_complexity(found: Complexity) -> str:
@@ -128,6 +157,12 @@ def format_complexity(found: Complexity) -> str:
     ]
     for operator, macs in sorted(found.macs.items(), key=lambda item: -item[1]):
         lines.append(f"  {macs / 1e9:10.3f}  {operator}")
+    for name, work in found.modules.items():
+        lines += [
+            f"module {name}",
+            f"  {work.macs / 1e9:10.3f}  multiply-accumulates, in billions",
+            f"  {work.flops / 1e9:10.3f}  products, sums, and three per element of a softmax",
+        ]
     return "\n".join(lines)
 
 

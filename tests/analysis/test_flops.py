@@ -14,7 +14,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmlocal
-from mmlocal.analysis import MMENGINE_HANDLES, Complexity, count_macs, model_complexity
+from mmlocal.analysis import (
+    MMENGINE_HANDLES,
+    Complexity,
+    ModuleWork,
+    count_macs,
+    count_work,
+    model_complexity,
+)
 from mmlocal.cli.flops import published_table
 from mmlocal.layers import ELSA, SASA, GhostAttention, QnA, UpsampleQnA, WindowMSA
 from mmlocal.libraries import library_of
@@ -217,6 +224,36 @@ def test_an_op_that_registers_later_counts(dummy_op):
 def test_names_of_ops_are_unique():
     with pytest.raises(ValueError, match="name must be new, got 'elsa'"):
         register_op(OPS["elsa"])
+
+
+@device
+def test_work_of_modules(device):
+    """Nested modules, one that runs twice, one without its hooks, and one that does not run."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.attention = WindowMSA(4, 2, (2, 3))
+            self.idle = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.linear.forward(self.linear(self.attention(x).softmax(dim=1)))
+
+    model, x = Model().eval().to(device), torch.zeros(5, 6, 4, device=device)
+    before = dict(vars(model.linear))
+    macs, work = count_work(lambda: model(x), dict(model.named_modules()))
+    assert vars(model.linear) == before
+    assert work["linear"] == ModuleWork(2 * 30 * 16, 4 * 30 * 16)
+    assert work["idle"] == ModuleWork(0, 0)
+    products = 5 * 2 * 6 * 6 * (2 + 2)
+    projections = 30 * (4 * 12 + 4 * 4)
+    softmax = 3 * 5 * 2 * 6 * 6
+    assert work["attention"].macs == products + projections
+    assert work["attention"].flops == 2 * (products + projections) + softmax
+    assert work["attention.qkv"].macs == 30 * 4 * 12
+    assert work[""].macs == sum(macs.values()) == work["attention"].macs + work["linear"].macs
+    assert work[""].flops == 2 * work[""].macs + softmax + 3 * 5 * 6 * 4
 
 
 def test_counting_leaves_the_module_alone():

@@ -55,6 +55,24 @@ def test_options_change_the_model(run):
     assert "224x224" in out
 
 
+def test_modules(run):
+    """The backbone and the head of a classifier do all of its work."""
+    name = "elsa_swin_t_in1k_300e"
+    out = run(name, "--shape", "56", "--modules", "backbone", "head.fc")
+    total = float(re.search(r"GFLOPs +([\d.]+)", out).group(1))
+    macs = re.findall(r"^ +([\d.]+)  multiply-accumulates", out, re.MULTILINE)
+    flops = re.findall(r"^ +([\d.]+)  products, sums", out, re.MULTILINE)
+    assert re.findall(r"^module (.*)", out, re.MULTILINE) == ["backbone", "head.fc"]
+    assert sum(map(float, macs)) == pytest.approx(total, abs=0.01)
+    for products, operations in zip(macs, flops, strict=True):
+        assert float(operations) == pytest.approx(2 * float(products), rel=0.01, abs=2e-3)
+    message = "the model has no module 'backbone.x.y'; its module backbone has patch_embed, "
+    with pytest.raises(UsageError, match=message):
+        run(name, "--modules", "backbone.x.y")
+    with pytest.raises(UsageError, match="no module 'neck2'; it has "):
+        run(name, "--modules", "neck2")
+
+
 @pytest.mark.parametrize("channels", [1, 5])
 def test_images_of_other_channels(run, config, library, channels):
     """The image has the channels that the backbone takes."""
