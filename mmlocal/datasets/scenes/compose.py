@@ -38,9 +38,9 @@ FIRST_SOLID = len(ROOM_SURFACES)
 _ROOM_CLASSES = ("floor", "ceiling", "wall", "wall", "wall", "rug", "picture")
 
 SOLIDS_PER_SCENE = (2, 6)
-PERSON_SHARE = 0.35  # of the solids
-CAMERA_HEIGHT = (1.4, 1.6)  # narrow, so that a place on the floor tells its distance
-PITCH = (8.0, 16.0)  # degrees that the camera looks down
+PERSON_SHARE = 0.3  # of the solids
+CAMERA_HEIGHT = (1.45, 1.55)  # narrow, so that a place on the floor tells its distance
+PITCH = (10.0, 14.0)  # degrees that the camera looks down
 YAW = 18.0  # largest turn to either side, in degrees
 FOCAL = 0.8  # focal length as a share of the picture's width
 TILE = 0.5  # side of the floor's tiles in metres, the same in every room
@@ -127,7 +127,7 @@ def compose_world(rng: np.random.Generator, first_class: int = 0) -> World:
         The world.
     """
     low = np.array([-rng.uniform(1.7, 3.0), 0.0, -1.0])
-    high = np.array([rng.uniform(1.7, 3.0), rng.uniform(2.3, 2.7), rng.uniform(4.0, 6.5)])
+    high = np.array([rng.uniform(1.7, 3.0), rng.uniform(2.4, 2.6), rng.uniform(4.0, 6.5)])
     pitch, yaw = np.radians(rng.uniform(*PITCH)), np.radians(rng.uniform(-YAW, YAW))
     cos, sin = np.cos(pitch), np.sin(pitch)
     view = turned(yaw) @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
@@ -164,8 +164,8 @@ def compose_world(rng: np.random.Generator, first_class: int = 0) -> World:
 
 def _room_skins(rng: np.random.Generator) -> list[skins.Skin]:
     """Paint the room: a floor of wood or stone, pale walls, a white ceiling."""
-    floor = skins.colour(rng.uniform(15, 45), rng.uniform(0.1, 0.4), rng.uniform(0.45, 0.7))
-    wall = skins.colour(rng.uniform(0, 360), rng.uniform(0, 0.15), rng.uniform(0.7, 0.9))
+    floor = skins.colour(rng.uniform(15, 45), rng.uniform(0.15, 0.4), rng.uniform(0.5, 0.65))
+    wall = skins.colour(rng.uniform(0, 360), rng.uniform(0, 0.15), rng.uniform(0.75, 0.87))
     ceiling = skins.colour(50, rng.uniform(0, 0.06), rng.uniform(0.92, 1.0))
     rug = skins.colour(rng.uniform(0, 360), rng.uniform(0.2, 0.45), rng.uniform(0.25, 0.45))
     picture = skins.colour(rng.uniform(0, 360), rng.uniform(0.2, 0.45), rng.uniform(0.25, 0.5))
@@ -217,15 +217,15 @@ def _add_solid(
 def _size(rng: np.random.Generator, name: str) -> tuple[tuple[float, float, float], float]:
     """Draw the half sizes of a solid, and the radius of the floor that it needs."""
     if name == "ball":
-        radius = rng.uniform(0.22, 0.45)
+        radius = rng.uniform(0.28, 0.48)
         return (radius, radius, radius), radius
     if name == "box":
-        x, y, z = rng.uniform((0.18, 0.15, 0.18), (0.45, 0.5, 0.45))
+        x, y, z = rng.uniform((0.22, 0.2, 0.22), (0.45, 0.5, 0.45))
         return (x, y, z), float(np.hypot(x, z))
     if name == "person":
         height = rng.uniform(1.5, 1.85)
         return (0.0, height, 0.0), 0.26 * height
-    low, high = ((0.25, 0.3), (0.42, 0.6)) if name == "cone" else ((0.15, 0.25), (0.34, 0.6))
+    low, high = ((0.3, 0.35), (0.45, 0.6)) if name == "cone" else ((0.2, 0.3), (0.36, 0.6))
     radius, height = rng.uniform(low, high)
     return (radius, height, radius), radius
 
@@ -238,12 +238,12 @@ def _person(
     turn: float,
     saturation: float,
 ) -> list[Piece]:
-    """Build a standing person of ten solids, with arms and legs at random angles."""
+    """Build a person in a shirt and shorts of ten solids, with arms and legs at random angles."""
     tone = skins.colour(skins.SKIN_HUE + rng.uniform(-6, 6), 0.45, rng.uniform(0.55, 0.95))
     plain = skins.Skin(np.stack([tone, tone]), "plain", np.zeros((1, 3)), np.zeros(1))
     shirt = skins.random_skin(rng, skins.colour(rng.uniform(0, 360), saturation, 0.9))
     dark = skins.colour(rng.uniform(180, 260), rng.uniform(0.2, 0.5), rng.uniform(0.25, 0.5))
-    trousers = skins.random_skin(rng, dark, 0.15)
+    shorts = skins.random_skin(rng, dark, 0.15)
     frame = turned(turn)
     floor = np.array([place[0], 0.0, place[2]])
 
@@ -258,11 +258,11 @@ def _person(
         return stretched(kind, (x * height, y * height, z * height), at(0, middle, 0), turn)
 
     result = [
-        Piece(upright("ball", 0.075, 0.095, 0.08, 0.91), plain, owner, 1),
+        Piece(upright("ball", 0.085, 0.105, 0.09, 0.905), plain, owner, 1),
         Piece(upright("box", 0.115, 0.17, 0.065, 0.66), shirt, owner, 2),
     ]
     for side in (-1, 1):
-        shoulder = at(side * 0.155, 0.81, 0)
+        shoulder = at(side * 0.16, 0.8, 0)
         elbow = shoulder + step(0.19, rng.uniform(-0.5, 0.7), side * rng.uniform(0.1, 0.9))
         wrist = elbow + step(0.2, rng.uniform(0.0, 1.3), side * rng.uniform(0.0, 0.9))
         hip = at(side * 0.065, 0.5, 0)
@@ -272,10 +272,10 @@ def _person(
             [0, 0, -0.15 * height * forward]
         )
         for start, end, radius, skin, part in (
-            (shoulder, elbow, 0.042, shirt, 3),
-            (elbow, wrist, 0.036, plain, 4),
-            (hip, knee, 0.062, trousers, 5),
-            (knee, foot, 0.048, trousers, 6),
+            (shoulder, elbow, 0.05, shirt, 3),
+            (elbow, wrist, 0.044, plain, 4),
+            (hip, knee, 0.062, shorts, 5),
+            (knee, foot, 0.052, plain, 6),
         ):
             solid = between("cylinder", start, end, radius * height, turn)
             result.append(Piece(solid, skin, owner, part))

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 
 # Hues of the solids are only a hint: neighbours are 360 / len(hues) degrees apart.
-HUE_SPREAD = 40.0  # standard deviation around the hue of a class, in degrees
+HUE_SPREAD = 30.0  # standard deviation around the hue of a class, in degrees
 VIVID = (0.65, 1.0)  # saturation of salient solids
-DULL = (0.05, 0.25)  # saturation of all others
+DULL = (0.1, 0.3)  # saturation of all others
 SKIN_HUE = 24.0
 
 
@@ -54,7 +54,7 @@ def colour(hue: float, saturation: float, value: float) -> np.ndarray:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
 
 
-def random_skin(rng: np.random.Generator, base: np.ndarray, contrast: float = 0.3) -> Skin:
+def random_skin(rng: np.random.Generator, base: np.ndarray, contrast: float = 0.25) -> Skin:
     """Draw a pattern for a colour. The pattern tells nothing about what wears it.
 
     Args:

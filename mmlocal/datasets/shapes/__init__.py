@@ -1,4 +1,4 @@
-"""A generated data set: textured pictures of overlapping shapes, for three tasks.
+"""A generated data set: textured pictures of overlapping shapes, for three tasks, and rooms.
 
 Nothing is downloaded. The outline of an object decides its class. Colour is a hint to the class,
 and texture is random. The scenes hold objects of all three COCO sizes. Objects are turned, lie on
@@ -50,6 +50,16 @@ mmpretrain. Class numbers are the indices into ``CLASSES``::
 
 or ``dict(type="ImageNet", data_root="data/shapes/cls", split="train",
 metainfo=dict(classes=CLASSES))``.
+
+A fourth task, ``multitask``, has rooms instead of shapes. :mod:`mmlocal.datasets.scenes` draws and
+describes them. Only a call that names the task writes them, into ``NYUDv2`` or ``PASCALContext``::
+
+    dict(
+        type="mmlocal.NYUDv2",
+        data_root="data/shapes/NYUDv2",
+        tasks=("semseg", "depth", "normals", "edge", "human_parts", "sal"),
+        metainfo=dict(classes=SCENE_CLASSES, palette=SCENE_PALETTE),
+    )
 
 The masks in the COCO files are run-length encoded (RLE), which mmdet reads with its default
 ``poly2mask=True``. The generator needs OpenCV and rich, which mmcv and MMEngine install.
