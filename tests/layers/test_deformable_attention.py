@@ -236,6 +236,20 @@ def test_compiled_layers_keep_the_scale():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
 
 
+def test_distributed_training_keeps_the_scale():
+    expected = all_gradients(make(offset_grad_scale=7.0))
+    group = dict(store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", **group)
+    try:
+        layer = make(offset_grad_scale=7.0)
+        wrapped = nn.parallel.DistributedDataParallel(layer)
+        wrapped(*inputs(), SHAPES).square().sum().backward()
+        for name, parameter in layer.named_parameters():
+            assert torch.equal(parameter.grad, expected[name]), name
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_the_scale_comes_before_weight_decay():
     """A step of SGD multiplies the gradient, and not the decay."""
     layer = make(offset_grad_scale=100.0)
