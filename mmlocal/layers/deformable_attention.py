@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,12 @@ from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_heads
 from mmlocal.layers.checks import Unscripted, check_choice, check_int, check_number, check_tensor
+from mmlocal.layers.gradient_scale import scale_gradient
 from mmlocal.ops import deformable_attention_from_offsets
 
 PADDING_MODES = ("border", "zeros")
 GRAD_SCALE_SCOPES = ("offsets", "module")
+_QUERIES_AT_A_TIME = 4096
 
 
 class DeformableAttention(Unscripted, nn.Module):
@@ -137,10 +138,32 @@ class DeformableAttention(Unscripted, nn.Module):
             ValueError: a tensor has another shape, or ``spatial_shapes`` does not fit.
             TypeError: ``query`` is not a tensor.
         """
-        offsets, logits = self._offsets_and_logits(query, spatial_shapes)
+        self._check("query", query, "Q")
         self._check("value", value, "S")
+        value = self._linear(self.value_proj, value).unflatten(2, (self.num_heads, -1))
+        inputs = [(query, reference_points)]
+        # Without gradients, offsets of a few queries at a time stay in the cache of a CPU.
+        if (
+            query.is_cpu
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and query.shape[1:2] == reference_points.shape[1:2]
+        ):
+            parts = (x.split(_QUERIES_AT_A_TIME, dim=1) for x in (query, reference_points))
+            inputs = list(zip(*parts, strict=True))
+        outputs = [self._attend(part, value, points, spatial_shapes) for part, points in inputs]
+        return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+    def _attend(
+        self,
+        query: Tensor,
+        value: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        offsets, logits = self._offsets_and_logits(query, spatial_shapes)
         out = deformable_attention_from_offsets(
-            self._linear(self.value_proj, value).unflatten(2, (self.num_heads, -1)),
+            value,
             spatial_shapes,
             reference_points,
             offsets,
@@ -168,6 +191,7 @@ class DeformableAttention(Unscripted, nn.Module):
             width and height of each map, and weights ``(B, Q, num_heads, num_maps, num_points)``.
             With ``padding_mode="border"``, no position is outside its map.
         """
+        self._check("query", query, "Q")
         offsets, logits = self._offsets_and_logits(query, spatial_shapes)
         sizes = offsets.new_tensor([(width, height) for height, width in spatial_shapes])[:, None]
         positions = reference_points[:, :, None, :, None] + offsets / sizes
@@ -179,7 +203,6 @@ class DeformableAttention(Unscripted, nn.Module):
     def _offsets_and_logits(
         self, query: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        self._check("query", query, "Q")
         if len(spatial_shapes) != self.num_maps:
             raise ValueError(
                 f"spatial_shapes must have num_maps={self.num_maps} entries, got "
@@ -202,28 +225,7 @@ class DeformableAttention(Unscripted, nn.Module):
         if not in_scope or self.offset_grad_scale == 1 or not torch.is_grad_enabled():
             return layer(x)
         weight, bias = (
-            _ScaleGradient.apply(parameter, self.offset_grad_scale)
+            scale_gradient(parameter, self.offset_grad_scale)
             for parameter in (layer.weight, layer.bias)
         )
         return F.linear(x, weight, bias)
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a number.
-
-    A hook of a parameter would do the same until the module is copied: copies lose the hooks.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, scale: float) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.scale = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.scale, None

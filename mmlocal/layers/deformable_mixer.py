@@ -146,8 +146,8 @@ class DeformableConv1x1(nn.Module):
         # grid_sample has -1 and 1 at the outer edges of the map. This also holds for one pixel.
         grid = torch.stack(
             (
-                (2 * (cols + offsets[:, 1::2]) + 1) / width - 1,
-                (2 * (rows + offsets[:, ::2]) + 1) / height - 1,
+                torch.add((2 * cols + 1) / width - 1, offsets[:, 1::2], alpha=2 / width),
+                torch.add((2 * rows + 1) / height - 1, offsets[:, ::2], alpha=2 / height),
             ),
             dim=-1,
         )

@@ -127,6 +127,17 @@ def test_equation(padding_mode, maps):
         torch.testing.assert_close(shared[:1], expected[:1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("queries", [0, 1, 4096, 4097, 9000])
+def test_inference_takes_a_few_queries_at_a_time(queries):
+    layer = make()
+    args = inputs(queries=queries, maps=1)
+    expected = layer(*args, SHAPES)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(*args, SHAPES), expected)
+        shared = (*args[:2], args[2][:1])
+        assert layer(*shared, SHAPES).shape == expected.shape
+
+
 @pytest.mark.parametrize("padding_mode", ["border", "zeros"])
 def test_sampled_positions(padding_mode):
     """The op with these positions and weights gives what the layer gives."""
@@ -225,6 +236,20 @@ def test_compiled_layers_keep_the_scale():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
 
 
+def test_distributed_training_keeps_the_scale():
+    expected = all_gradients(make(offset_grad_scale=7.0))
+    group = dict(store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", **group)
+    try:
+        layer = make(offset_grad_scale=7.0)
+        wrapped = nn.parallel.DistributedDataParallel(layer)
+        wrapped(*inputs(), SHAPES).square().sum().backward()
+        for name, parameter in layer.named_parameters():
+            assert torch.equal(parameter.grad, expected[name]), name
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_the_scale_comes_before_weight_decay():
     """A step of SGD multiplies the gradient, and not the decay."""
     layer = make(offset_grad_scale=100.0)
@@ -305,6 +330,8 @@ def test_bad_input():
     with pytest.raises(ValueError, match="value must have a row for each of the"):
         layer(query, value[:, 1:], points, SHAPES)
     with pytest.raises(ValueError, match="reference_points must have shape"):
+        layer(query, value, points[:, :2], SHAPES)
+    with torch.no_grad(), pytest.raises(ValueError, match="reference_points must have shape"):
         layer(query, value, points[:, :2], SHAPES)
     with pytest.raises(ValueError, match="backend must be one of"):
         make(backend="no")(query, value, points, SHAPES)
