@@ -100,7 +100,7 @@ def backward_kernel(
         pointers, real = channels_at(grad + row * CHANNELS, MAIN, REST, CHANNELS)
         g_rest = tl.load(pointers, mask=real, other=0.0).to(ACC)[None, :]
     peak, scale = softmax_of_row(weights, reference, SAMPLES, BLOCK_N, ACC)
-    # The gradient of each weight. That of a logit needs all of them.
+    # The gradient of each weight. The gradient of a logit needs all of them.
     slopes = tl.zeros([BLOCK_B, BLOCK_S], ACC)
     block = tl.arange(0, BLOCK_B)[:, None]
     for number in range(MAPS):

@@ -85,9 +85,9 @@ class Call:
         main = triton.next_power_of_2(padded)
         rest = triton.next_power_of_2(padded - main // 2)
         main, rest = (main // 2, rest) if main // 2 + rest < main else (main, 0)
-        self.padded = main + rest
-        if self.padded > channels:
-            value = F.pad(value, (0, self.padded - channels))
+        padded = main + rest
+        if padded > channels:
+            value = F.pad(value, (0, padded - channels))
         strides = (0, 0, 0, 0) if reference is None else reference.stride()
         table = _table(tuple(spatial_shapes), value.device)
         tensors = (value.contiguous(), places.contiguous(), weights.contiguous())
@@ -98,7 +98,7 @@ class Call:
         self.constants = dict(
             HEADS=heads,
             CHANNELS=channels,
-            PADDED=self.padded,
+            PADDED=padded,
             MAIN=main,
             REST=rest,
             MAPS=maps,
@@ -143,22 +143,18 @@ class Call:
         """Return the gradients of value, places, weights and reference points."""
         need_value, need_places, need_weights, need_reference = needs_grad
         value, places, weights, reference, *_ = self.inputs
-        channels = self.constants["CHANNELS"]
         dtype = accumulator(value.dtype)[0]
         grad = grad.contiguous()
-        sums = special = step = by_head = None
+        sums = special = step = grad_value = grad_reference = by_head = None
         if need_value:
+            sums = torch.zeros_like(value, dtype=dtype)
             if torch.are_deterministic_algorithms_enabled() and _has_fixed_point(dtype):
-                step = self._step(grad)
+                step, special = self._step(grad), sums
                 sums = torch.zeros_like(value, dtype=torch.int64)
-                special = torch.zeros_like(value, dtype=dtype)
-            else:
-                sums = torch.zeros_like(value, dtype=dtype)
-        grad_places = torch.empty_like(places) if need_places else None
-        grad_weights = torch.empty_like(weights) if need_weights else None
+        grad_places = places.new_empty(places.shape) if need_places else None
+        grad_weights = weights.new_empty(weights.shape) if need_weights else None
         if need_reference:
-            assert reference is not None
-            by_head = reference.new_empty(*places.shape[:4], 2, dtype=dtype)
+            by_head = value.new_empty(*places.shape[:4], 2, dtype=dtype)
         tile = self._tile(_BACKWARD if special is None else _DETERMINISTIC, kept=True)
         if self.rows:
             with torch.cuda.device_of(value):
@@ -167,13 +163,12 @@ class Call:
                     *self.size, **self.constants, **tile,
                 )  # fmt: skip
         if sums is not None:
-            if special is not None:
+            if special is not None and step is not None:
                 sums = special.add_(sums.to(dtype).div_(step))
-            sums = to_layout(sums[..., :channels], self.value)
-        grad_reference = None
-        if by_head is not None:
+            grad_value = to_layout(sums[..., : self.value.shape[3]], self.value)
+        if by_head is not None and reference is not None:
             grad_reference = to_layout(by_head.sum(dim=2), reference)
-        return sums, grad_places, grad_weights, grad_reference
+        return grad_value, grad_places, grad_weights, grad_reference
 
     def _step(self, grad: Tensor) -> Tensor:
         """Return by how much to multiply numbers before they become integers: a power of 2.
@@ -184,11 +179,12 @@ class Call:
         bound = _largest(grad)
         if reference is None:  # a softmax is at most 1
             bound = bound * _largest(weights)
-        # Larger numbers than those of float32 are not added.
+        # Infinity, and what is larger than float32 can hold, is not added.
         exponent = torch.frexp(bound)[1].clamp(max=128)
         count = places.shape[1] * self.constants["POINTS"]
         room = 61 - math.ceil(math.log2(max(1, count)))
-        return torch.ldexp(torch.ones_like(bound), (room - exponent).clamp(max=126)).float()
+        # The exponent of a float32 is in its bits from 23 on.
+        return ((room - exponent).clamp(max=126) + 127 << 23).view(torch.float32)
 
 
 def _largest(x: Tensor) -> Tensor:
