@@ -59,6 +59,11 @@ val_evaluator = dict(
     type="mmlocal.MultiTaskMetric",
     tasks=tasks,
     num_classes=dict(semseg=40),
-    edge=dict(max_dist=0.011),
 )
-test_evaluator = val_evaluator
+# odsF takes seconds for each image, so only the test has it.
+test_evaluator = dict(
+    type="mmlocal.MultiTaskMetric",
+    tasks=tasks,
+    num_classes=dict(semseg=40),
+    edge=dict(max_dist=0.011, boundary_map=True),
+)

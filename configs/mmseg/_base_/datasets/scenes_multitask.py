@@ -80,11 +80,11 @@ test_evaluator = dict(
     type="mmlocal.MultiTaskMetric",
     tasks=tasks,
     num_classes=dict(semseg=10, human_parts=7),
-    edge=dict(max_dist=0.011),
+    edge=dict(max_dist=0.011, boundary_map=True),
 )
 # odsF takes longer than all other metrics, so only the test has it.
 val_evaluator = dict(
     type="mmlocal.MultiTaskMetric",
-    tasks=("semseg", "human_parts", "sal", "depth", "normals"),
+    tasks=tasks,
     num_classes=dict(semseg=10, human_parts=7),
 )
