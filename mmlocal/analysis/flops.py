@@ -147,10 +147,12 @@ class ModuleWork:
         flops: operations as some papers count them: one for each product, one for each sum, and
             three for each element of a softmax. The softmax inside mmlocal's operators does not
             count.
+        calls: number of calls. A list of modules is never called, but its entries are.
     """
 
     macs: int
     flops: int
+    calls: int
 
 
 def count_work(
@@ -192,18 +194,18 @@ def _flops_of(counter: FlopCounterMode) -> Counter:
 
 
 @contextmanager
-def _watch(module: nn.Module, counter: FlopCounterMode) -> Iterator[Counter]:
-    """Add up the FLOPs of all calls of a module, by operator.
+def _watch(module: nn.Module, counter: FlopCounterMode) -> Iterator[list[Counter]]:
+    """Collect the FLOPs of each call of a module, by operator.
 
     Segmentors call ``decode_head.forward``, which runs no hooks, so this wraps ``forward`` itself.
     """
-    found: Counter = Counter()
+    found: list[Counter] = []
     forward = module.forward
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         before = _flops_of(counter)
         output = forward(*args, **kwargs)
-        found.update(_flops_of(counter) - before)
+        found.append(_flops_of(counter) - before)
         return output
 
     own = "forward" in vars(module)
@@ -217,9 +219,10 @@ def _watch(module: nn.Module, counter: FlopCounterMode) -> Iterator[Counter]:
             delattr(module, "forward")
 
 
-def _work(flops: Counter) -> ModuleWork:
+def _work(calls: list[Counter]) -> ModuleWork:
+    flops = sum(calls, Counter())
     products = sum(n for operator, n in flops.items() if operator not in _SOFTMAX_FLOPS)
-    return ModuleWork(products // 2, flops.total())
+    return ModuleWork(products // 2, flops.total(), len(calls))
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def format_complexity(found: Complexity) -> str:
         lines.append(f"  {macs / 1e9:10.3f}  {operator}")
     for name, work in found.modules.items():
         lines += [
-            f"module {name}",
+            f"module {name} (calls: {work.calls})",
             f"  {work.macs / 1e9:10.3f}  multiply-accumulates, in billions",
             f"  {work.flops / 1e9:10.3f}  products, sums, and three per element of a softmax",
         ]

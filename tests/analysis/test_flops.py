@@ -244,8 +244,8 @@ def test_work_of_modules(device):
     before = dict(vars(model.linear))
     macs, work = count_work(lambda: model(x), dict(model.named_modules()))
     assert vars(model.linear) == before
-    assert work["linear"] == ModuleWork(2 * 30 * 16, 4 * 30 * 16)
-    assert work["idle"] == ModuleWork(0, 0)
+    assert work["linear"] == ModuleWork(2 * 30 * 16, 4 * 30 * 16, 2)
+    assert work["idle"] == ModuleWork(0, 0, 0)
     products = 5 * 2 * 6 * 6 * (2 + 2)
     projections = 30 * (4 * 12 + 4 * 4)
     softmax = 3 * 5 * 2 * 6 * 6

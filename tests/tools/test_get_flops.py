@@ -62,7 +62,7 @@ def test_modules(run):
     total = float(re.search(r"GFLOPs +([\d.]+)", out).group(1))
     macs = re.findall(r"^ +([\d.]+)  multiply-accumulates", out, re.MULTILINE)
     flops = re.findall(r"^ +([\d.]+)  products, sums", out, re.MULTILINE)
-    assert re.findall(r"^module (.*)", out, re.MULTILINE) == ["backbone", "head.fc"]
+    assert re.findall(r"^module (.*) \(calls: 1\)$", out, re.MULTILINE) == ["backbone", "head.fc"]
     assert sum(map(float, macs)) == pytest.approx(total, abs=0.01)
     for products, operations in zip(macs, flops, strict=True):
         assert float(operations) == pytest.approx(2 * float(products), rel=0.01, abs=2e-3)
@@ -71,6 +71,21 @@ def test_modules(run):
         run(name, "--modules", "backbone.x.y")
     with pytest.raises(UsageError, match="no module 'neck2'; it has "):
         run(name, "--modules", "neck2")
+
+
+def test_attention_among_tasks(run):
+    """3.75 T for DeMT's attention, and 0.24 T for one step of ITSA, as the paper counts."""
+    pytest.importorskip("mmcv._ext", reason="mmseg needs the compiled ops of mmcv")
+    pytest.importorskip("mmseg", reason="has the frame of these models")
+    one_step = ("--cfg-options", "model.decode_head.interaction.num_steps=1")
+    for name, module, teraflops, options in (
+        ("demt_swin_t_nyud_40k", "decode_head.interaction.attention", 3.751, ()),
+        ("itsa_swin_t_nyud_40k", "decode_head.interaction", 0.238, one_step),
+    ):
+        out = run(name, "--modules", module, *options)
+        assert "425x560" in out
+        (flops,) = re.findall(r"^ +([\d.]+)  products, sums", out, re.MULTILINE)
+        assert float(flops) / 1e3 == pytest.approx(teraflops, abs=5e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 5])
