@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch.nn.functional as F
@@ -103,7 +104,8 @@ class MultiTaskSegmentor(BaseSegmentor):
         """Build one module, or one per task."""
         if self.share_backbone:
             return MMSEG_MODELS.build(cfg)
-        return nn.ModuleDict({task.name: MMSEG_MODELS.build(cfg) for task in self.tasks})
+        # Some backbones change parts of their config.
+        return nn.ModuleDict({t.name: MMSEG_MODELS.build(deepcopy(cfg)) for t in self.tasks})
 
     def extract_feat(self, inputs: Tensor) -> Any:
         """Compute the maps of the backbone, or of each backbone by task.
