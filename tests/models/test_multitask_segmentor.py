@@ -294,6 +294,22 @@ def test_mmseg_metric():
     assert 0 < metric.evaluate(2)["mIoU"] < 100
 
 
+def test_mmseg_test_time_augmentation():
+    """mmseg's merging of several views finds the logits of semantic segmentation."""
+    model = make().eval()
+    tta = MMSEG_MODELS.build(dict(type="SegTTAModel", module=model))
+    view = batch(ALL, (32, 32))
+    view["data_samples"][0].set_metainfo(dict(img_path="x.png"))
+    flipped = copy.deepcopy(view)
+    flipped["inputs"] = [flipped["inputs"][0].flip(2)]
+    flipped["data_samples"][0].set_metainfo(dict(flip=True, flip_direction="horizontal"))
+    with torch.no_grad():
+        (merged,) = tta.test_step({k: [view[k], flipped[k]] for k in view})
+        logits = [model.test_step(copy.deepcopy(x))[0].seg_logits.data for x in (view, flipped)]
+    expected = sum(x.softmax(0) for x in logits).argmax(0)
+    assert torch.equal(merged.pred_sem_seg.data.squeeze(), expected)
+
+
 def test_mmseg_inference(tmp_path):
     """``init_model`` and ``inference_model`` of mmseg, from a file and for an array."""
     from mmengine.config import Config

@@ -95,7 +95,8 @@ class MultiTaskSegmentor(BaseSegmentor):
         self.decode_head = MMSEG_MODELS.build(decode_head | dict(share_encoder=share_backbone))
         self.tasks = self.decode_head.tasks
         self.align_corners = self.decode_head.align_corners
-        self.num_classes = self.decode_head.num_classes
+        # mmseg's inference and its test-time augmentation read them.
+        self.num_classes = self.out_channels = self.decode_head.num_classes
         self.backbone = self._build(backbone)
         if neck is not None:
             self.neck = self._build(neck)
