@@ -38,12 +38,10 @@ class Conversion:
     assumed: dict[str, object]
 
     def __str__(self) -> str:
-        cfg = dict(self.checkpoint["meta"]["backbone_cfg"])
-        kind = cfg.pop("type")
-        arguments = _arguments(cfg)
+        meta = self.checkpoint["meta"]
         parts = sorted({name.partition(".")[0] for name in self.heads})
         lines = [
-            f"{kind}({arguments})",
+            *(_call(meta[key]) for key in ("backbone_cfg", "head_cfg") if key in meta),
             f"backbone: {self.report}",
             f"heads: {len(self.heads)} kept" + (f" ({', '.join(parts)})" if parts else ""),
             f"dropped: {len(self.dropped)} unused",
@@ -153,6 +151,11 @@ def convert_file(
     file = dict(system=system, file=source.name, sha256=sha256_of(source))
     meta["source"] = file | meta["source"]
     return conversion, None if dry_run else save_file(conversion.checkpoint, folder, stem)
+
+
+def _call(cfg: Mapping[str, object]) -> str:
+    arguments = {name: value for name, value in cfg.items() if name != "type"}
+    return f"{cfg['type']}({_arguments(arguments)})"
 
 
 def _arguments(values: Mapping[str, object]) -> str:

@@ -146,7 +146,10 @@ def test_whole_model(tmp_path, depth, residual_first):
     conversion, path = convert_file(
         tmp_path / "demt_swin_t.ckpt", tmp_path, MODELS.build, "demt", dry_run=False
     )
-    print(conversion)
+    report = str(conversion)
+    print(report)
+    assert "mmseg.SwinTransformer(" in report
+    assert "mmlocal.DeMTHead(in_channels=[8, 16, 32, 64], tasks=" in report
     assert len(conversion.dropped) == depth * len(TASKS)
     assert all(name.endswith(".offset") for name in conversion.dropped)
     assert "callbacks" in conversion.left

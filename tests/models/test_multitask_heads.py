@@ -243,6 +243,16 @@ def test_wrong_labels():
     del samples[1].gt_saliency_map
     with pytest.raises(ValueError, match=r"task 'sal' has no labels .*gt_saliency_map"):
         head.loss(feats, samples, size=(9, 9))
+    samples[1] = sample(ALL, (9, 9))
+    samples[1].gt_sem_seg.data[0, 3, 4] = 5
+    with pytest.raises(
+        ValueError, match=r"from 0 to 4, or 255 .* got 5; check tasks\.semseg\.num_"
+    ):
+        head.loss(feats, samples, size=(9, 9))
+    samples[1] = sample(ALL, (9, 9))
+    samples[1].gt_edge_map.data[0, 3, 4] = -1
+    with pytest.raises(ValueError, match=r"gt_edge_map, .* from 0 to 1, or 255 .* got -1$"):
+        head.loss(feats, samples, size=(9, 9))
     samples[1] = sample(ALL, (9, 8))
     with pytest.raises(ValueError, match=r"gt_sem_seg, .* size of the images .* 9x9, got 9x8"):
         head.loss(feats, samples, size=(9, 9))

@@ -75,6 +75,15 @@ def without_gradient(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
+def test_number_of_parameters():
+    """DeMT with Swin-T, 32.07 M as published, and its baseline."""
+    tasks = dict(semseg=dict(num_classes=40), depth={}, normals={}, edge={})
+    head = dict(type="mmlocal.DeMTHead", in_channels=[96, 192, 384, 768], tasks=tasks)
+    model = MultiTaskSegmentor(dict(type="mmseg.SwinTransformer"), head)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (model.backbone, model)]
+    assert counts == [27_520_698, 32_070_259]
+
+
 # -------------------------------------------------------------------------------------- training
 
 
@@ -285,9 +294,26 @@ def test_mmseg_metric():
     assert 0 < metric.evaluate(2)["mIoU"] < 100
 
 
+def test_mmseg_test_time_augmentation():
+    """mmseg's merging of several views finds the logits of semantic segmentation."""
+    model = make().eval()
+    tta = MMSEG_MODELS.build(dict(type="SegTTAModel", module=model))
+    view = batch(ALL, (32, 32))
+    view["data_samples"][0].set_metainfo(dict(img_path="x.png"))
+    flipped = copy.deepcopy(view)
+    flipped["inputs"] = [flipped["inputs"][0].flip(2)]
+    flipped["data_samples"][0].set_metainfo(dict(flip=True, flip_direction="horizontal"))
+    with torch.no_grad():
+        (merged,) = tta.test_step({k: [view[k], flipped[k]] for k in view})
+        logits = [model.test_step(copy.deepcopy(x))[0].seg_logits.data for x in (view, flipped)]
+    expected = sum(x.softmax(0) for x in logits).argmax(0)
+    assert torch.equal(merged.pred_sem_seg.data.squeeze(), expected)
+
+
 def test_mmseg_inference(tmp_path):
     """``init_model`` and ``inference_model`` of mmseg, from a file and for an array."""
     from mmengine.config import Config
+    from mmengine.registry import DefaultScope
     from mmseg.apis import inference_model, init_model
 
     model = make()
@@ -307,9 +333,10 @@ def test_mmseg_inference(tmp_path):
             test_pipeline=[dict(type="LoadImageFromFile"), dict(type="PackSegInputs")],
         )
     )
-    loaded = init_model(cfg, str(path), device="cpu")
     image = np.random.default_rng(0).integers(0, 256, (29, 41, 3), dtype=np.uint8)
-    found = inference_model(loaded, image)
+    with DefaultScope.overwrite_default_scope("mmseg"):  # init_model would leave it set
+        loaded = init_model(cfg, str(path), device="cpu")
+        found = inference_model(loaded, image)
     assert found.pred_sem_seg.data.shape == (1, 29, 41)
     assert found.pred_normal_map.data.shape == (3, 29, 41)
     assert found.ori_shape == (29, 41)

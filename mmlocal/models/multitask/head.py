@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from mmlocal.layers.checks import check_flag, check_int, check_ints
 from mmlocal.models.multitask.encoder import MapEncoder
 from mmlocal.models.multitask.loading import refuse_other_heads_on_load
-from mmlocal.models.multitask.outputs import build_loss, channels_of, check_tasks, stack_labels
+from mmlocal.models.multitask.outputs import (
+    build_loss,
+    channels_of,
+    check_classes,
+    check_tasks,
+    stack_labels,
+)
 from mmlocal.registry import MODELS
 from mmlocal.tasks import IGNORE
 
@@ -172,7 +178,8 @@ class MultiTaskHead(BaseModule):
             ``loss_<task>`` by task, with its weight.
 
         Raises:
-            ValueError: the labels of a task are missing, or have another size than the images.
+            ValueError: the labels of a task are missing, have another size than the images, or are
+                no classes of the task.
         """
         labels = {task.name: stack_labels(task, data_samples, size) for task in self.tasks}
         return self.losses_of(self.forward(feats), labels)
@@ -182,8 +189,13 @@ class MultiTaskHead(BaseModule):
 
         Args:
             logits: output of :meth:`forward`.
-            labels: labels of the batch by task.
+            labels: labels of the batch by task, from :func:`~.outputs.stack_labels`.
+
+        Raises:
+            ValueError: a label is no class of its task.
         """
+        for task in self.tasks:
+            check_classes(task, labels[task.name], logits[task.name].shape[1])
         return {
             f"loss_{name}": self.losses[name](
                 self.resize(logits[name], label.shape[-2:]).float(), label, ignore_index=IGNORE

@@ -19,7 +19,7 @@ from mmlocal.models.multitask.losses import (
     DepthLoss,
     NormalLoss,
 )
-from mmlocal.tasks import Task, find_tasks
+from mmlocal.tasks import IGNORE, Task, find_tasks
 
 # The losses and weights of ATRC and DeMT.
 _LOSSES: dict[str, Callable[[], nn.Module]] = {
@@ -110,6 +110,31 @@ def decode(task: Task, logits: Tensor) -> Tensor:
         unit vectors ``(3, H, W)``.
     """
     return _DECODERS[task.name](logits)
+
+
+def check_classes(task: Task, labels: Tensor, channels: int) -> None:
+    """Check that the labels of a batch name classes of the head.
+
+    On a GPU, a loss would otherwise stop the process without a reason.
+
+    Args:
+        task: the task. Measurements pass.
+        labels: output of :func:`stack_labels`.
+        channels: output channels of the task; one channel is for two classes.
+
+    Raises:
+        ValueError: a label is no class, and not 255.
+    """
+    number = max(channels, 2)
+    if task.continuous or labels.numel() == 0:
+        return
+    wrong = labels[(labels < 0) | ((labels >= number) & (labels != IGNORE))]
+    if wrong.numel():
+        advice = "" if task.channels else f"; check tasks.{task.name}.num_classes of decode_head"
+        raise ValueError(
+            f"{task.gt_field}, the labels of the task {task.name!r}, must be from 0 to "
+            f"{number - 1}, or {IGNORE} to be ignored, got {wrong[0].item()}{advice}"
+        )
 
 
 def stack_labels(task: Task, data_samples: Sequence[SegDataSample], size: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch.nn.functional as F
@@ -94,7 +95,8 @@ class MultiTaskSegmentor(BaseSegmentor):
         self.decode_head = MMSEG_MODELS.build(decode_head | dict(share_encoder=share_backbone))
         self.tasks = self.decode_head.tasks
         self.align_corners = self.decode_head.align_corners
-        self.num_classes = self.decode_head.num_classes
+        # mmseg's inference and its test-time augmentation read them.
+        self.num_classes = self.out_channels = self.decode_head.num_classes
         self.backbone = self._build(backbone)
         if neck is not None:
             self.neck = self._build(neck)
@@ -103,7 +105,8 @@ class MultiTaskSegmentor(BaseSegmentor):
         """Build one module, or one per task."""
         if self.share_backbone:
             return MMSEG_MODELS.build(cfg)
-        return nn.ModuleDict({task.name: MMSEG_MODELS.build(cfg) for task in self.tasks})
+        # Some backbones change parts of their config.
+        return nn.ModuleDict({t.name: MMSEG_MODELS.build(deepcopy(cfg)) for t in self.tasks})
 
     def extract_feat(self, inputs: Tensor) -> Any:
         """Compute the maps of the backbone, or of each backbone by task.
