@@ -69,7 +69,7 @@ def test_parts_agree(name):
     for phase in ("val", "test"):
         assert tuple(cfg[f"{phase}_evaluator"].tasks) == tasks
         assert cfg[f"{phase}_evaluator"].num_classes == classes
-        assert cfg[f"{phase}_evaluator"].edge.max_dist == (0.011 if nyud else 0.0075)
+    assert cfg.test_evaluator.edge.max_dist == (0.011 if nyud else 0.0075)
     assert tuple(cfg.model.data_preprocessor.size) == size == tuple(cfg.crop_size)
     # DeMT's settings; the rates of ATRC are for HRNet, whose DeMT config is not published.
     assert cfg.train_cfg.max_iters == 40000
