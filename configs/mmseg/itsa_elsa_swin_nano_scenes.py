@@ -12,7 +12,7 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(size=(128, 160)),
+    data_preprocessor=dict(size=(96, 128)),
     backbone=dict(
         type="mmlocal.ELSASwin",
         arch=dict(embed_dims=32, depths=[1, 1, 2, 1], num_heads=[2, 4, 8, 16], group_width=4),
@@ -28,6 +28,7 @@ model = dict(
         type="mmlocal.ITSAHead",
         in_channels=[32, 64, 128, 256],
         channels=32,
+        num_heads=1,
         tasks=dict(
             semseg=dict(num_classes=10),
             human_parts=dict(num_classes=7),
@@ -49,8 +50,8 @@ model = dict(
     ),
 )
 
-max_iters = 1500
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=500)
+max_iters = 750
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=250)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -67,6 +68,6 @@ randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=10),
     # With one, a run killed while it writes the next checkpoint would have none.
-    checkpoint=dict(interval=500, max_keep_ckpts=2),
+    checkpoint=dict(interval=250, max_keep_ckpts=2),
     visualization=dict(interval=1),
 )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmlocal.layers import InterTaskAttention
+from mmlocal.layers import DeformableAttention, InterTaskAttention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,10 +71,12 @@ def collect_samples(
     handles = []
     for name, layer in layers.items():
 
-        def hook(layer: Any, args: tuple, output: Any, name: str = name) -> None:
-            collected[name] = _samples_of(layer, args[0], task, place)
+        def hook(
+            attention: Any, args: tuple, output: Any, name: str = name, tasks: int = layer.num_tasks
+        ) -> None:
+            collected[name] = _samples_of(attention, args, tasks, task, place)
 
-        handles.append(layer.register_forward_hook(hook))
+        handles.append(layer.attention.register_forward_hook(hook))
     try:
         yield collected
     finally:
@@ -84,19 +86,27 @@ def collect_samples(
 
 @torch.no_grad()
 def _samples_of(
-    layer: InterTaskAttention, x: Tensor, task: int, place: tuple[float, float]
+    attention: DeformableAttention,
+    args: tuple,
+    tasks: int,
+    task: int,
+    place: tuple[float, float],
 ) -> Samples:
-    positions, weights, shapes = layer.sampled_positions(x[:1])
-    _, tasks, height, width, _ = x.shape
+    """Compute what one query reads, from the arguments of the attention's ``forward``."""
+    queries, _, points, shapes = args
+    height, width = shapes[0]
     column, row = (
         min(int(part * size), size - 1) for part, size in zip(place, (width, height), strict=True)
     )
     query = (task * height + row) * width + column
-    maps = (len(shapes) // tasks, tasks)
+    positions, weights = attention.sampled_positions(
+        queries[:1, query : query + 1], points[:1, query : query + 1], shapes
+    )
+    maps = (len(shapes) // tasks, tasks)  # levels outside, tasks inside
     return Samples(
-        positions[0, query].unflatten(1, maps).float().cpu(),
-        weights[0, query].unflatten(1, maps).float().cpu(),
-        shapes[::tasks],
+        positions[0, 0].unflatten(1, maps).float().cpu(),
+        weights[0, 0].unflatten(1, maps).float().cpu(),
+        list(shapes[::tasks]),
     )
 
 

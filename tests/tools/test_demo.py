@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmlocal import config_path
 from mmlocal.cli.demo import demos, format_summary, run_demo
 from mmlocal.cli.generated_data import prepare_shapes
+from mmlocal.datasets.scenes import PART_NAMES, SCENE_CLASSES, SCENE_PALETTE
 from mmlocal.datasets.shapes import (
     CLASSES,
     PALETTE,
@@ -23,6 +24,7 @@ from mmlocal.datasets.shapes import (
     read_manifest,
 )
 from mmlocal.errors import UsageError
+from mmlocal.tasks import TASKS
 
 from .conftest import TOOLS, environment, start
 
@@ -63,6 +65,14 @@ def test_configs_know_the_classes():
     assert [tuple(colour) for colour in cfg.metainfo.palette] == list(SEG_PALETTE)
     for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
         assert head.num_classes == len(SEG_CLASSES)
+
+    cfg = Config.fromfile(config_path(demos()["multitask"].config))
+    assert cfg.metainfo.classes == SCENE_CLASSES
+    assert [tuple(colour) for colour in cfg.metainfo.palette] == list(SCENE_PALETTE)
+    tasks = cfg.model.decode_head.tasks
+    assert tasks.semseg.num_classes == len(SCENE_CLASSES)
+    assert tasks.human_parts.num_classes == len(PART_NAMES)
+    assert set(tasks) == set(TASKS)
 
     cfg = Config.fromfile(config_path(demos()["cls"].config))
     assert tuple(cfg.train_dataloader.dataset.metainfo.classes) == CLASSES

@@ -1,6 +1,6 @@
 # DeMT's schedule: 40k iterations of 8 images, a rate that falls to 0 from the first iteration on,
 # and no warm-up. The official validation takes place every 10 epochs of NYUD-v2 and every 3 epochs
-# of PASCAL-Context. It does not choose the checkpoint, so it is rarer here: odsF takes long.
+# of PASCAL-Context. It does not choose the checkpoint, so it is rarer here.
 max_iters = 40000
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=8000)
 val_cfg = dict(type="ValLoop")
