@@ -38,8 +38,9 @@ class Operator:
     Args:
         name: name of the public function and of the operator.
         definition: ``forward`` of the backend ``reference``. Its type hints give the schema. The
-            tensors come first. A tensor of four dimensions is a map, unless ``tables`` names it.
-            The samples of a map do not depend on each other. The first tensor is a map.
+            tensors come first. A tensor of four or more dimensions has a batch first, and one of
+            four is a map, unless ``tables`` names it. The samples of a batch do not depend on each
+            other. The first tensor is a map, and the output has a batch.
         backends: implementations, fastest first.
         fake: function that takes all arguments and returns an empty tensor of the output's shape,
             dtype and strides.
@@ -261,8 +262,9 @@ def _vmap(
     needed = args[-1] if first else [False] * count
     samples = info.batch_size
     of_tables = {first + i for i, table in enumerate(tables) if table}
+    # The gradient of an output has a batch, whatever its dimensions.
     maps = [
-        isinstance(x, Tensor) and x.dim() - b >= 4 and i not in of_tables
+        isinstance(x, Tensor) and (x.dim() - b >= 4 or i < first) and i not in of_tables
         for i, (x, b) in enumerate(zip(args, batched, strict=True))
     ]
     if any(

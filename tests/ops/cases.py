@@ -137,6 +137,42 @@ def make_neighborhood(shape, border="zero", dtype=torch.float64, seed=0) -> tupl
     return leaves(tensors, dtype), settings
 
 
+def make_deformable(shape, fused=False, dtype=torch.float64, seed=0) -> tuple[dict, dict]:
+    """Return leaf tensors and settings of ``deformable_attention``, or of its fused form.
+
+    Points lie in the maps and around them. A position in float32 is an exact number, so that
+    rounding moves no point across a pixel.
+
+    Args:
+        shape: batch, queries, heads, channels per head, points, and pairs of height and width.
+        fused: whether to make reference points, offsets and logits.
+        dtype: dtype of all tensors.
+        seed: seed of the random numbers.
+    """
+    batch, queries, heads, per_head, points, *shapes = shape
+    randn = _randn(seed)
+
+    def positions(*size: int) -> Tensor:
+        return (randn(*size) * 64 + 0.5).floor() / 128 + 0.5
+
+    value = randn(batch, sum(h * w for h, w in shapes), heads, per_head)
+    size = (batch, queries, heads, len(shapes), points)
+    if fused:
+        tensors = {
+            "value": value,
+            "reference_points": positions(batch, queries, len(shapes), 2),
+            "sampling_offsets": 4 * positions(*size, 2) + 1 / 16,
+            "attention_logits": randn(*size),
+        }
+    else:
+        tensors = {
+            "value": value,
+            "sampling_locations": positions(*size, 2),
+            "attention_weights": randn(*size),
+        }
+    return leaves(tensors, dtype), dict(spatial_shapes=shapes)
+
+
 def leaves(tensors: dict, dtype: torch.dtype | None = None, **changes) -> dict:
     """Return new leaf tensors with the same numbers. ``changes`` replaces some of them."""
     return {

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmlocal.ops import OPS
+from mmlocal.ops import OPS, deformable_attention_from_offsets
+from mmlocal.ops.backends import Backend
+from mmlocal.ops.deformable import reference as deformable_reference
 from mmlocal.ops.elsa import reference as elsa_reference
 from mmlocal.ops.layout import new_map
 from mmlocal.ops.outlook import reference as outlook_reference
@@ -45,7 +47,7 @@ class Problem:
                 tensors = {n: x.float() for n, x in tensors.items()}
             tensors = {n: x.to(dtype) for n, x in tensors.items()}
         tensors = {n: x.requires_grad_(n in self.live) for n, x in tensors.items()}
-        out = OPS[self.op].function(**tensors, **self.settings, backend=backend)
+        out = FUNCTIONS[self.op](**tensors, **self.settings, backend=backend)
         results = {"out": out.detach()}
         if self.live:
             leaves = [tensors[name] for name in self.live]
@@ -58,7 +60,7 @@ class Problem:
 
         The larger one counts.
         """
-        chosen = next(b for b in OPS[self.op].backends if b.name == backend)
+        chosen = next(b for b in backends_of(self.op) if b.name == backend)
         position = _largest(self.tensors["rel_pos"]) if "rel_pos" in self.tensors else 0.0
         dtypes = {self.first.dtype, result.dtype}
         # Entries above 16 leave fewer digits to the exponents that they are added to.
@@ -70,6 +72,8 @@ class Problem:
         This is for gradients that pass through the softmax. They are differences, and may be far
         smaller than their terms.
         """
+        if self.op.startswith("deformable"):
+            return self._magnitudes_of_samples()
         by_rows = self.op in ("elsa", "outlook")
         through = {"attn"} if by_rows and self.settings["softmax"] else set()
         through |= {"scores", "rel_pos"} if self.op == "qna" else set()
@@ -118,6 +122,35 @@ class Problem:
         return {
             "grad of scores": _largest(folded),
             "grad of rel_pos": _largest(terms.sum((0, 4, 5))),
+        }
+
+    def _magnitudes_of_samples(self) -> dict[str, float]:
+        """Return the magnitudes for deformable attention, whose gradients are differences."""
+        if not self.live or not self.cotangent.numel():
+            return {}
+        value, *_, positions, weights = (x.detach().double() for x in self.tensors.values())
+        sizes = torch.tensor(self.settings["spatial_shapes"]).double().flip(1)[:, None]
+        fused = len(self.tensors) == 4
+        if fused:
+            centres = self.tensors["reference_points"].double()[:, :, None, :, None]
+            positions = centres + positions / sizes
+            weights = weights.flatten(3).softmax(dim=3).view(weights.shape)
+        weights = weights.abs().requires_grad_()
+        shapes = [side for pair in self.settings["spatial_shapes"] for side in pair]
+        out = deformable_reference.forward(value.abs(), positions, weights, shapes, "border")
+        (slopes,) = torch.autograd.grad(out, weights, self.cotangent.double().abs())
+        slopes = slopes * weights.detach()
+        # A step of one pixel may go from one of these values to the other.
+        moved = slopes[..., None] * (1 if fused else sizes)
+        if not fused:
+            return {"grad of sampling_locations": _largest(moved)}
+        terms = slopes + weights.detach() * slopes.sum(dim=(3, 4), keepdim=True)
+        points = (moved * sizes).sum(dim=(2, 4))
+        shape = self.tensors["reference_points"].shape
+        return {
+            "grad of sampling_offsets": _largest(moved),
+            "grad of attention_logits": _largest(terms),
+            "grad of reference_points": _largest(points.sum_to_size(shape)),
         }
 
     def __str__(self) -> str:
@@ -232,8 +265,63 @@ def _neighborhood(
     return dict.fromkeys(("query", "key"), (batch, channels, *sides)), settings
 
 
+def _deformable(
+    pick: random.Random, k: int, size: tuple[int, ...], channels: int
+) -> tuple[dict, dict]:
+    """Return shapes by tensor, and settings. ``size`` is batch, heads, height and width."""
+    batch, heads, *sides = size
+    shapes = [tuple(pick.randint(1, n) for n in sides) for _ in range(pick.choice([1, 2, 3, 6]))]
+    samples = (batch, pick.choice([1, 2, 7, 19]), heads, len(shapes), pick.choice([k, 4, 16, 18]))
+    settings = dict(spatial_shapes=shapes, padding_mode=pick.choice(["zeros", "border"]))
+    value = (batch, sum(h * w for h, w in shapes), heads, channels // heads)
+    tensors = {"value": value, "sampling_locations": (*samples, 2), "attention_weights": samples}
+    return tensors, settings
+
+
+def _deformable_from_offsets(
+    pick: random.Random, k: int, size: tuple[int, ...], channels: int
+) -> tuple[dict, dict]:
+    """Return shapes by tensor, and settings. ``size`` is batch, heads, height and width."""
+    tensors, settings = _deformable(pick, k, size, channels)
+    value, _, samples = tensors.values()
+    batch, queries, _, maps, _ = samples
+    points = (pick.choice([batch, 1]), queries, pick.choice([maps, 1]), 2)
+    tensors = {
+        "value": value,
+        "reference_points": points,
+        "sampling_offsets": (*samples, 2),
+        "attention_logits": samples,
+    }
+    return tensors, settings
+
+
 # The generator of each op's shapes and settings. A new op needs one here.
-MAKE = {"elsa": _elsa, "neighborhood": _neighborhood, "outlook": _outlook, "qna": _qna}
+MAKE = {
+    "deformable": _deformable,
+    "deformable_from_offsets": _deformable_from_offsets,
+    "elsa": _elsa,
+    "neighborhood": _neighborhood,
+    "outlook": _outlook,
+    "qna": _qna,
+}
+# The function of each generator.
+FUNCTIONS = {name: op.function for name, op in OPS.items()} | {
+    "deformable_from_offsets": deformable_attention_from_offsets
+}
+# The gradient by a position jumps from one pixel to the next. So positions are such multiples that
+# float32 leaves them on the same side.
+STEPS = {"sampling_locations": 2**-8, "reference_points": 2**-8, "sampling_offsets": 2**-8}
+
+
+# Tensors that the function expands before the operator sees them. Autograd adds up their gradients.
+EXPANDED = {"reference_points"}
+
+
+def backends_of(op: str) -> tuple[Backend, ...]:
+    """Return the backends of a key of ``MAKE``."""
+    return OPS[op.partition("_")[0]].backends
+
+
 # Ops whose tensors must have one dtype.
 ONE_DTYPE = {"neighborhood"}
 
@@ -260,10 +348,12 @@ def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
         x = source.randn(*shape) * factor
         if settings.get("lam") == 0.5 and name == "ghost_mul":
             x = x.abs() + 0.01
+        if name in STEPS:
+            x = (x / STEPS[name]).round() * STEPS[name]
         x = x.to(pick.choice(FLOATS) if mixed else dtype)
         tensors[name] = _arrange(x, layout if x.dim() == 4 or layout != "channels-last" else "")
     with torch.no_grad():
-        out = OPS[op].function(**{n: x.to("meta") for n, x in tensors.items()}, **settings)
+        out = FUNCTIONS[op](**{n: x.to("meta") for n, x in tensors.items()}, **settings)
     cotangent = source.randn(*out.shape).to(out.dtype)
     notes = {"layout": layout}
     if batch and pick.random() < 0.35:
@@ -291,7 +381,8 @@ def differences(problem: Problem, backend: str, exact: dict[str, Tensor]) -> lis
             continue
         own = name.removeprefix("grad of ")
         like = problem.first if name == "out" else problem.tensors[own]
-        if backend != "reference" and like.dim() == 4 and x.numel():
+        is_map = like.dim() == x.dim() == 4 and own not in EXPANDED
+        if backend != "reference" and is_map and x.numel():
             promised = new_map(like, x.shape).stride()
             if x.stride() != promised:
                 found.append(f"{name}: strides {x.stride()}, fake ones {promised}")

@@ -1,7 +1,7 @@
 """What only the C++ backend has: instruction sets, vectors, tiles, and the way it is loaded.
 
-That it computes the ops is tested with all other backends, in test_elsa.py, test_outlook.py and
-test_qna.py.
+That it computes the ops is tested with all other backends, in test_deformable.py, test_elsa.py,
+test_outlook.py and test_qna.py.
 """
 
 import _ctypes
@@ -17,18 +17,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import make_elsa, make_neighborhood, make_outlook, make_qna, peak_memory
+from cases import make_deformable, make_elsa, make_neighborhood, make_outlook, make_qna, peak_memory
 from cases import run as run_op
 from cases import worst_error as largest_difference
 
 from mmlocal.ops import (
     build,
+    deformable_attention,
+    deformable_attention_from_offsets,
     elsa_attention,
     extension,
     neighborhood_scores,
     outlook_attention,
     qna_attention,
 )
+from mmlocal.ops.deformable import BACKENDS as DEFORMABLE
 from mmlocal.ops.elsa import BACKENDS as ELSA
 from mmlocal.ops.elsa.cpp import Elsa
 from mmlocal.ops.outlook import BACKENDS as OUTLOOK
@@ -88,6 +91,16 @@ OUTLOOK_SHAPES = [
 ]
 
 
+# batch, queries, heads, channels per head, points, and pairs of height and width
+DEFORMABLE_SHAPES = [
+    (2, 37, 4, 70, 16, (7, 9), (4, 5)),  # as in ITSA: no whole vectors of channels
+    (1, 21, 2, 32, 4, (5, 6), (3, 3), (2, 2), (1, 1), (4, 1)),  # several maps in a vector
+    (1, 9, 3, 5, 18, (5, 6), (3, 4)),  # several vectors of points
+    (1, 8, 1, 131, 3, (6, 5)),  # several blocks of channels
+    (2, 300, 1, 16, 5, (9, 3), (3, 9), (1, 7), (2, 1)),  # several tasks of queries
+]
+
+
 def elsa_inputs(shape, dtype=torch.float32):
     tensors, settings = make_elsa(shape, dtype=dtype)
     return {name: x.detach() for name, x in tensors.items()}, settings
@@ -124,6 +137,26 @@ def test_outlook_at_sizes_of_vectors(shape, softmax, dtype):
     tensors, settings = outlook_inputs(shape, dtype)
     error = worst_error(outlook_attention, tensors, softmax=softmax, **settings)
     assert error < atol(OUTLOOK, dtype)
+
+
+def deformable_inputs(shape, dtype=torch.float32):
+    tensors, settings = make_deformable(shape, dtype=dtype)
+    return {name: x.detach() for name, x in tensors.items()}, settings | {"padding_mode": "border"}
+
+
+def fused_inputs(shape, dtype=torch.float32):
+    tensors, settings = make_deformable(shape, True, dtype)
+    return {name: x.detach() for name, x in tensors.items()}, settings
+
+
+@built
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("shape", DEFORMABLE_SHAPES, ids=str)
+def test_deformable_at_sizes_of_vectors(shape, fused, dtype):
+    tensors, settings = fused_inputs(shape, dtype) if fused else deformable_inputs(shape, dtype)
+    function = deformable_attention_from_offsets if fused else deformable_attention
+    assert worst_error(function, tensors, **settings) < atol(DEFORMABLE, dtype)
 
 
 @built
@@ -190,6 +223,8 @@ def test_threads_do_not_change_the_result():
         (qna_attention, *qna_inputs((2, 4, 8, 50, 140, 3, 1, 1, 2))),
         (outlook_attention, *outlook_inputs((3, 3, 16, 23, 17, 3, 2, 1))),
         (outlook_attention, *outlook_inputs((2, 2, 16, 22, 9, 5, 2, 2))),
+        *((deformable_attention, *deformable_inputs(shape)) for shape in DEFORMABLE_SHAPES),
+        *((deformable_attention_from_offsets, *fused_inputs(shape)) for shape in DEFORMABLE_SHAPES),
     ]
     threads = torch.get_num_threads()
     try:
@@ -222,9 +257,11 @@ for inputs, op, shapes in (
     (elsa_inputs, elsa_attention, ELSA_SHAPES),
     (neighborhood_inputs, neighborhood_scores, ELSA_SHAPES),
     (outlook_inputs, outlook_attention, OUTLOOK_SHAPES),
+    (deformable_inputs, deformable_attention, DEFORMABLE_SHAPES),
+    (fused_inputs, deformable_attention_from_offsets, DEFORMABLE_SHAPES),
     (qna_inputs, qna_attention, QNA_SHAPES),
 ):
-    backends = next(known.backends for known in OPS.values() if known.function is op)
+    backends = next(k.backends for k in OPS.values() if op in (k.function, *k.variants))
     for shape in shapes:
         for dtype in FLOATS:
             tensors, settings = inputs(shape, dtype)
@@ -251,8 +288,10 @@ for inputs, op, shapes in (
         (qna_attention, qna_inputs((2, 8, 8, 64, 64, 3, 1, 1, 2))),
         (qna_attention, qna_inputs((2, 8, 8, 64, 64, 7, 1, 3, 2))),
         (outlook_attention, outlook_inputs((2, 6, 32, 28, 28, 3, 2, 1))),
+        (deformable_attention, deformable_inputs((1, 400, 4, 70, 16, (20, 20), (10, 10)))),
+        (deformable_attention_from_offsets, fused_inputs((1, 400, 4, 70, 16, (20, 20), (10, 10)))),
     ],
-    ids=["elsa", "qna 3x3", "qna 7x7", "outlook"],
+    ids=["elsa", "qna 3x3", "qna 7x7", "outlook", "deformable", "deformable from offsets"],
 )
 def test_memory_of_the_forward_pass(op, inputs):
     """Beside the output, a twentieth of what the definition takes."""
@@ -318,6 +357,7 @@ def test_structures_are_those_of_the_kernels(function, name):
         "Map": extension.Map,
         "QueryMap": extension.QueryMap,
         "T*": extension.Table,
+        "int64_t*": extension.Counts,
         "uint8_t*": extension.Flags,
     }
     members = []

@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from random_problems import MAKE, Problem, differences, make_problem
+from random_problems import MAKE, Problem, backends_of, differences, make_problem
 
 from mmlocal.ops import OPS
 
@@ -17,7 +17,7 @@ FIRST = int(os.environ.get("MMLOCAL_RANDOM_SEED", 0))
 CASES = [
     (op, backend)
     for op in MAKE
-    for backend in OPS[op].backends
+    for backend in backends_of(op)
     if backend.name not in ("reference", "triton") and not backend.unavailable_reason()
 ]
 cases = pytest.mark.parametrize(("op", "backend"), CASES, ids=[f"{o}-{b.name}" for o, b in CASES])
