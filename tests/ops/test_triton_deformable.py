@@ -283,16 +283,15 @@ def deterministic():
 
 
 @kernels
-@operators
-@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
+@pytest.mark.parametrize(("fused", "scale"), [(False, 1e-12), (False, 1e12), (True, 1.0)])
 def test_deterministic_gradient_of_value(fused, scale, deterministic):
     """It has the same bits in whatever order the queries come, and no larger an error."""
     maps, mode = ((1, 2),), "border"
-    tensors = make((1, 12, 1, 2, 2), maps, fused)
-    cotangent = torch.randn(1, 12, 2, generator=torch.Generator().manual_seed(1)) * scale
+    tensors = make((1, 10, 1, 2, 2), maps, fused)
+    cotangent = torch.randn(1, 10, 2, generator=torch.Generator().manual_seed(1)) * scale
     expected = definition(fused, tensors, maps, mode, cotangent)["grad of value"]
     deterministic()
-    order = torch.arange(11, -1, -1)
+    order = torch.arange(9, -1, -1)
     turned = {n: x if n == "value" else x[:, order] for n, x in tensors.items()}
     first = results(fused, tensors, maps, mode, cotangent=cotangent.to(DEVICE))
     again = results(fused, turned, maps, mode, cotangent=cotangent[:, order].to(DEVICE))
@@ -359,13 +358,33 @@ LARGE = [
 ]
 
 
+def off_pixels(tensors: dict, maps) -> dict:
+    """Move samples that lie near a pixel, where the slope jumps, in place.
+
+    The last digit of a position decides on which side of the pixel such a sample lies.
+    """
+    fused = "sampling_offsets" in tensors
+    places = tensors["sampling_offsets" if fused else "sampling_locations"]
+    sides = torch.tensor([(width, height) for height, width in maps], device=places.device)[:, None]
+    for _ in range(20):
+        pixels = places.double()
+        if fused:
+            pixels = pixels + tensors["reference_points"].double()[:, :, None, :, None] * sides
+        else:
+            pixels = pixels * sides
+        near = ((pixels - 0.5).frac().abs() - 0.5).abs() > 0.499
+        places.add_(near * (0.3 if fused else 0.3 / sides))
+    assert not near.any()
+    return tensors
+
+
 @on_gpu
 @operators
 @pytest.mark.parametrize("mode", ["zeros", "border"])
 @pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
 def test_large_maps(dtype, mode, fused):
     for size, maps in LARGE:
-        tensors = make(size, maps, fused, dtype)
+        tensors = off_pixels(make(size, maps, fused, dtype), maps)
         exact = {n: x.double() for n, x in tensors.items()}
         expected = results(fused, exact, maps, mode, "eager")
         assert worst_error(results(fused, tensors, maps, mode), expected) <= ATOL[dtype]
@@ -408,10 +427,16 @@ def test_more_numbers_than_fit_32_bits():
     """A batch whose last sample lies behind the 2**31st number."""
     size, maps = (1, 2**20, 1, 8, 16), ((40, 50), (20, 25))
     tensors = make(size, maps, True, F16)
-    expected = results(True, tensors, maps, "zeros")
     samples = 2**31 // tensors["sampling_offsets"].numel() + 2
+
+    def run(tensors: dict) -> list[torch.Tensor]:
+        """Without the gradient of the value, to which too many samples would add."""
+        live = [tensors[n].requires_grad_() for n in ("sampling_offsets", "attention_logits")]
+        op = deformable_attention_from_offsets
+        out = op(**tensors, spatial_shapes=maps, backend="triton")
+        return [out.detach(), *torch.autograd.grad(out, live, torch.ones_like(out))]
+
     many = {n: x.repeat(samples, *[1] * (x.dim() - 1)) for n, x in tensors.items()}
     assert many["sampling_offsets"].numel() > 2**31
-    ours = results(True, many, maps, "zeros")
-    for name in ("out", "grad of sampling_offsets", "grad of attention_logits"):
-        assert torch.equal(ours[name][-1], expected[name][0]), name
+    for ours, expected in zip(run(many), run(tensors), strict=True):
+        assert torch.equal(ours[-1], expected[0])
