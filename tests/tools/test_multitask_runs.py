@@ -115,6 +115,20 @@ def test_stock_tools(folder):
     assert (folder / "stock/iter_1.pth").is_file()
 
 
+@pytest.mark.slow
+def test_detection_as_one_more_task(folder):
+    name = "itsa_det_elsa_swin_nano_scenes"
+    options = ("--cfg-options", "train_cfg.max_iters=1", "default_hooks.checkpoint.interval=1")
+    log = ""
+    for tool, arguments in (("train.py", []), ("test.py", [folder / "det/iter_1.pth"])):
+        command = [TOOLS / tool, name, *arguments, "--work-dir", "det", *options]
+        result = start(*command, cwd=folder)
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        log += result.stdout
+    assert "coco/bbox_mAP" in log
+    assert "edge/odsF" in log
+
+
 def test_lists_layers():
     found = list_layers(DEMO)
     assert {found[name] for name in LAYERS} == {"InterTaskAttention, 12 maps"}
