@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import make_cotangent, worst_error
+from random_problems import differences, make_problem
 from test_triton import (
     BF16,
     DEVICE,
@@ -331,6 +332,23 @@ def test_no_deterministic_gradient_in_float64(fused, deterministic):
     with pytest.warns(UserWarning, match="no deterministic gradient of a value in float64"):
         ours = results(fused, tensors, maps, "zeros")
     assert all(torch.equal(x, expected[n]) for n, x in ours.items())
+
+
+# Seeds of calls that are small, most of them with infinity or NaN in one of the tensors.
+RANDOM = {"deformable": [9, 88, 153, 217], "deformable_from_offsets": [114, 194, 196, 223]}
+
+
+@kernels
+@pytest.mark.parametrize("op", RANDOM)
+def test_random_problems(op):
+    found = []
+    for seed in RANDOM[op]:
+        problem = make_problem(op, seed, limit=3)
+        exact = problem.run("reference", F64)
+        problem.tensors = {n: x.to(DEVICE) for n, x in problem.tensors.items()}
+        problem.cotangent = problem.cotangent.to(DEVICE)
+        found += differences(problem, "triton", exact)
+    assert found == []
 
 
 @kernels
