@@ -16,7 +16,6 @@ from mmlocal.ops import deformable_attention_from_offsets
 
 PADDING_MODES = ("border", "zeros")
 GRAD_SCALE_SCOPES = ("offsets", "module")
-_QUERIES_AT_A_TIME = 4096
 
 
 class DeformableAttention(Unscripted, nn.Module):
@@ -141,26 +140,6 @@ class DeformableAttention(Unscripted, nn.Module):
         self._check("query", query, "Q")
         self._check("value", value, "S")
         value = self._linear(self.value_proj, value).unflatten(2, (self.num_heads, -1))
-        inputs = [(query, reference_points)]
-        # Without gradients, offsets of a few queries at a time stay in the cache of a CPU.
-        if (
-            query.is_cpu
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and query.shape[1:2] == reference_points.shape[1:2]
-        ):
-            parts = (x.split(_QUERIES_AT_A_TIME, dim=1) for x in (query, reference_points))
-            inputs = list(zip(*parts, strict=True))
-        outputs = [self._attend(part, value, points, spatial_shapes) for part, points in inputs]
-        return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
-
-    def _attend(
-        self,
-        query: Tensor,
-        value: Tensor,
-        reference_points: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-    ) -> Tensor:
         offsets, logits = self._offsets_and_logits(query, spatial_shapes)
         out = deformable_attention_from_offsets(
             value,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, check_flag, check_int, check_rate
 from mmlocal.layers.deformable_attention import DeformableAttention
 from mmlocal.layers.task_positions import cell_centres
 from mmlocal.layers.task_pyramid import TaskPyramid
+
+_PIXELS_AT_A_TIME = 4096
 
 
 class InterTaskAttention(Unscripted, nn.Module):
@@ -91,7 +94,7 @@ class InterTaskAttention(Unscripted, nn.Module):
         self.norm = nn.LayerNorm(embed_dims)
         self.ffn = nn.Sequential(
             nn.Linear(embed_dims, ffn_channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Dropout(dropout),
             nn.Linear(ffn_channels, embed_dims),
             nn.Dropout(dropout),
@@ -118,8 +121,17 @@ class InterTaskAttention(Unscripted, nn.Module):
         value, shapes = pyramid = self.pyramid(x)
         query = x.flatten(1, 3)
         attended = self.attention(query, value, cell_centres(x), shapes)
+        if x.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Parts of this size stay in the cache, and the FFN never writes its hidden map out.
+            parts = zip(*(y.split(_PIXELS_AT_A_TIME, 1) for y in (query, attended)), strict=True)
+            out = torch.cat([self._transform(*part) for part in parts], dim=1)
+        else:
+            out = self._transform(query, attended)
+        return out.view(x.shape), pyramid
+
+    def _transform(self, query: Tensor, attended: Tensor) -> Tensor:
         out = self.norm(query + self.dropout(attended))
-        return (out + self.ffn(out)).view(x.shape), pyramid
+        return out + self.ffn(out)
 
     def sampled_positions(self, x: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
         """Compute which positions each pixel reads, and with which weights, to draw them.

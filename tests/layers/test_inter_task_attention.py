@@ -124,6 +124,14 @@ def test_step_written_out():
     assert step.ffn[0].weight.shape == (48, 12)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (65, 64)], ids=str)
+def test_inference_on_cpus_takes_some_pixels_at_a_time(size):
+    step, x = make_step(num_tasks=1, num_levels=1), maps(*size, tasks=1)
+    expected = step(x)
+    with torch.no_grad():
+        torch.testing.assert_close(step(x), expected)
+
+
 def test_dropouts():
     """The output of the attention, and both layers of the FFN."""
     step = InterTaskAttention(12, 3, dropout=0.25)
