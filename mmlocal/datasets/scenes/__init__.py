@@ -9,7 +9,8 @@ same rays give the picture and all labels, so the labels are exact:
   picture has normals with the opposite x;
 - parts of people, ``PART_NAMES``: boundaries between parts are no boundaries of the task ``edge``;
 - saliency: solids of a vivid colour are salient, dull ones are not. A person counts by the shirt.
-  The room, the rug and the picture are never salient. The first solid of a scene is always vivid;
+  The room, the rug and the picture are never salient. The first solid of a scene is vivid, half of
+  the others are;
 - boundaries: pixels whose right or lower neighbour belongs to another surface or object. A corner
   between two walls is a boundary, an edge of one box between its faces is not;
 - bounding boxes of the visible parts of the solids.
@@ -18,9 +19,12 @@ The scenes are easy enough for a narrow network that trains on a CPU in minutes,
 always stands to the upper left of the camera and its light falls off, so that shading tells the
 normal and, roughly, the distance. The camera has one focal length, and its height and pitch vary
 little, so that the place on the floor tells the distance, and so do the tiles, which always have
-sides of half a metre. Floors, walls and ceilings have colours of their own. No label is painted
-into the picture, however: colours and patterns of objects are drawn at random, and the hue is only
-a hint to the class; it is dull in half of the objects. Paint changes brightness as shading does,
+sides of half a metre. Floors, walls and ceilings have colours of their own. People wear a shirt and
+shorts, so that skin tells arms and legs from the rest. The hue is a hint to the class of a solid:
+the nearest hue is right for six of seven solids, but it is faint in all solids that are not
+salient. The pattern tells nothing.
+
+No label is painted into the picture, however. Paint changes brightness as shading does, tiles and
 shadows have edges that are no boundaries, and rugs and pictures have no edge in depth.
 
 ``mmlocal make-shapes --tasks multitask`` writes the layout of NYUD-v2. With ``--layout pascal`` it
