@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import itertools
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from copy import deepcopy
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from mmlocal.cli.tool import run_tool
 from mmlocal.datasets.multitask import MultiTaskDataset
 from mmlocal.errors import UsageError
 from mmlocal.files import write_whole
+from mmlocal.processes import map_in_processes, usable_cores
 from mmlocal.tasks import IGNORE, TASKS
 from mmlocal.visualization.multitask_maps import IGNORED_COLOUR, colour_map, tile_panels
 
@@ -179,16 +177,10 @@ def _count(items: list[dict], classes: dict[str, int], workers: int | None) -> C
     """Read the images, in several processes if there are many."""
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     if workers is None:
-        workers = (os.cpu_count() or 1) if len(items) > _FEW else 1
+        workers = usable_cores() if len(items) > _FEW else 1
     found = Counts()
-    with contextlib.ExitStack() as stack:
-        results: Iterable[Counts] = map(count_images, chunks, itertools.repeat(classes))
-        if workers > 1:
-            # A process that is started anew has no locks of threads that it cannot see.
-            context = get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
-            results = pool.map(count_images, chunks, itertools.repeat(classes))
-        for counts in track(results, "reading", len(chunks), console=Console(stderr=True)):
+    with closing(map_in_processes(partial(count_images, classes=classes), chunks, workers)) as pool:
+        for counts in track(pool, "reading", len(chunks), console=Console(stderr=True)):
             found.add(counts)
     return found
 
