@@ -176,11 +176,12 @@ def _decode(png: np.ndarray) -> np.ndarray:
 
 def _read_subset(path: Path) -> frozenset[str]:
     try:
-        names = frozenset(path.read_text().split())
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"edge: subset must be a text file with an identifier in each line ({error})"
         ) from error
+    names = frozenset(line.strip() for line in lines) - {""}
     if not names:
         raise ValueError(f"edge: subset {path} names no image")
     return names

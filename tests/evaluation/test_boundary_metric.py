@@ -58,7 +58,7 @@ def test_subset(tmp_path, monkeypatch):
     log = lambda message, **kwargs: messages.append(message)  # noqa: E731
     monkeypatch.setattr("mmlocal.evaluation.boundary_metric.print_log", log)
     path = tmp_path / "test_new.txt"
-    path.write_text("b\nc\n")
+    path.write_text("\ufeffb\r\n\r\nc \r\n", encoding="utf-8", newline="")  # of Windows
     metric, everything = BoundaryF(0.02, subset=path, num_workers=0), BoundaryF(0.02, num_workers=0)
     maps = {name: make_maps(seed) for seed, name in enumerate("abc")}
     packed = [metric.pack(*maps[name], name) for name in "abc"]
