@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import itertools
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from copy import deepcopy
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from mmlocal.cli.tool import run_tool
 from mmlocal.datasets.multitask import MultiTaskDataset
 from mmlocal.errors import UsageError
 from mmlocal.files import write_whole
+from mmlocal.processes import map_in_processes, usable_cores
 from mmlocal.tasks import IGNORE, TASKS
 from mmlocal.visualization.multitask_maps import IGNORED_COLOUR, colour_map, tile_panels
 
@@ -109,7 +107,8 @@ def check_dataset(
 
     Raises:
         UsageError: the arguments do not name a data set, the data set is incomplete, or it has
-            files that cannot be used or labels that are no class. The report comes first.
+            files that cannot be used or labels that are no class, a library is missing, or the
+            folder cannot be written. The report of faults comes first.
     """
     if (config is None) == (type is None):
         raise UsageError("give a config, or --type and --data-root")
@@ -117,13 +116,20 @@ def check_dataset(
         if data_root is not None or tasks is not None:
             raise UsageError("goes with --type; use --cfg-options to change a config", "data_root")
         datasets = _of_config(config, cfg_options, split)
+    elif cfg_options:
+        raise UsageError("goes with a config", "cfg_options")
     else:
         datasets = [_of_class(str(type), data_root, split, tasks)]
+    if out_dir:
+        _make_folder(Path(out_dir))
     reports, rows = [], []
     for dataset in datasets:
         classes = FIXED_CLASSES | {"semseg": len(dataset.metainfo["classes"])}
         items = [dataset.get_data_info(index) for index in range(len(dataset))]
-        counts = _count(items, classes, workers)
+        try:
+            counts = _count(items, classes, workers)
+        except ImportError as error:  # a library that only some data sets need
+            raise UsageError(str(error)) from error
         report = _report(dataset, counts, classes)
         print(_text(report), flush=True)
         reports.append(report)
@@ -179,16 +185,10 @@ def _count(items: list[dict], classes: dict[str, int], workers: int | None) -> C
     """Read the images, in several processes if there are many."""
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     if workers is None:
-        workers = (os.cpu_count() or 1) if len(items) > _FEW else 1
+        workers = usable_cores() if len(items) > _FEW else 1
     found = Counts()
-    with contextlib.ExitStack() as stack:
-        results: Iterable[Counts] = map(count_images, chunks, itertools.repeat(classes))
-        if workers > 1:
-            # A process that is started anew has no locks of threads that it cannot see.
-            context = get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
-            results = pool.map(count_images, chunks, itertools.repeat(classes))
-        for counts in track(results, "reading", len(chunks), console=Console(stderr=True)):
+    with closing(map_in_processes(partial(count_images, classes=classes), chunks, workers)) as pool:
+        for counts in track(pool, "reading", len(chunks), console=Console(stderr=True)):
             found.add(counts)
     return found
 
@@ -296,13 +296,20 @@ def _rows(
         yield row
 
 
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the results before the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error}", "out_dir") from error
+
+
 def _write(
     out_dir: Path,
     reports: list[dict[str, Any]],
     rows: list[list[tuple[str, np.ndarray | None]]],
 ) -> None:
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
         write_whole(out_dir / "report.json", json.dumps(reports, indent=1) + "\n")
         shapes = [image.shape[:2] for row in rows for _, image in row if image is not None]
         if not shapes:

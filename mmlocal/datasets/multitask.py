@@ -188,8 +188,11 @@ class MultiTaskDataset(BaseDataset):
             raise FileNotFoundError(
                 f"there is no list of the split {self.split!r}, {path}; {splits}{self._expected()}"
             )
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        names = [name for name in names if name]
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} must be a text file in UTF-8: {error}") from error
+        names = [line.strip() for line in lines if line.strip()]
         if not names:
             raise ValueError(f"{path} lists no image; write the name of one image in each line")
         double = [name for name, times in Counter(names).items() if times > 1]

@@ -31,12 +31,12 @@ def quantize(probability: np.ndarray) -> np.ndarray:
     """Turn probabilities into the levels of an 8-bit image, rounded down as the original does.
 
     Args:
-        probability: any shape, any float dtype, in [0, 1].
+        probability: any shape, any float dtype, in [0, 1]. What is not a number counts as 0.
 
     Returns:
         uint8, of the same shape.
     """
-    return (255 * np.clip(probability, 0, 1)).astype(np.uint8)
+    return (255 * np.nan_to_num(probability).clip(0, 1)).astype(np.uint8)
 
 
 def boundary_map(labels: np.ndarray) -> np.ndarray:
@@ -118,12 +118,15 @@ def suppress_non_maxima(edges: np.ndarray) -> np.ndarray:
         edges: ``(H, W)``, uint8.
 
     Returns:
-        ``(H, W)``, float32 in [0, 1].
+        ``(H, W)``, float32 in [0, 1]. All pixels of a single row or column stay, because it has no
+        curvature.
 
     Source:
         Dollar and Zitnick; radius 1, border 5, factor 1.01.
     """
     values = edges.astype(np.float32) / 255
+    if min(values.shape) < 2:
+        return values
     kernel = np.array([1, 2, 3, 4, 5, 4, 3, 2, 1], np.float32) / 25
     smooth = cv2.sepFilter2D(values, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT)
     dy, dx = np.gradient(smooth)

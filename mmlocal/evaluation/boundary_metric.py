@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +25,7 @@ from mmlocal.evaluation.boundaries import (
     quantize,
     thin,
 )
+from mmlocal.processes import map_in_processes, usable_cores
 from mmlocal.tasks import IGNORE
 
 # Below this number of images, a process would take longer to start than to do its work.
@@ -92,7 +88,7 @@ class BoundaryF:
         self.boundary_map = boundary_map
         self.nms = nms
         self.subset = None if subset is None else _read_subset(Path(subset))
-        self.num_workers = _cores() if num_workers is None else num_workers
+        self.num_workers = usable_cores() if num_workers is None else num_workers
 
     def pack(self, pred: Tensor, label: Tensor, image: str) -> PackedBoundaries | None:
         """Reduce the maps of one image to 8 bit.
@@ -128,15 +124,14 @@ class BoundaryF:
             followed by 1; zeros for ``None``.
 
         Note:
-            The processes are started afresh, so that they inherit no state of a GPU. They end with
-            this process, however it ends. A script that evaluates at import needs
-            ``if __name__ == "__main__":``, as for any such process.
+            Several processes work as by :func:`mmlocal.processes.map_in_processes`. A script that
+            evaluates at import needs ``if __name__ == "__main__":``.
         """
         chosen = [image for image in images if image is not None]
         count = partial(_count, max_dist=self.max_dist, nms=self.nms)
         workers = min(self.num_workers, len(chosen) // _LEAST_IMAGES)
         done = track(
-            _run(count, chosen, workers),
+            map_in_processes(count, chosen, workers),
             "odsF",
             total=len(chosen),
             console=Console(stderr=True),
@@ -166,36 +161,9 @@ class BoundaryF:
         return ods_f(total[:-1]) if images else math.nan
 
 
-def _run(count: partial, images: Sequence[PackedBoundaries], workers: int) -> Iterator[np.ndarray]:
-    """Count in this process, or in others."""
-    if workers < 2:
-        yield from map(count, images)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    try:
-        yield from pool.map(count, images)
-    finally:  # after an interrupt, only images in work are finished
-        pool.shutdown(cancel_futures=True)
-
-
 def _count(image: PackedBoundaries, max_dist: float, nms: bool) -> np.ndarray:
     counts = boundary_counts(_decode(image.edges), _decode(image.truth) > 0, max_dist, nms)
     return np.append(counts, 1.0)
-
-
-def _start_worker() -> None:
-    """Leave interrupts to the main process, use one core, and end with the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _encode(image: np.ndarray) -> np.ndarray:
@@ -206,19 +174,14 @@ def _decode(png: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.imdecode(png, cv2.IMREAD_GRAYSCALE))
 
 
-def _cores() -> int:
-    """Share the cores that this process may use among the processes of the evaluation."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
 def _read_subset(path: Path) -> frozenset[str]:
     try:
-        names = frozenset(path.read_text().split())
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"edge: subset must be a text file with an identifier in each line ({error})"
         ) from error
+    names = frozenset(line.strip() for line in lines) - {""}
     if not names:
         raise ValueError(f"edge: subset {path} names no image")
     return names

@@ -105,7 +105,7 @@ class MaxF(DenseMetric):
     """Largest F-measure over 19 thresholds, with :math:`\\beta^2 = 0.3`.
 
     Predictions are probabilities and labels are 0 or 1, ``(1, H, W)``. A pixel is predicted as
-    salient from the threshold on. The thresholds are 0.05, 0.10, ..., 0.95. At each of them,
+    salient from the threshold on; a prediction that is not a number is below all thresholds. The thresholds are 0.05, 0.10, ..., 0.95. At each of them,
 
     .. math:: F = (1 + \\beta^2) P R / (\\beta^2 P + R)
 
@@ -130,7 +130,7 @@ class MaxF(DenseMetric):
             raise ValueError(f"the label must hold 0, 1 and {IGNORE} (ignored) only")
         positive = positive.bool()
         # The k-th bin holds predictions from the k-th threshold up to the next.
-        bins = torch.bucketize(pred, self.thresholds.to(pred.device), right=True)
+        bins = torch.bucketize(pred.nan_to_num(), self.thresholds.to(pred.device), right=True)
 
         def at_least(bins: Tensor) -> Tensor:
             counts = torch.bincount(bins, minlength=len(self.thresholds) + 1)

@@ -107,8 +107,9 @@ def test_faults_are_listed(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "1 maps have labels that are no class" in text
     assert f"{root}/segmentation/0001.png (40, 59)" in text
-    assert f"{root}/depth/0000.npy: has 5x6 pixels, and its image has 36x48" in text
-    assert "has negative depth" in text
+    size = f"has 5x6 pixels, and its image {root}/images/0000.png has 36x48"
+    assert f"{root}/depth/0000.npy: {size}" in text
+    assert f"{root}/depth/0002.npy: has negative depth" in text
     assert f"{root}/images/0004.png: " in text
     assert f"{root}/edge/0003.png: " in text
     assert "25.0 % not of length 1" in text
@@ -128,6 +129,7 @@ def test_faults_are_listed(tmp_path, capsys):
         ({"type": "Unknown", "data_root": "."}, "which is no multi-task data set"),
         ({"config": "elsa_swin_t_upernet_160k"}, "which is no multi-task data set"),
         ({"config": "elsa_swin_t_upernet_160k", "data_root": "."}, "data_root: goes with --type"),
+        ({"type": "NYUDv2", "data_root": ".", "cfg_options": {"a": 1}}, "cfg_options: goes with"),
         ({"config": "elsa_swin_t_upernet_160k", "split": "x"}, "split: .* no x_dataloader"),
     ],
 )
@@ -135,6 +137,24 @@ def test_wrong_arguments(arguments, why):
     pytest.importorskip("mmseg.datasets")
     with pytest.raises(UsageError, match=why):
         check_dataset(**arguments)
+
+
+def test_folder_that_cannot_be_made(tmp_path, capsys):
+    """It is found before the work."""
+    write_nyud(tmp_path / "NYUDv2")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UsageError, match="out_dir: cannot be written: "):
+        check_dataset(
+            type="NYUDv2", data_root=str(tmp_path / "NYUDv2"), out_dir=str(tmp_path / "out")
+        )
+    assert capsys.readouterr().out == ""
+
+
+def test_missing_library(tmp_path, monkeypatch):
+    write_pascal(tmp_path / "PASCALContext")
+    monkeypatch.setitem(sys.modules, "skimage.morphology", None)
+    with pytest.raises(UsageError, match="pip install scikit-image"):
+        check_dataset(type="PASCALContext", data_root=str(tmp_path / "PASCALContext"))
 
 
 def test_counts_add_up():

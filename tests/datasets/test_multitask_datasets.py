@@ -22,6 +22,7 @@ from multitask_files import (
     write_pascal,
 )
 from scipy.io import loadmat
+from scipy.sparse import csc_matrix
 from skimage.morphology import thin
 
 import mmlocal.registry  # noqa: F401 - the scope of the types
@@ -265,8 +266,12 @@ def test_splits(own_nyud):
     assert "lists no image" in message("NYUDv2", own_nyud, ValueError)
     listed.write_text("0000\n0001\n0000\n")
     assert "lists 1 images more than once: 0000" in message("NYUDv2", own_nyud, ValueError)
-    listed.write_text("0000\r\n0001  \r\n\r\n")
-    assert len(build("NYUDv2", own_nyud)) == 2
+    for text in ("0000\r\n0001  \r\n\r\n", "\ufeff0000\n0001"):  # as written on Windows
+        listed.write_text(text, encoding="utf-8", newline="")
+        assert len(build("NYUDv2", own_nyud)) == 2
+    listed.write_bytes("0000\n".encode("utf-16"))
+    text = message("NYUDv2", own_nyud, ValueError)
+    assert text.startswith(f"{listed} must be a text file in UTF-8: ")
 
 
 def test_tasks(own_nyud, own_pascal):
@@ -306,6 +311,8 @@ def test_depth(own_nyud):
     write_array(own_nyud / "depth/0000.npy", depth[..., None])
     found = build("NYUDv2", own_nyud, tasks=("depth",))[0]["gt_depth_map"]
     assert found[0, :5].tolist() == [0, 0, 0, 3, 2]
+    write_array(own_nyud / "depth/0000.npy", np.full(SIZE, 1e99))  # too large for float32
+    assert not build("NYUDv2", own_nyud, tasks=("depth",))[0]["gt_depth_map"].any()
     depth[5, 5] = -1.5
     write_array(own_nyud / "depth/0000.npy", depth)
     assert "depth/0000.npy has negative depth, down to -1.5" in failure("NYUDv2", own_nyud, "depth")
@@ -360,13 +367,31 @@ def test_damaged_mat_files(own_pascal, folder, task, damage):
     ("content", "why"),
     [
         (np.ones(SIZE), "is no annotation of PASCAL-Part"),
+        (csc_matrix(np.eye(4)), "is no annotation of PASCAL-Part"),
         (annotation([(15, box(0, 9, 0, 9), [("wing", box(0, 3, 0, 3))])]), "'wing'"),
     ],
-    ids=["matrix", "unknown part"],
+    ids=["matrix", "sparse matrix", "unknown part"],
 )
 def test_wrong_annotations(own_pascal, content, why):
     write_mat(own_pascal / "human_parts/2008_000000.mat", anno=content)
     assert why in failure("PASCALContext", own_pascal, "human_parts")
+
+
+@pytest.mark.parametrize(
+    "labels", [np.zeros((0, 0)), np.zeros((2, 2, 2)), csc_matrix(np.eye(4)), 1j * np.eye(4)]
+)
+def test_wrong_label_maps(own_pascal, labels):
+    write_mat(own_pascal / "pascal-context/trainval/2008_000000.mat", LabelMap=labels)
+    assert "must be a full matrix of numbers" in failure("PASCALContext", own_pascal, "edge")
+
+
+def test_images_of_1_bit(own_nyud):
+    edges = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 3 == 0
+    for folder in ("edge", "segmentation"):
+        write_image(own_nyud / folder / "0000.png", edges)
+    item = build("NYUDv2", own_nyud, tasks=("edge", "semseg"))[0]
+    same(item["gt_edge_map"], edges)
+    same(item["gt_seg_map"], np.where(edges, 0, 255))
 
 
 @pytest.mark.parametrize(

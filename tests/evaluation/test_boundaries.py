@@ -36,6 +36,7 @@ def test_quantize_rounds_down():
     found = quantize(np.array([0, 0.5, 0.9999, 1], np.float32))
     assert found.tolist() == [0, 127, 254, 255]
     assert found.dtype == np.uint8
+    assert quantize(np.array([np.nan, np.inf, -np.inf, -0.1, 1.1])).tolist() == [0, 255, 0, 0, 255]
 
 
 def test_boundary_map_against_loops():
@@ -101,6 +102,18 @@ def test_suppression_against_loops():
     assert (~same).sum() <= 2
     assert np.abs(found - expected)[same].max() < 1e-6
     assert 0.1 < (found > 0).mean() < 0.9
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
+def test_tiny_maps(shape):
+    """A single row or column has no curvature, so that all its pixels stay."""
+    pytest.importorskip("scipy")
+    edges = np.full(shape, 100, np.uint8)
+    if min(shape) == 1:
+        assert (suppress_non_maxima(edges) == np.float32(100 / 255)).all()
+    counts = boundary_counts(edges, edges > 0, 0.1)
+    assert counts[-1] == edges.size
+    assert (counts[0] > 0) == (min(shape) == 1)  # the border of 2x2 pixels fades to 0
 
 
 def test_matching_against_the_assignment_problem():

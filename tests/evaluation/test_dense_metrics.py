@@ -86,6 +86,12 @@ def test_max_f_without_positives():
     assert MaxF().value(total(MaxF(), [(torch.ones(1, 2, 2), label)])) == 0
 
 
+def test_max_f_of_predictions_that_are_no_numbers():
+    label = torch.ones(1, 2, 2, dtype=torch.long)
+    assert MaxF().value(total(MaxF(), [(torch.full((1, 2, 2), math.nan), label)])) == 0
+    assert MaxF().value(total(MaxF(), [(torch.full((1, 2, 2), math.inf), label)])) == 1
+
+
 def test_rmse_ignores_holes_and_clamps():
     label = torch.tensor([[[2.0, 0.0, 255.0, math.nan, math.inf, 1.0]]])
     pred = torch.tensor([[[5.0, 9.0, 9.0, 9.0, 9.0, -7.0]]])

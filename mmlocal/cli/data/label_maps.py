@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 
-from mmlocal.datasets.transforms.label_formats import read_label_map
-from mmlocal.datasets.transforms.multitask_loading import MarkIgnored
+from mmlocal.datasets.transforms.multitask_loading import LoadMultiTaskAnnotations, MarkIgnored
 from mmlocal.tasks import IGNORE, TASKS
 
 #: Classes of the tasks whose number of classes is fixed.
@@ -134,20 +133,11 @@ def read_item(item: dict) -> tuple[dict[str, Any], dict[str, str]]:
     except Exception as error:  # a damaged file can fail in any way
         reasons[item["img_path"]] = _one_line(error) or "cannot be read as an image"
         return results, reasons
-    shape = results["ori_shape"]
     for task, file in item["labels"].items():
         try:
-            labels = read_label_map(shape=shape, **file)
+            results = LoadMultiTaskAnnotations()(results | {"labels": {task: file}}) or {}
         except (OSError, ValueError) as error:
-            reasons[file["path"]] = _one_line(error)
-            continue
-        if labels.shape[:2] != shape:
-            reasons[file["path"]] = (
-                f"has {labels.shape[0]}x{labels.shape[1]} pixels, and its image has "
-                f"{shape[0]}x{shape[1]}"
-            )
-        else:
-            results[TASKS[task].gt_key] = labels
+            reasons[file["path"]] = _one_line(error).removeprefix(f"{file['path']} ")
     return MarkIgnored()(results), reasons
 
 

@@ -53,7 +53,7 @@ def read_label_map(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, holds something else, or has another size than the image.
+        ValueError: a file is damaged, or holds something else.
     """
     if format == "parts_mat":
         labels = read_parts(path, shape)
@@ -67,18 +67,19 @@ def read_label_map(
 
 def read_classes(path: str) -> np.ndarray:
     """Classes from 0; 255 is ignored."""
-    return _read_png(path, channels=1)
+    return _read_png(path, channels=1).astype(np.uint8, copy=False)
 
 
 def read_classes_from_1(path: str) -> np.ndarray:
     """Classes from 1 in the file; 0 stands for no class, which is ignored."""
-    labels = _read_png(path, channels=1)
+    labels = read_classes(path)
     return np.where(labels == 0, np.uint8(IGNORE), labels - np.uint8(1))
 
 
 def read_binary_png(path: str) -> np.ndarray:
-    """1 where the grey value is above half of 255."""
-    return (_read_png(path, channels=1) > 127).astype(np.uint8)
+    """1 where the grey value is above half of 255, or where a file of 1 bit is white."""
+    values = _read_png(path, channels=1)
+    return (values if values.dtype == bool else values > 127).astype(np.uint8)
 
 
 def read_binary_npy(path: str) -> np.ndarray:
@@ -88,7 +89,8 @@ def read_binary_npy(path: str) -> np.ndarray:
 
 def read_depth(path: str) -> np.ndarray:
     """Depth in metres. Holes, which are 0, infinite or not a number, become 0."""
-    depth = _read_npy(path, channels=1).astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        depth = _read_npy(path, channels=1).astype(np.float32)
     depth[~np.isfinite(depth)] = 0
     if (depth < 0).any():
         raise ValueError(
@@ -109,7 +111,8 @@ def read_normals_png(path: str) -> np.ndarray:
 
 def read_normals_npy(path: str) -> np.ndarray:
     """Normals as they are. Unknown normals, which are 0 or not finite, become 0."""
-    normals = _read_npy(path, channels=3).astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        normals = _read_npy(path, channels=3).astype(np.float32)
     normals[~np.isfinite(normals).all(axis=-1)] = 0
     return normals
 
@@ -147,7 +150,7 @@ def read_parts(path: str, shape: tuple[int, int]) -> np.ndarray:
                 parts = np.zeros(thing["mask"].shape, dtype=np.uint8)
             for part in thing["parts"].ravel():
                 parts[part["mask"].astype(bool)] = HUMAN_PARTS[str(part["part_name"].item())]
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no annotation of PASCAL-Part, or has an unknown part: {error!r}"
         ) from error
@@ -170,17 +173,15 @@ FORMATS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def _read_png(path: str, channels: int) -> np.ndarray:
-    """``(H, W)`` or ``(H, W, 3)`` uint8, in RGB order."""
+    """``(H, W)`` or ``(H, W, 3)``, in RGB order; uint8, or bool for a file of 1 bit."""
     content = Path(path).read_bytes()
     try:
         # Pillow keeps the numbers of files with a palette.
         image = mmcv.imfrombytes(content, flag="unchanged", backend="pillow")
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    if image.dtype == bool:
-        image = image.astype(np.uint8)
     _check_channels(path, image, channels)
-    if image.dtype != np.uint8:
+    if image.dtype not in (np.uint8, bool):
         raise ValueError(f"{path} must have 8 bits for each value, got {image.dtype}")
     return image[..., ::-1] if channels == 3 else image  # mmcv's order is BGR
 
@@ -202,9 +203,11 @@ def _read_npy(path: str, channels: int) -> np.ndarray:
 
 def _read_labels_mat(path: str) -> np.ndarray:
     labels = _read_mat(path, "LabelMap")
-    if labels.ndim != 2 or labels.dtype.kind not in "buif":
+    is_matrix = isinstance(labels, np.ndarray) and labels.ndim == 2 and labels.size > 0
+    if not is_matrix or labels.dtype.kind not in "buif":
         raise ValueError(
-            f"LabelMap of {path} must be a matrix of numbers, got {labels.dtype} of {labels.shape}"
+            f"LabelMap of {path} must be a full matrix of numbers, got "
+            f"{type(labels).__name__} of {labels.dtype}, {labels.shape}"
         )
     return labels
 
