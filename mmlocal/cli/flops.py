@@ -43,8 +43,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         metavar=("HEIGHT", "WIDTH"),
         help="size of the image, one number for a square; default: the size of the published "
-        "figures: 800x1280 for mmdet, 512x2048 for mmseg, the size of the test pipeline for "
-        "mmpretrain",
+        "figures: 800x1280 for mmdet, 512x2048 for mmseg, the size of padded images for "
+        "multi-task configs, the size of the test pipeline for mmpretrain",
     )
     parser.add_argument(
         "--device",
