@@ -145,7 +145,7 @@ def backward_samples(
         for x, need in zip(inputs, needs_grad, strict=True)
     ]
     call = Packed(value, weights, spatial_shapes, padding_mode, reference_points is not None)
-    # The kernel adds up the gradients of the offsets to that of a reference point.
+    # The gradient of a reference point is a sum over the gradients of its offsets.
     asked = [*needs_grad[:2], needs_grad[2] or needs_grad[1], needs_grad[3]]
     names = ("grad_points", "grad_positions", "grad_weights")
     for b in range(len(value)):
