@@ -19,7 +19,7 @@ from mmlocal.ops.extension import Arguments, Counts, Table, fields, loaded, roun
 from mmlocal.ops.layout import new_map
 
 # The queries of a task. Many share the pixels that they read, few spread over many threads.
-_MOST_QUERIES, _FEWEST_QUERIES = 256, 16
+_MOST_QUERIES, _FEWEST_QUERIES = 512, 16
 
 
 class Deformable(Arguments):
