@@ -8,13 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.contestants import make_tensors, op_function, op_tensors
+from benchmarks.contestants import has_windows, make_tensors, op_function, op_tensors
 from mmlocal.ops import OPS
 from mmlocal.ops.backends import Backend
 from mmlocal.ops.cases import Case
 
 # Width and height in pixels of the corner that the check of a whole map compares.
 _CORNER = 8
+# Queries that the check of a whole map compares, for an op without windows.
+_QUERIES = 48
 
 
 class WrongResultError(Exception):
@@ -59,6 +61,12 @@ def _step(x: Tensor, case: Case) -> int:
     return 1 if x.shape[2:] == (case.height, case.width) else case.stride
 
 
+def _last_queries(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Cut all tensors but the values, which come first, to the last queries of the last sample."""
+    value, *_ = tensors
+    return {name: x[-1:] if name == value else x[-1:, -_QUERIES:] for name, x in tensors.items()}
+
+
 def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torch.device) -> None:
     """Compare output and all gradients of a backend with ``reference`` in float64.
 
@@ -73,10 +81,13 @@ def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torc
         dtype: data type of all tensors.
         device: device that the backend runs on.
 
+    An op without windows compares a small map and the last queries of the whole map instead.
+
     Raises:
         WrongResultError: an error is larger than the declared tolerance of the backend.
     """
-    span = 2 * case.kernel_size + _CORNER
+    windows = has_windows(case.op)
+    span = 2 * case.kernel_size + _CORNER if windows else _CORNER
     where = f"{case.op}, {case.name}"
     small = replace(
         case,
@@ -93,6 +104,13 @@ def check_backend(backend: Backend, case: Case, dtype: torch.dtype, device: torc
 
     tensors = op_tensors(case, make)
     ours, cotangent = _results(op_function(case, backend.name), tensors, make)
+    if not windows:
+        exact = _exact(case, _last_queries(tensors), cotangent[-1:, -_QUERIES:])
+        # The gradient of the values sums over all queries.
+        del exact[f"gradient of {next(iter(tensors))}"]
+        compared = {name: x[-1:, -_QUERIES:] for name, x in ours.items()}
+        _compare(compared, exact, backend, dtype, f"{where}, last queries")
+        return
     # With a stride, the corner must start where a window of the map starts.
     first = [max(0, size - span) // case.stride * case.stride for size in (case.height, case.width)]
     corner = replace(case, batch=1, height=case.height - first[0], width=case.width - first[1])

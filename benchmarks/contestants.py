@@ -26,6 +26,15 @@ class CannotRunError(RuntimeError):
     """A contestant does not fit this case or machine. The message is the reason."""
 
 
+def has_windows(op: str) -> bool:
+    """Whether an op mixes windows of pixels, as convolutions do. Its analysis may say no.
+
+    Args:
+        op: name out of ``OPS``.
+    """
+    return getattr(OPS[op].load_analysis(), "WINDOWS", True)
+
+
 @dataclass(frozen=True)
 class Contestant:
     """One way to mix neighbouring pixels.
@@ -35,7 +44,7 @@ class Contestant:
         description: one line for the report.
         build: function that makes the input tensors for a case, and returns them with the function
             to time. It may raise :class:`CannotRunError`.
-        ops: names of the ops to compare it with; ``None`` for all.
+        ops: names of the ops to compare it with; ``None`` for all that have windows.
     """
 
     name: str
@@ -49,7 +58,7 @@ class Contestant:
         Args:
             op: name out of ``OPS``.
         """
-        return self.ops is None or op in self.ops
+        return has_windows(op) if self.ops is None else op in self.ops
 
 
 def make_tensors(device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Make:
@@ -113,8 +122,20 @@ def _backend(name: str, case: Case, make: Make) -> Built:
 def _check_windows_fit(case: Case, like: Tensor) -> None:
     """Refuse ``reference`` if its windows do not fit into main memory."""
     # With gradients, it holds at least six copies of all values in all windows.
-    values = OPS[case.op].load_analysis().window_values(case)
-    needed = 6 * values * max(4, like.element_size())
+    check_memory(6 * OPS[case.op].load_analysis().window_values(case), like)
+
+
+def check_memory(numbers: int, like: Tensor) -> None:
+    """Refuse a contestant that holds more numbers at once than main memory does.
+
+    Args:
+        numbers: how many numbers the contestant holds.
+        like: tensor of the dtype and device of the contestant.
+
+    Raises:
+        CannotRunError: they do not fit.
+    """
+    needed = numbers * max(4, like.element_size())
     free = available_memory()
     if like.device.type == "cpu" and free is not None and needed > free:
         raise CannotRunError(f"needs about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free")

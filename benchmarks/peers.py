@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from benchmarks.contestants import Built, CannotRunError, Contestant, op_tensors
+from benchmarks.deformable import DEFORMABLE_PEERS
 from benchmarks.unfold import UNFOLD_PEERS
 from mmlocal.ops import elsa_attention, neighborhood_scores
 from mmlocal.ops.cases import Case, Make
@@ -285,6 +286,7 @@ def _natten(case: Case, make: Make) -> Built:
 
 PEERS = (
     *UNFOLD_PEERS,
+    *DEFORMABLE_PEERS,
     Contestant("dwconv", "depth-wise convolution", partial(_convolution, True)),
     Contestant("conv", "dense convolution", partial(_convolution, False)),
     Contestant("exp_conv", "QnA by two depth-wise convolutions", _exp_convolutions, ("qna",)),

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from tool_scripts import load_tool
 
 from benchmarks.check import WrongResultError, check_backend
-from mmlocal.ops import OPS, Op, elsa, outlook, qna
+from mmlocal.ops import OPS, Op, deformable, elsa, outlook, qna
 from mmlocal.ops.backends import Backend
 from mmlocal.ops.cases import Case
+from mmlocal.ops.deformable import eager as deformable_eager
 from mmlocal.ops.elsa import eager as elsa_eager
 from mmlocal.ops.outlook import eager as outlook_eager
 from mmlocal.ops.qna import eager as qna_eager
@@ -99,6 +100,28 @@ def check(op: str) -> None:
 @pytest.mark.parametrize("op", BIG)
 def test_right_backend_is_not(op, broken):
     check(op)
+
+
+@pytest.mark.parametrize("wrong", [None, "small map", "last queries"])
+def test_op_without_windows(wrong, monkeypatch):
+    """A wrong last query of the whole map, or a wrong value anywhere."""
+    case = Case("deformable", "big", 1, 8, 2, 12, 13, 2, variant="2 tasks, 2 levels")
+    backend = next(b for b in deformable.BACKENDS if b.name == "eager")
+    right = deformable_eager.forward
+
+    def forward(value, *args):
+        out = right(value, *args)
+        if wrong == "small map" or (wrong and out.shape[1] > 200):
+            out[:, -1] *= 1.1
+        return out
+
+    monkeypatch.setattr(deformable_eager, "forward", forward)
+    if wrong is None:
+        check_backend(backend, case, torch.float32, CPU)
+        return
+    message = f"deformable, big, {wrong}, backend eager, torch.float32: output is off"
+    with pytest.raises(WrongResultError, match=message):
+        check_backend(backend, case, torch.float32, CPU)
 
 
 @pytest.mark.parametrize("broken", ["output"], indirect=True)

@@ -131,6 +131,25 @@ def test_unfold_is_the_op(case):
     )
 
 
+@pytest.mark.parametrize("name", ["mmcv", "from_offsets"])
+def test_deformable_peers_are_the_op(name):
+    if name == "mmcv":
+        pytest.importorskip("mmcv.ops")
+    case = Case("deformable", "", 2, 12, 3, 5, 6, 3, variant="2 tasks, 2 levels")
+    tensors, other = peer(name).build(case, make_tensors(CPU, torch.float64))
+    plain = op_tensors(case, make_tensors(CPU, torch.float64))
+    padding = "zeros" if name == "mmcv" else "border"
+    call = op_function(case, "reference")
+    # The weights come from a softmax in float32, and the other form divides by their sum again.
+    tolerance = EXACT if name == "mmcv" else dict(rtol=0, atol=1e-6)
+    torch.testing.assert_close(other(**tensors), call(**plain, padding_mode=padding), **tolerance)
+
+
+def test_no_convolution_stands_beside_an_op_without_windows():
+    beside = {p.name for p in PEERS if p.stands_beside("deformable")}
+    assert beside == {"mmcv", "from_offsets"}
+
+
 def test_layers_have_the_same_weights():
     """With its projections, our layer computes the op; timm's layer computes the same."""
     case = Case("outlook", "", 2, 12, 3, 7, 8, 3, stride=2)

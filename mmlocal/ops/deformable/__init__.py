@@ -84,8 +84,8 @@ def deformable_attention(
     centre of the first pixel, as in ``grid_sample`` with ``align_corners=False``.
 
     Args:
-        value: ``(B, S, heads, channels per head)``, any float dtype. The rows of map 0 come first,
-            then those of map 1, and so on: ``S`` is the sum of ``height * width`` of all maps.
+        value: ``(B, S, heads, channels per head)``, any float dtype. All pixels of the first map
+            come first, row by row. ``S`` is the sum of ``height * width`` of all maps.
         spatial_shapes: height and width of each map in pixels: pairs of ints, or an int64 tensor
             ``(maps, 2)``. A tensor is read at each call, so prefer ints on a GPU and when you
             compile.
@@ -111,10 +111,9 @@ def deformable_attention(
             has higher and forward-mode derivatives.
 
     Note:
-        float16 and bfloat16 inputs are accumulated in float32. The gradient of a location is that
-        of the pixels to its right and below where it lies exactly on a pixel. A location that is
-        NaN makes its query's head NaN, and its own gradient is 0. An infinite one lies outside the
-        map.
+        float16 and bfloat16 inputs are accumulated in float32. A location on the centre of a pixel
+        has the slope towards the next pixel to its right and below. A location that is NaN makes
+        its query's head NaN, and its own gradient is 0. An infinite one lies outside the map.
 
         ``torch.compile`` and ``torch.export`` see one node.
 

@@ -1,9 +1,9 @@
 """FLOPs of deformable attention, and the cases that the benchmark times.
 
 A case is a multi-task model: each task has one map of ``height x width`` pixels and smaller ones,
-each half as large as the one before. The pixels of the largest maps are the queries, and each looks
-at all maps. ``kernel_size`` is the number of points of a query, head and map. ``variant`` gives the
-numbers of tasks and levels, such as ``"4 tasks, 3 levels"``.
+each half as high and wide as the one before. The pixels of the largest maps are the queries, and
+each looks at all maps. ``kernel_size`` is the number of points of a query, head and map.
+``variant`` gives the numbers of tasks and levels, such as ``"4 tasks, 3 levels"``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ FLOPS: dict[str, Callable[..., int]] = {
     "mmlocal::deformable_attention": _flops,
     "mmlocal::deformable_attention_from_offsets": _flops,
 }
+
+# Neither convolutions nor window attention stand beside an op without windows.
+WINDOWS = False
 
 _NYUD = "4 tasks, 3 levels"
 _PASCAL = "5 tasks, 3 levels"

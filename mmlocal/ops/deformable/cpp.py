@@ -19,7 +19,7 @@ from mmlocal.ops.extension import Arguments, Counts, Table, fields, loaded, roun
 from mmlocal.ops.layout import new_map
 
 # The queries of a task. Many share the pixels that they read, few spread over many threads.
-_MOST_QUERIES, _FEWEST_QUERIES = 256, 16
+_MOST_QUERIES, _FEWEST_QUERIES = 512, 16
 
 
 class Deformable(Arguments):
@@ -145,7 +145,7 @@ def backward_samples(
         for x, need in zip(inputs, needs_grad, strict=True)
     ]
     call = Packed(value, weights, spatial_shapes, padding_mode, reference_points is not None)
-    # The gradient of the reference points is a sum of those of the offsets.
+    # The gradient of a reference point is a sum over the gradients of its offsets.
     asked = [*needs_grad[:2], needs_grad[2] or needs_grad[1], needs_grad[3]]
     names = ("grad_points", "grad_positions", "grad_weights")
     for b in range(len(value)):

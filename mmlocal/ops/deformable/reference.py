@@ -52,8 +52,8 @@ def forward(
 ) -> Tensor:
     """See :func:`mmlocal.ops.deformable.deformable_attention`.
 
-    Autograd differentiates this function. ``spatial_shapes`` has the height and the width of map 0,
-    then those of map 1, and so on.
+    Autograd differentiates this function. ``spatial_shapes`` is one list of heights and widths, map
+    by map.
     """
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     locations = sampling_locations.to(dtype)
