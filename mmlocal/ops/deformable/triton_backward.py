@@ -71,9 +71,8 @@ def backward_kernel(
     SAMPLES: tl.constexpr = MAPS * POINTS
     BLOCKS: tl.constexpr = (POINTS + BLOCK_S - 1) // BLOCK_S
     # Whether a gradient needs the product of the output's gradient with each pixel.
-    PRODUCTS: tl.constexpr = (
-        grad_places is not None or grad_weights is not None or grad_reference is not None
-    )
+    OWN: tl.constexpr = grad_places is not None or grad_weights is not None
+    PRODUCTS: tl.constexpr = OWN or grad_reference is not None
     row, batch, query, head = row_of(queries, HEADS)
     if row >= rows:
         return
