@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import typing
 
 import torch
 from torch import Tensor
@@ -43,11 +44,12 @@ def _sample(rows: Tensor, x: Tensor, y: Tensor, height: int, width: int, border:
     return total.masked_fill(missing[..., None], torch.nan)
 
 
+# The schema of an operator comes from its definition, and PyTorch 2.6 does not know list[int].
 def forward(
     value: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
-    spatial_shapes: list[int],
+    spatial_shapes: typing.List[int],  # noqa: UP006
     padding_mode: str,
 ) -> Tensor:
     """See :func:`mmlocal.ops.deformable.deformable_attention`.
@@ -69,7 +71,7 @@ def forward_from_offsets(
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
-    spatial_shapes: list[int],
+    spatial_shapes: typing.List[int],  # noqa: UP006
     padding_mode: str,
 ) -> Tensor:
     """See :func:`mmlocal.ops.deformable.deformable_attention_from_offsets`.
