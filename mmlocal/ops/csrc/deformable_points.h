@@ -158,9 +158,9 @@ MMLOCAL_INLINE void deformable_corners(const Deformable<T>& a, const DeformableC
     no_col[i] = (col[i] < 0) | (col[i] > last_x);
     no_line[i] = (line[i] < 0) | (line[i] > last_y);
     if (!a.border) continue;
-    col[i] = col[i] < 0 ? 0 : col[i];
+    col[i] = col[i] < 0 ? IntVec<T>{} : col[i];
     col[i] = col[i] > last_x ? last_x : col[i];
-    line[i] = line[i] < 0 ? 0 : line[i];
+    line[i] = line[i] < 0 ? IntVec<T>{} : line[i];
     line[i] = line[i] > last_y ? last_y : line[i];
     no_col[i] = no_line[i] = missing;
   }

@@ -2,7 +2,8 @@
 
 In addition to inputs and outputs, it holds a copy of the values of one sample in the dtype of the
 computation, their gradient, and temporary tensors of up to ``_CHUNK`` numbers each, whatever the
-number of queries. Only the samples of one query cannot be divided further.
+number of queries. Only the samples of one query cannot be divided further. On a GPU, PyTorch adds
+up the gradient of the values in no fixed order, unless deterministic algorithms are asked for.
 """
 
 from __future__ import annotations
