@@ -207,7 +207,9 @@ def deformable_attention_from_offsets(
             f"reference_points must have shape (B or 1, Q, maps or 1, 2) = ({batch} or 1, "
             f"{queries}, {maps} or 1, 2), got {tuple(points.shape)}"
         )
-    points = points.expand(batch, queries, maps, 2)
+    # Autograd adds up the gradients of what is shared, so half precision would not do.
+    exact = torch.float64 if points.dtype == torch.float64 else torch.float32
+    points = points.to(exact).expand(batch, queries, maps, 2)
     return _fused_operator(
         value, points, sampling_offsets, attention_logits, sizes, padding_mode, backend=backend
     )

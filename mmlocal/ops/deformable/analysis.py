@@ -46,7 +46,7 @@ CASES: dict[str, list[Case]] = {
         Case("deformable", "PASCAL-Context, 128x128", 1, 280, 4, 128, 128, 16, variant=_PASCAL),
     ],
     "smoke": [
-        Case("deformable", "tiny", 2, 20, 4, 5, 7, 3, variant="2 tasks, 2 levels"),
+        Case("deformable", "tiny", 2, 16, 2, 9, 11, 3, variant="2 tasks, 2 levels"),
     ],
 }
 
