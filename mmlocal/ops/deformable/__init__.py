@@ -115,6 +115,10 @@ def deformable_attention(
         has the slope towards the next pixel to its right and below. A location that is NaN makes
         its query's head NaN, and its own gradient is 0. An infinite one lies outside the map.
 
+        In the backend ``triton``, the last digits of the gradient of ``value`` differ from run to
+        run, except under ``torch.use_deterministic_algorithms(True)``. Then this gradient takes
+        longer, and is refused in float64.
+
         ``torch.compile`` and ``torch.export`` see one node.
 
     Source:
