@@ -13,10 +13,14 @@ pytest.importorskip("mmseg.datasets")
 from multitask_files import SIZE, write_nyud, write_pascal
 
 from mmlocal.cli.data import check_data
+from mmlocal.datasets.nyud import NYUDv2
+from mmlocal.datasets.pascal_context import PASCALContext
+from mmlocal.datasets.scenes import PART_NAMES, SCENE_CLASSES, SCENE_PALETTE
 from mmlocal.errors import UsageError
 from mmlocal.tasks import TASKS
 
-FOLDER = Path(__file__).parents[2] / "configs/mmseg/_base_/datasets"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "configs/mmseg/_base_/datasets"
 KINDS = {"nyud": ("NYUDv2", (425, 560), 40), "pascal": ("PASCALContext", (512, 512), 21)}
 
 
@@ -53,6 +57,25 @@ def test_batches(kind, tmp_path):
     left, right, top, bottom = sample.padding_size
     assert (SIZE[0] + top + bottom, SIZE[1] + left + right) == size
     assert all(sample.get(TASKS[task].gt_field).shape == SIZE for task in cfg.tasks)
+
+
+def test_generated_scenes():
+    cfg = Config.fromfile(FOLDER / "scenes_multitask.py")
+    assert cfg.tasks == tuple(TASKS)
+    assert cfg.metainfo.classes == SCENE_CLASSES
+    assert tuple(map(tuple, cfg.metainfo.palette)) == SCENE_PALETTE
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert evaluator.num_classes == {
+            "semseg": len(SCENE_CLASSES),
+            "human_parts": len(PART_NAMES),
+        }
+
+
+@pytest.mark.parametrize("kind", [NYUDv2, PASCALContext])
+def test_trees_of_the_documentation(kind):
+    root = f"data/{kind.__name__}"
+    tree = kind.TREE.format(root=root).replace("\n    ", "\n")
+    assert f"{tree}\n" in (ROOT / "docs/multitask_data.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", KINDS)
