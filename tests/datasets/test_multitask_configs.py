@@ -27,6 +27,7 @@ KINDS = {"nyud": ("NYUDv2", (425, 560), 40), "pascal": ("PASCALContext", (512, 5
 def load(kind: str, root: Path) -> Config:
     cfg = Config.fromfile(FOLDER / f"{kind}_multitask.py")
     cfg.default_scope = "mmseg"
+    cfg.model = dict(type="mmlocal.MultiTaskSegmentor")
     for phase in ("train", "val", "test"):
         cfg[f"{phase}_dataloader"].dataset.data_root = str(root)
     return cfg
@@ -84,6 +85,6 @@ def test_launch_without_data(kind, tmp_path):
     with pytest.raises(UsageError) as caught:
         check_data(load(kind, root), ["train", "val"])
     text = str(caught.value)
-    assert f"Lay out the data set of {KINDS[kind][0]} like this" in text
+    assert f"Lay out {KINDS[kind][0]} like this, or make {root} a link to it:" in text
     assert f"\n    {root}\n    ├── " in text
     assert "{train,val}.txt" in text
