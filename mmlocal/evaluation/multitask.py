@@ -173,4 +173,4 @@ def _maps(task: Task, sample: dict) -> tuple[Tensor, Tensor]:
 
 def _name(sample: dict) -> str:
     """Find the identifier of an image, for lists of images and for messages."""
-    return str(sample.get("sample_id") or Path(sample.get("img_path", "an image")).stem)
+    return str(sample.get("sample_id") or Path(sample.get("img_path") or "an image").stem)
