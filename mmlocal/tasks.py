@@ -1,7 +1,7 @@
 """The tasks of multi-task dense prediction, one entry each.
 
 Data sets, transforms, heads, metrics and pictures read this table, so they name a task and its maps
-alike. It imports nothing.
+alike. It imports nothing. ``docs/multitask_data.md`` says what a new task needs beside its entry.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class Task:
     def pred_field(self) -> str:
         """Field of the prediction in a data sample."""
         return f"pred_{self.field}"
+
+    @property
+    def metric_key(self) -> str:
+        """Name of the metric in results and in files of baselines, such as ``semseg/mIoU``."""
+        return f"{self.name}/{self.metric}"
 
 
 #: The value of labels, and of measurements, that no loss and no metric counts.

@@ -1,4 +1,4 @@
-"""What the commands that draw attention share: the choice of layers, and a run on one image."""
+"""The choice of layers, and a run on one image, for the commands that draw attention."""
 
 from __future__ import annotations
 

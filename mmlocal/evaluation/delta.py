@@ -11,11 +11,6 @@ from pathlib import Path
 from mmlocal.tasks import Task
 
 
-def metric_key(task: Task) -> str:
-    """Name a task's metric in results and in baseline files, such as ``semseg/mIoU``."""
-    return f"{task.name}/{task.metric}"
-
-
 def load_baseline(
     baseline: str | Path | Mapping[str, float], tasks: Sequence[Task]
 ) -> dict[str, float]:
@@ -23,8 +18,8 @@ def load_baseline(
 
     Args:
         baseline: a JSON file with one object, or a dict. It has a number for the metric of each
-            task, named by :func:`metric_key`. Other entries are ignored. A test by MMEngine writes
-            such a file, ``<work dir>/<time>/<time>.json``.
+            task under its ``metric_key``. Other entries are ignored. A test by MMEngine writes such
+            a file, ``<work dir>/<time>/<time>.json``.
         tasks: the tasks whose metrics are wanted.
 
     Returns:
@@ -48,7 +43,7 @@ def load_baseline(
         raise ValueError(f"{source} must hold one object of metrics, got {type(baseline).__name__}")
     values: dict[str, float] = {}
     for task in tasks:
-        key = metric_key(task)
+        key = task.metric_key
         if key not in baseline:
             raise ValueError(
                 f"{source} has no {key!r}, which delta needs for the task {task.name!r}; add it, "
@@ -75,7 +70,7 @@ def delta(
     where the sign :math:`s_t` is -1 for a metric that is better when lower.
 
     Args:
-        metrics: a metric for each task, by the names of :func:`metric_key`.
+        metrics: a metric for each task, under its ``metric_key``.
         baseline: the metrics of the baseline, by the same names.
         tasks: the ``T`` tasks.
 
@@ -88,6 +83,6 @@ def delta(
     """
     changes = []
     for task in tasks:
-        value, base = metrics[metric_key(task)], baseline[metric_key(task)]
+        value, base = metrics[task.metric_key], baseline[task.metric_key]
         changes.append((value - base) / base * (1 if task.higher_is_better else -1))
     return 100 * sum(changes) / len(changes)

@@ -105,7 +105,8 @@ class MaxF(DenseMetric):
     """Largest F-measure over 19 thresholds, with :math:`\\beta^2 = 0.3`.
 
     Predictions are probabilities and labels are 0 or 1, ``(1, H, W)``. A pixel is predicted as
-    salient from the threshold on; a prediction that is not a number is below all thresholds. The thresholds are 0.05, 0.10, ..., 0.95. At each of them,
+    salient from the threshold on. A prediction that is not a number is below all thresholds. The
+    thresholds are 0.05, 0.10, ..., 0.95. At each of them,
 
     .. math:: F = (1 + \\beta^2) P R / (\\beta^2 P + R)
 

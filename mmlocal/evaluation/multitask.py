@@ -12,10 +12,13 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmlocal.evaluation.boundary_metric import BoundaryF, PackedBoundaries
-from mmlocal.evaluation.delta import delta, load_baseline, metric_key
+from mmlocal.evaluation.delta import delta, load_baseline
 from mmlocal.evaluation.dense_metrics import RMSE, DenseMetric, MaxF, MeanAngle, MeanIoU
 from mmlocal.registry import METRICS
 from mmlocal.tasks import Task, find_tasks
+
+# The metrics without arguments.
+_METRICS: dict[str, type[DenseMetric]] = {"maxF": MaxF, "RMSE": RMSE, "mErr": MeanAngle}
 
 
 @METRICS.register_module()
@@ -101,10 +104,10 @@ class MultiTaskMetric(BaseMetric):
             if metric is None:
                 continue
             total = np.sum([sums[task.name] for sums in results], axis=0)
-            value = metrics[metric_key(task)] = metric.value(total)
+            value = metrics[task.metric_key] = metric.value(total)
             if np.isnan(value):
                 print_log(
-                    f"{metric_key(task)} is NaN: either the {len(results)} images have no valid "
+                    f"{task.metric_key} is NaN: either the {len(results)} images have no valid "
                     f"label of the task, or the predictions are NaN",
                     logger="current",
                     level=logging.WARNING,
@@ -127,12 +130,8 @@ def _make_metrics(
             if task.name not in num_classes:
                 raise ValueError(f"num_classes must have {task.name!r}: dict({task.name}=...)")
             metrics[task.name] = MeanIoU(num_classes[task.name])
-        elif task.metric == "maxF":
-            metrics[task.name] = MaxF()
-        elif task.metric == "RMSE":
-            metrics[task.name] = RMSE()
-        elif task.metric == "mErr":
-            metrics[task.name] = MeanAngle()
+        elif task.metric != "odsF":
+            metrics[task.name] = _METRICS[task.metric]()
     if others := [name for name in num_classes if not isinstance(metrics.get(name), MeanIoU)]:
         raise ValueError(f"num_classes names {', '.join(others)}, which tasks has not or needs not")
     return metrics
@@ -174,4 +173,4 @@ def _maps(task: Task, sample: dict) -> tuple[Tensor, Tensor]:
 
 def _name(sample: dict) -> str:
     """Find the identifier of an image, for lists of images and for messages."""
-    return str(sample.get("sample_id") or Path(sample.get("img_path", "an image")).stem)
+    return str(sample.get("sample_id") or Path(sample.get("img_path") or "an image").stem)

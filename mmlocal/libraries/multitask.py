@@ -9,6 +9,7 @@ from mmlocal.libraries.base import Library, type_name
 from mmlocal.libraries.demo import Demo
 from mmlocal.libraries.mmseg import MMSeg
 from mmlocal.libraries.registry import register_library
+from mmlocal.tasks import TASKS
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -28,14 +29,7 @@ class MultiTask(MMSeg):
         title="a multi-task network",
         tasks=("multitask",),
         config="itsa_elsa_swin_nano_scenes",
-        metrics={
-            "semseg_mIoU": "semseg/mIoU",
-            "human_parts_mIoU": "human_parts/mIoU",
-            "sal_maxF": "sal/maxF",
-            "depth_RMSE": "depth/RMSE",
-            "normals_mErr": "normals/mErr",
-            "edge_odsF": "edge/odsF",
-        },
+        metrics={f"{task.name}_{task.metric}": task.metric_key for task in TASKS.values()},
         losses=("loss", "loss_semseg", "loss_human_parts", "loss_depth", "loss_normals"),
         curves=("semseg/mIoU", "human_parts/mIoU", "sal/maxF", "depth/RMSE"),
         columns=1,

@@ -22,7 +22,7 @@ _AREA = 260.0  # of the marker with the highest weight, in square points
 
 @dataclass(frozen=True)
 class Samples:
-    """What one query of a layer reads.
+    """The positions that one query of a layer reads, and their weights.
 
     Args:
         positions: ``(heads, levels, tasks, points, 2)``, float32, x and y as fractions of the width

@@ -13,16 +13,21 @@ pytest.importorskip("mmseg.datasets")
 from multitask_files import SIZE, write_nyud, write_pascal
 
 from mmlocal.cli.data import check_data
+from mmlocal.datasets.nyud import NYUDv2
+from mmlocal.datasets.pascal_context import PASCALContext
+from mmlocal.datasets.scenes import PART_NAMES, SCENE_CLASSES, SCENE_PALETTE
 from mmlocal.errors import UsageError
 from mmlocal.tasks import TASKS
 
-FOLDER = Path(__file__).parents[2] / "configs/mmseg/_base_/datasets"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "configs/mmseg/_base_/datasets"
 KINDS = {"nyud": ("NYUDv2", (425, 560), 40), "pascal": ("PASCALContext", (512, 512), 21)}
 
 
 def load(kind: str, root: Path) -> Config:
     cfg = Config.fromfile(FOLDER / f"{kind}_multitask.py")
     cfg.default_scope = "mmseg"
+    cfg.model = dict(type="mmlocal.MultiTaskSegmentor")
     for phase in ("train", "val", "test"):
         cfg[f"{phase}_dataloader"].dataset.data_root = str(root)
     return cfg
@@ -55,12 +60,31 @@ def test_batches(kind, tmp_path):
     assert all(sample.get(TASKS[task].gt_field).shape == SIZE for task in cfg.tasks)
 
 
+def test_generated_scenes():
+    cfg = Config.fromfile(FOLDER / "scenes_multitask.py")
+    assert cfg.tasks == tuple(TASKS)
+    assert cfg.metainfo.classes == SCENE_CLASSES
+    assert tuple(map(tuple, cfg.metainfo.palette)) == SCENE_PALETTE
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert evaluator.num_classes == {
+            "semseg": len(SCENE_CLASSES),
+            "human_parts": len(PART_NAMES),
+        }
+
+
+@pytest.mark.parametrize("kind", [NYUDv2, PASCALContext])
+def test_trees_of_the_documentation(kind):
+    root = f"data/{kind.__name__}"
+    tree = kind.TREE.format(root=root).replace("\n    ", "\n")
+    assert f"{tree}\n" in (ROOT / "docs/multitask_data.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_launch_without_data(kind, tmp_path):
     root = tmp_path / "nothing"
     with pytest.raises(UsageError) as caught:
         check_data(load(kind, root), ["train", "val"])
     text = str(caught.value)
-    assert f"Lay out the data set of {KINDS[kind][0]} like this" in text
+    assert f"Lay out {KINDS[kind][0]} like this, or make {root} a link to it:" in text
     assert f"\n    {root}\n    ├── " in text
     assert "{train,val}.txt" in text

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mmlocal.evaluation.delta import delta, load_baseline, metric_key
+from mmlocal.evaluation.delta import delta, load_baseline
 from mmlocal.tasks import find_tasks
 
 NYUD = find_tasks(["semseg", "depth", "normals", "edge"])
@@ -66,7 +66,7 @@ METRICS = {"semseg/mIoU": 0.5, "depth/RMSE": 0.6, "normals/mErr": 20.0, "edge/od
 @pytest.mark.parametrize("table", TABLES)
 def test_tables_of_the_paper(table):
     tasks, rows = TABLES[table]
-    keys = [metric_key(task) for task in tasks]
+    keys = [task.metric_key for task in tasks]
     found = [[dict(zip(keys, row[:-1], strict=True)), row[-1]] for row in rows]
     worst = max(abs(delta(row, found[0][0], tasks) - published) for row, published in found)
     print(f"worst difference {worst:.3f}")

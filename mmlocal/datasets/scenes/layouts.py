@@ -21,7 +21,7 @@ _CONTEXT = {
     "wall": 440,
     "ceiling": 68,
     "rug": 330,
-    "picture": 286,
+    "picture": 287,
     "ball": 10,
     "box": 37,
     "cone": 87,
