@@ -38,7 +38,8 @@ test_pipeline = [
     dict(type="mmlocal.PackMultiTaskInputs"),
 ]
 train_dataloader = dict(dataset=dict(ann_file="boxes_train.json", pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(ann_file="boxes_val.json", pipeline=test_pipeline))
+# CocoMetric looks for the boxes of all images.
+val_dataloader = dict(dataset=dict(indices=None, ann_file="boxes_val.json", pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 coco_metric = dict(

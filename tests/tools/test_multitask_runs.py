@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from mmengine.config import Config
 
 from mmlocal import config_path
+from mmlocal.cli.browse import browse
 from mmlocal.cli.visualize_attention import list_layers
 from mmlocal.cli.visualize_sampling import visualize_sampling
 from mmlocal.datasets.shapes import generate_shapes
@@ -127,6 +129,22 @@ def test_detection_as_one_more_task(folder):
         log += result.stdout
     assert "coco/bbox_mAP" in log
     assert "edge/odsF" in log
+
+
+def test_browse_draws_the_labels_of_all_tasks(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    cfg = Config.fromfile(config_path(DEMO))
+    # Padding makes float images.
+    pad = dict(type="mmlocal.MultiTaskPad", size=(80, 64))
+    cfg.train_dataloader.dataset.pipeline.insert(2, pad)
+    config = tmp_path / "padded.py"
+    cfg.dump(config)
+    out = tmp_path / "out"
+    browse(str(config), output_dir=str(out), not_show=True, show_number=2)
+    drawn = [cv2.imread(str(path)) for path in sorted(out.iterdir())]
+    assert [picture.shape for picture in drawn] == [(320 + 26, 7 * (256 + 4), 3)] * 2
+    image = drawn[0][22 : 22 + 320, :256]
+    assert len(np.unique(image)) > 20
 
 
 def test_lists_layers():
