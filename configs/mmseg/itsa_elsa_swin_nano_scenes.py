@@ -13,7 +13,7 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(size=(96, 128)),
+    data_preprocessor=dict(size=(64, 96)),
     backbone=dict(
         type="mmlocal.ELSASwin",
         arch=dict(embed_dims=32, depths=[1, 1, 2, 1], num_heads=[2, 4, 8, 16], group_width=4),
@@ -28,7 +28,7 @@ model = dict(
     decode_head=dict(
         type="mmlocal.ITSAHead",
         in_channels=[32, 64, 128, 256],
-        channels=24,
+        channels=32,
         num_heads=1,
         tasks=dict(
             semseg=dict(num_classes=10),
@@ -44,7 +44,7 @@ model = dict(
             num_heads=2,
             num_points=4,
             position_channels=8,
-            ffn_channels=64,
+            ffn_channels=80,
             offset_grad_scale=1.0,
             dropout=0.0,
         ),
@@ -54,8 +54,8 @@ model = dict(
 # Validation only draws curves, so it sees a part of the images.
 val_dataloader = dict(dataset=dict(indices=40))
 
-max_iters = 700
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=350)
+max_iters = 1000
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=500)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -72,6 +72,6 @@ randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=10),
     # With one, a run killed while it writes the next checkpoint would have none.
-    checkpoint=dict(interval=350, max_keep_ckpts=2),
+    checkpoint=dict(interval=500, max_keep_ckpts=2),
     visualization=dict(interval=1),
 )

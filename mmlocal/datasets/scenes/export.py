@@ -21,7 +21,7 @@ from mmlocal.datasets.scenes.layouts import LAYOUTS, boxes, categories, write_fi
 from mmlocal.datasets.scenes.render import Scene, render_scene
 from mmlocal.files import write_whole
 
-SCENE_SIZE = (96, 128)  # height and width in pixels
+SCENE_SIZE = (64, 96)  # height and width in pixels
 MIN_SCENE_SIDE = 64  # smallest height and width: limbs are a pixel wide
 SPLITS = ("train", "val")
 _STREAM = 2  # of random numbers; the shapes generator has 0 and 1
