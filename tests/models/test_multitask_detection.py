@@ -130,6 +130,16 @@ def test_objects_are_missing():
         make_head().loss(make_feats(), samples, size=SIZE)
 
 
+@pytest.mark.parametrize("label", [-1, 3, 4])
+def test_labels_that_are_no_class(label):
+    """mmdet takes label 3 of 3 classes for the background, and fails on others without a reason."""
+    samples = with_objects(make_samples(2))
+    samples[0].gt_instances.labels[1] = label
+    message = rf"from 0 to 2, got {label} for an image; check decode_head\.detection\.num_classes"
+    with pytest.raises(ValueError, match=message):
+        make_head().loss(make_feats(), samples, size=SIZE)
+
+
 @pytest.mark.parametrize("flip", [None, "horizontal", "vertical"])
 def test_boxes_return_to_the_image(flip):
     """Boxes of an image that was enlarged, flipped, padded by the pipeline and the batch."""

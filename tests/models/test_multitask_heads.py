@@ -201,6 +201,21 @@ def test_checkpoint_of_other_tasks():
         make(ITSAHead).load_state_dict(without, strict=False)
 
 
+@pytest.mark.parametrize("names", [["depth", "semseg", "edge"], ["semseg", "depth", "normals"]])
+def test_checkpoint_of_tasks_in_another_order(names):
+    """ITSA's weights among tasks have places instead of names."""
+    tasks = dict(semseg=dict(num_classes=5), depth={}, edge={})
+    others = {name: tasks.get(name, {}) for name in names}
+    weights = make(ITSAHead, tasks).state_dict()
+    make(ITSAHead, tasks).load_state_dict(weights)
+    message = rf"belong to semseg, depth, edge there, in this order, and to {', '.join(names)} here"
+    with pytest.raises(ValueError, match=message):
+        make(ITSAHead, others).load_state_dict(weights, strict=False)
+    make(DeMTHead, others).load_state_dict(make(DeMTHead, tasks).state_dict(), strict=False)
+    # A file with sorted names does not tell the order.
+    make(ITSAHead, tasks).load_state_dict(dict(sorted(weights.items())))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

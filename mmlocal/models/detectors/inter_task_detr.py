@@ -19,14 +19,14 @@ class InterTaskDETRHead(DeformableDETRHead):
     """Detect objects by queries that read the pyramids of all dense tasks.
 
     :class:`~mmlocal.layers.InterTaskQueries` refine the queries. mmdet's ``DeformableDETRHead``
-    makes boxes of them, assigns them to objects and computes the losses. ``ITSAHead`` builds this
-    head from its argument ``detection``.
+    makes boxes of them, assigns them to objects and computes the losses. ``ITSADetectionHead``
+    builds this head from its argument ``detection``.
 
     Args:
         num_classes: number of classes of objects.
-        embed_dims: channels of the maps; ``ITSAHead`` sets it.
-        num_maps: number of maps; ``ITSAHead`` sets it.
-        num_layers: number of steps of the inter-task block; ``ITSAHead`` sets it.
+        embed_dims: channels of the maps; ``ITSADetectionHead`` sets it.
+        num_maps: number of maps; ``ITSADetectionHead`` sets it.
+        num_layers: number of steps of the inter-task block; ``ITSADetectionHead`` sets it.
         queries: other arguments of :class:`~mmlocal.layers.InterTaskQueries`, such as
             ``num_queries``.
         **head: other arguments of ``DeformableDETRHead``. The defaults of the losses
@@ -91,7 +91,7 @@ class InterTaskDETRHead(DeformableDETRHead):
             Losses of mmdet's head by name, each with the prefix ``loss_detection_``.
 
         Raises:
-            ValueError: a sample has no ``gt_instances``.
+            ValueError: a sample has no ``gt_instances``, or a label is no class.
         """
         for sample in data_samples:
             if "gt_instances" not in sample:
@@ -100,6 +100,7 @@ class InterTaskDETRHead(DeformableDETRHead):
                     f"{sample.get('img_path', 'an image')} has none; set ann_file of the "
                     "data set, and load the boxes with LoadAnnotations(with_bbox=True)"
                 )
+            self._check_labels(sample)
         states, references = self.queries(pyramids)
         losses = super().loss_by_feat(
             *self(states, [references] * len(states)),
@@ -110,6 +111,16 @@ class InterTaskDETRHead(DeformableDETRHead):
             [dict(sample.metainfo, img_shape=tuple(size)) for sample in data_samples],
         )
         return {f"loss_detection_{name.replace('loss_', '')}": x for name, x in losses.items()}
+
+    def _check_labels(self, sample: BaseDataElement) -> None:
+        labels = sample.gt_instances.labels
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if wrong.numel():  # mmdet takes the first label beyond the classes for the background
+            raise ValueError(
+                f"labels of gt_instances must be from 0 to {self.num_classes - 1}, got "
+                f"{wrong[0].item()} for {sample.get('img_path', 'an image')}; check "
+                "decode_head.detection.num_classes"
+            )
 
     def boxes_of_pyramids(
         self, pyramids: Sequence[Pyramid], size: Sequence[int]

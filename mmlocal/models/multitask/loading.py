@@ -18,7 +18,8 @@ def refuse_other_heads_on_load(head: nn.Module) -> None:
     """Make every way of loading refuse the weights of another kind of head.
 
     A head of another kind has other parts, or other weights among its tasks (``interaction``).
-    Other tasks or numbers of classes pass, except where they change ``interaction``.
+    Other tasks or numbers of classes pass. But the weights of ITSA's ``interaction`` belong to
+    tasks by their place, so its tasks must be the same, in the same order.
 
     Args:
         head: a multi-task head.
@@ -49,6 +50,9 @@ def _refuse_other_heads(
             f"{_list(their_parts)} in {prefix[:-1] or 'the head'}, and {name} has "
             f"{_list(parts)}. {advice}"
         )
+    tasks, their_tasks = _tasks(ours), _tasks(theirs)
+    # A file with sorted names does not tell the order.
+    known = list(theirs) != sorted(theirs) or set(tasks) != set(their_tasks)
     ours, theirs = (
         {name: shape for name, shape in shapes.items() if name.startswith("interaction.")}
         for shapes in (ours, theirs)
@@ -60,11 +64,26 @@ def _refuse_other_heads(
             f"{prefix}{different} is {theirs.get(different, 'missing')} there, and "
             f"{ours.get(different, 'missing')} here. {advice}"
         )
+    if known and tasks != their_tasks:
+        raise ValueError(
+            f"{name} cannot take the checkpoint, which is of other tasks: weights among tasks "
+            f"belong to {', '.join(their_tasks)} there, in this order, and to "
+            f"{', '.join(tasks)} here. {advice}"
+        )
 
 
 def _parts(names: Iterable[str]) -> set[str]:
     """The parts that own the names."""
     return {name.partition(".")[0] for name in names} - _NO_PART
+
+
+def _tasks(names: Iterable[str]) -> list[str]:
+    """The tasks in their order, if weights of ``interaction`` belong to them by their place."""
+    names = list(names)
+    if not any(name.startswith("interaction.steps.") for name in names):
+        return []
+    found = (name.split(".")[1] for name in names if name.startswith("mixers."))
+    return list(dict.fromkeys(found))
 
 
 def _list(parts: Iterable[str]) -> str:
