@@ -84,6 +84,23 @@ def load_input(cfg: Config, path: str) -> tuple[np.ndarray, dict]:
     return item["inputs"].permute(1, 2, 0).clamp(0, 255).byte().numpy()[..., ::-1], item
 
 
+def pad_to_input(model: BaseModel, item: dict, image: np.ndarray) -> np.ndarray:
+    """Pad an image to the input of the network, as the data preprocessor of the model pads it.
+
+    Args:
+        model: the model.
+        item: item of :func:`load_input`.
+        image: image of :func:`load_input`.
+
+    Returns:
+        The image, with black pixels on the right and at the bottom.
+    """
+    inputs = model.data_preprocessor(pseudo_collate([item]), False)["inputs"]
+    height, width = inputs[0].shape[1:]
+    bottom, right = height - image.shape[0], width - image.shape[1]
+    return np.pad(image, ((0, bottom), (0, right), (0, 0)))
+
+
 def run_model(
     model: BaseModel, item: dict, path: str, records: AbstractContextManager[_Records]
 ) -> tuple[tuple[int, int], _Records, Any]:

@@ -14,7 +14,13 @@ from mmengine.structures import BaseDataElement
 
 from mmlocal.cli.config import load_config
 from mmlocal.cli.models import build_model, load_weights, move_model
-from mmlocal.cli.network_inputs import check_paths, load_input, run_model, select_layers
+from mmlocal.cli.network_inputs import (
+    check_paths,
+    load_input,
+    pad_to_input,
+    run_model,
+    select_layers,
+)
 from mmlocal.cli.settings import check_settings
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
@@ -78,6 +84,8 @@ def visualize_sampling(
         x, y = pixel or _click(shown, task)
         if not (x < width and y < height):
             raise UsageError(f"the image has {width}x{height} pixels, got {x},{y}", "pixel")
+        shown = pad_to_input(model, item, shown)  # positions are fractions of the padded image
+        height, width = shown.shape[:2]
         place = ((x + 0.5) / width, (y + 0.5) / height)
         records = collect_samples(selected, tasks.index(task), place)
         _, samples, prediction = run_model(model, item, image, records)

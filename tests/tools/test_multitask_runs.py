@@ -10,11 +10,13 @@ import pytest
 from mmengine.config import Config
 
 from mmlocal import config_path
+from mmlocal.cli import visualize_sampling as visualize_sampling_module
 from mmlocal.cli.browse import browse
 from mmlocal.cli.visualize_attention import list_layers
 from mmlocal.cli.visualize_sampling import visualize_sampling
 from mmlocal.datasets.shapes import generate_shapes
 from mmlocal.errors import UsageError
+from mmlocal.visualization.sampling import draw_samples
 
 from .conftest import TOOLS, load_tool, start
 
@@ -161,6 +163,21 @@ def test_draws_what_a_pixel_reads(image, tmp_path, capsys):
     assert path.name == f"{LAYERS[1]}_depth_20_63.png"
     assert str(path) in capsys.readouterr().out
     assert cv2.imread(str(path)).std() > 10
+
+
+def test_network_that_pads_its_input(image, tmp_path, monkeypatch):
+    """The pixel has its place in the padded image, as the positions have theirs."""
+    drawn = []
+
+    def draw(samples, shown, tasks, task, place, *args):
+        drawn.append((shown.shape, place))
+        return draw_samples(samples, shown, tasks, task, place, *args)
+
+    monkeypatch.setattr(visualize_sampling_module, "draw_samples", draw)
+    options = {"model.data_preprocessor.test_cfg": dict(size=(64, 128))}
+    arguments = dict(layers=["*.steps.0"], cfg_options=options)
+    visualize_sampling(DEMO, None, str(image), tmp_path, "edge", (20, 63), **arguments)
+    assert drawn == [((64, 128, 3), (20.5 / 128, 63.5 / 64))]
 
 
 @pytest.mark.parametrize(
