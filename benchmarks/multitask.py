@@ -113,8 +113,6 @@ def _training_step(model: nn.Module, size: tuple[int, int], batch: int) -> Calla
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    from mmlocal.tasks import TASKS
-
     device = next(model.parameters()).device
     image = torch.randn(batch, 3, *size, device=device)
     samples = []
@@ -123,7 +121,7 @@ def _training_step(model: nn.Module, size: tuple[int, int], batch: int) -> Calla
         for task in model.decode_head.tasks:
             shape = (task.channels if task.name == "normals" else 1, *size)
             label = torch.rand(shape) + 0.5 if task.continuous else torch.randint(0, 2, shape)
-            sample.set_data({TASKS[task.name].gt_field: PixelData(data=label.to(device))})
+            sample.set_data({task.gt_field: PixelData(data=label.to(device))})
         samples.append(sample)
     # The rate is so low that the weights do not change from round to round.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
@@ -205,13 +203,15 @@ def benchmark_multitask(
         figures of :func:`summarise` and ``peak_bytes`` or the reason in ``skipped``.
 
     Raises:
-        UsageError: a number is below 1, mmseg cannot run here, or there is no GPU for ``"cuda"``.
+        UsageError: a number is too small, mmseg cannot run here, or there is no GPU for ``"cuda"``.
     """
     for argument, number in dict(
         size=min(size), tasks=tasks, batch_size=batch_size, rounds=rounds
     ).items():
         if number < 1:
             raise UsageError(f"must be at least 1, got {number}", argument)
+    if min(image_size) < 0:
+        raise UsageError(f"must be at least 0, got {min(image_size)}", "image_size")
     target = choose_device(device)
     LIBRARIES["mmseg"].require()
     torch.manual_seed(0)
