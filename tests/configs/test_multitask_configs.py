@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine import Config
 from mmengine.config import DictAction
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import METRICS, MODELS, DefaultScope
 from mmengine.structures import PixelData
 
 import mmlocal
@@ -150,6 +150,19 @@ def test_lambda_of_the_article(build):
     assert step.attention.num_maps == 12
     assert step.attention.num_points == 16
     assert step.ffn[0].out_features == 1120
+
+
+def test_own_tasks_of_the_docs(tmp_path):
+    """The config of the section about other tasks."""
+    page = (ROOT / "docs/multitask.md").read_text()
+    (tmp_path / "own.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1))
+    cfg = Config.fromfile(tmp_path / "own.py")
+    assert [*cfg.model.decode_head.tasks] == ["semseg", "depth"]
+    for phase in ("train", "val", "test"):
+        assert tuple(cfg[f"{phase}_dataloader"].dataset.tasks) == ("semseg", "depth")
+    for phase in ("val", "test"):
+        metric = METRICS.build(cfg[f"{phase}_evaluator"])
+        assert [task.name for task in metric.tasks] == ["semseg", "depth"]
 
 
 def ablations() -> dict[str, list[str]]:
