@@ -175,3 +175,15 @@ def test_fewer_pairs_than_mmdet_takes():
     """mmdet takes the best 100 pairs of a query and a class, and here there are 18."""
     objects = make_head().eval().predict(make_feats(), SIZE)["detection"]
     assert [len(x.bboxes) for x in objects] == [18, 18]
+
+
+def test_autocast():
+    """Boxes are float32, since half precision would round pixels of large images."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        objects = make_head().eval().predict(make_feats(), SIZE)["detection"]
+    assert {x.bboxes.dtype for x in objects} == {torch.float32}
+
+
+def test_no_classes():
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        InterTaskDETRHead(0, embed_dims=8, num_maps=2, num_layers=1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmdet.models.dense_heads import DeformableDETRHead
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
 from mmlocal.layers import InterTaskQueries
+from mmlocal.layers.checks import check_int
 from mmlocal.layers.inter_task_queries import Pyramid
 from mmlocal.registry import MODELS
 
@@ -33,7 +35,8 @@ class InterTaskDETRHead(DeformableDETRHead):
             and of the matching are Deformable DETR's.
 
     Raises:
-        ValueError: see :class:`~mmlocal.layers.InterTaskQueries`.
+        ValueError: ``num_classes`` is below 1; or see :class:`~mmlocal.layers.InterTaskQueries`.
+        TypeError: ``num_classes`` is not an integer.
 
     Note:
         The paper of inter-task attention is limited to dense tasks, so this head has no source.
@@ -48,6 +51,7 @@ class InterTaskDETRHead(DeformableDETRHead):
         queries: dict | None = None,
         **head: Any,
     ) -> None:
+        check_int(num_classes=num_classes)
         focal = dict(type="mmdet.FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25)
         costs = [
             dict(type="mmdet.FocalLossCost", weight=2.0),
@@ -101,9 +105,8 @@ class InterTaskDETRHead(DeformableDETRHead):
                     "data set, and load the boxes with LoadAnnotations(with_bbox=True)"
                 )
             self._check_labels(sample)
-        states, references = self.queries(pyramids)
         losses = super().loss_by_feat(
-            *self(states, [references] * len(states)),
+            *self._outputs(pyramids),
             None,
             None,
             [sample.gt_instances for sample in data_samples],
@@ -135,7 +138,13 @@ class InterTaskDETRHead(DeformableDETRHead):
             For each image, ``bboxes`` ``(N, 4)`` in pixels of the network's input, ``scores`` and
             ``labels``, best first.
         """
+        scores, boxes = self._outputs(pyramids)
+        metas = [dict(img_shape=tuple(size)) for _ in range(scores.shape[1])]
+        return self.predict_by_feat(scores, boxes, batch_img_metas=metas, rescale=False)
+
+    def _outputs(self, pyramids: Sequence[Pyramid]) -> tuple[Tensor, Tensor]:
+        """Logits and boxes of all layers, ``(num_layers, B, Q, ...)``, at least float32."""
         states, references = self.queries(pyramids)
-        outputs = self(states, [references] * len(states))
-        metas = [dict(img_shape=tuple(size)) for _ in range(states.shape[1])]
-        return self.predict_by_feat(*outputs, batch_img_metas=metas, rescale=False)
+        scores, boxes = self(states, [references] * len(states))
+        wide = torch.promote_types(boxes.dtype, torch.float32)  # for pixels of large images
+        return scores.to(wide), boxes.to(wide)
