@@ -16,6 +16,7 @@ from mmlocal.ops import deformable_attention_from_offsets
 
 PADDING_MODES = ("border", "zeros")
 GRAD_SCALE_SCOPES = ("offsets", "module")
+OFFSET_INITS = ("radial", "zeros")
 
 
 class DeformableAttention(Unscripted, nn.Module):
@@ -41,6 +42,9 @@ class DeformableAttention(Unscripted, nn.Module):
             clips gradients and adds weight decay.
         grad_scale_scope: the parameters whose gradients are scaled. ``"offsets"``: weight and bias
             of ``sampling_offsets``. ``"module"``: all parameters of this layer.
+        offset_init: initial offsets, which depend on no query. ``"radial"`` as in Deformable DETR:
+            each head has a direction of its own, and point ``k`` is ``k`` pixels away. ``"zeros"``:
+            all points are at the reference point.
         backend: name of a backend of :func:`mmlocal.ops.deformable_attention_from_offsets`;
             ``None`` for the fastest.
 
@@ -68,6 +72,7 @@ class DeformableAttention(Unscripted, nn.Module):
         padding_mode: str = "border",
         offset_grad_scale: float = 1.0,
         grad_scale_scope: str = "offsets",
+        offset_init: str = "radial",
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -76,6 +81,7 @@ class DeformableAttention(Unscripted, nn.Module):
         check_heads(embed_dims, num_heads)
         check_choice(PADDING_MODES, padding_mode=padding_mode)
         check_choice(GRAD_SCALE_SCOPES, grad_scale_scope=grad_scale_scope)
+        check_choice(OFFSET_INITS, offset_init=offset_init)
         check_number(offset_grad_scale=offset_grad_scale)
         if offset_grad_scale <= 0:
             raise ValueError(f"offset_grad_scale must be positive, got {offset_grad_scale}")
@@ -86,6 +92,7 @@ class DeformableAttention(Unscripted, nn.Module):
         self.padding_mode = padding_mode
         self.offset_grad_scale = offset_grad_scale
         self.grad_scale_scope = grad_scale_scope
+        self.offset_init = offset_init
         self.backend = backend
 
         samples = num_heads * num_maps * num_points
@@ -96,15 +103,14 @@ class DeformableAttention(Unscripted, nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as Deformable DETR: point ``k`` is ``k`` pixels away, and weights are equal.
-
-        Each head has a direction of its own.
-        """
+        """Set the initial values. All weights of the attention are equal."""
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=1)
         directions = directions / directions.abs().amax(dim=1, keepdim=True)
         distances = torch.arange(1, self.num_points + 1, dtype=torch.float32)[:, None]
         offsets = (directions[:, None, None] * distances).expand(-1, self.num_maps, -1, -1)
+        if self.offset_init == "zeros":
+            offsets = torch.zeros_like(offsets)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.flatten())
         nn.init.zeros_(self.sampling_offsets.weight)

@@ -35,6 +35,10 @@ class InterTaskAttention(Unscripted, nn.Module):
         grad_scale_scope: ``"offsets"`` or ``"module"``; see :class:`DeformableAttention`.
         downsample: ``"conv"`` or ``"conv1x1_pool"``; see :class:`TaskPyramid`.
         share_downsample: whether all tasks share the weights of their pyramids.
+        level_source: ``"previous"`` or ``"first"``; see :class:`TaskPyramid`.
+        map_order: ``"level"`` or ``"task"``; see :class:`TaskPyramid`.
+        offset_init: ``"radial"`` or ``"zeros"``; see :class:`DeformableAttention`.
+        ffn_norm: whether a layer norm follows the FFN.
         backend: name of a backend of :func:`mmlocal.ops.deformable_attention_from_offsets`;
             ``None`` for the fastest.
 
@@ -67,6 +71,10 @@ class InterTaskAttention(Unscripted, nn.Module):
         grad_scale_scope: str = "offsets",
         downsample: str = "conv",
         share_downsample: bool = False,
+        level_source: str = "previous",
+        map_order: str = "level",
+        offset_init: str = "radial",
+        ffn_norm: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -74,11 +82,17 @@ class InterTaskAttention(Unscripted, nn.Module):
         ffn_channels = 4 * embed_dims if ffn_channels is None else ffn_channels
         check_int(ffn_channels=ffn_channels)
         check_rate(dropout=dropout)
-        check_flag(share_downsample=share_downsample)
+        check_flag(share_downsample=share_downsample, ffn_norm=ffn_norm)
         self.embed_dims = embed_dims
         self.num_tasks = num_tasks
         self.pyramid = TaskPyramid(
-            embed_dims, num_tasks, num_levels, downsample, share=share_downsample
+            embed_dims,
+            num_tasks,
+            num_levels,
+            downsample,
+            share=share_downsample,
+            level_source=level_source,
+            map_order=map_order,
         )
         self.attention = DeformableAttention(
             embed_dims,
@@ -88,6 +102,7 @@ class InterTaskAttention(Unscripted, nn.Module):
             padding_mode=padding_mode,
             offset_grad_scale=offset_grad_scale,
             grad_scale_scope=grad_scale_scope,
+            offset_init=offset_init,
             backend=backend,
         )
         self.dropout = nn.Dropout(dropout)
@@ -99,6 +114,7 @@ class InterTaskAttention(Unscripted, nn.Module):
             nn.Linear(ffn_channels, embed_dims),
             nn.Dropout(dropout),
         )
+        self.ffn_norm = nn.LayerNorm(embed_dims) if ffn_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, num_tasks, H, W, embed_dims)``, with any H and W, to the same shape.
@@ -131,7 +147,7 @@ class InterTaskAttention(Unscripted, nn.Module):
 
     def _transform(self, query: Tensor, attended: Tensor) -> Tensor:
         out = self.norm(query + self.dropout(attended))
-        return out + self.ffn(out)
+        return self.ffn_norm(out + self.ffn(out))
 
     def sampled_positions(self, x: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
         """Compute which positions each pixel reads, and with which weights, to draw them.
@@ -149,4 +165,8 @@ class InterTaskAttention(Unscripted, nn.Module):
         positions, weights = self.attention.sampled_positions(
             x.flatten(1, 3), cell_centres(x), shapes
         )
+        if self.pyramid.map_order == "task":
+            order = torch.arange(len(shapes)).view(self.num_tasks, -1).T.flatten()
+            positions, weights = positions[:, :, :, order], weights[:, :, :, order]
+            shapes = [shapes[index] for index in order.tolist()]
         return positions, weights, shapes

@@ -31,11 +31,16 @@ class InterTaskBlock(Unscripted, nn.Module):
         positions: ``"canvas"`` for positions in the maps of all tasks below each other, which tell
             tasks apart; ``"task"`` for positions in the map of each task; ``None`` for no position
             channels, whatever ``position_channels`` says.
+        normalize_positions: whether positions are fractions of the height and width, as in DETR;
+            otherwise they count pixels.
+        reattach_positions: whether each step begins with fresh position channels; otherwise the
+            first step alone, and all steps change them.
         share_steps: whether all steps have the same weights.
         **step: further arguments of :class:`InterTaskAttention`: ``num_levels``, ``num_points``,
             ``ffn_channels``, ``dropout``, ``padding_mode``, ``offset_grad_scale``,
-            ``grad_scale_scope``, ``downsample``, ``share_downsample`` and ``backend``. The default
-            of ``ffn_channels`` is four times the channels with positions, 1120.
+            ``grad_scale_scope``, ``offset_init``, ``downsample``, ``share_downsample``,
+            ``level_source``, ``map_order``, ``ffn_norm`` and ``backend``. The default of
+            ``ffn_channels`` is four times the channels with positions, 1120.
 
     Raises:
         ValueError: ``num_heads`` does not divide the channels of a step, ``position_channels`` is
@@ -44,9 +49,9 @@ class InterTaskBlock(Unscripted, nn.Module):
 
     Note:
         The source gives 3 steps, 24 position channels, and a factor of 100. No source states the
-        formula of the positions, whether each task has positions of its own, whether steps share
-        weights, or which parameters get the factor. The defaults are choices. Positions are
-        concatenated once, before the first step, so the steps change them too.
+        formula of the positions, whether each task has positions of its own, whether steps get
+        fresh positions, whether they share weights, or which parameters get the factor. The
+        defaults are choices.
 
     Source:
         Efficient Inter-Task Attention for Multitask Transformer Models, Bohn et al. 2025.
@@ -60,6 +65,8 @@ class InterTaskBlock(Unscripted, nn.Module):
         num_heads: int = 4,
         position_channels: int = 24,
         positions: str | None = "canvas",
+        normalize_positions: bool = True,
+        reattach_positions: bool = False,
         share_steps: bool = False,
         **step: Any,
     ) -> None:
@@ -67,7 +74,8 @@ class InterTaskBlock(Unscripted, nn.Module):
         check_int(embed_dims=embed_dims, num_tasks=num_tasks, num_steps=num_steps)
         check_int(0, position_channels=position_channels)
         check_int(num_heads=num_heads)
-        check_flag(share_steps=share_steps)
+        check_flag(share_steps=share_steps, reattach_positions=reattach_positions)
+        check_flag(normalize_positions=normalize_positions)
         if positions is None:
             position_channels = 0
         else:
@@ -88,6 +96,8 @@ class InterTaskBlock(Unscripted, nn.Module):
         self.num_steps = num_steps
         self.position_channels = position_channels
         self.positions = positions
+        self.normalize_positions = normalize_positions
+        self.reattach_positions = reattach_positions
         self.steps = nn.ModuleList(
             InterTaskAttention(channels, num_tasks, num_heads=num_heads, **step)
             for _ in range(1 if share_steps else num_steps)
@@ -101,9 +111,8 @@ class InterTaskBlock(Unscripted, nn.Module):
             ValueError: ``x`` has another shape.
             TypeError: ``x`` is not a tensor of floats.
         """
-        x = self._with_positions(x)
         for index in range(self.num_steps):
-            x = self._step(index)(x)
+            x = self._step(index)(self._input_of_step(x, index))
         return self._finish(x)
 
     def refine(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, list[tuple[int, int]]]]]:
@@ -117,10 +126,9 @@ class InterTaskBlock(Unscripted, nn.Module):
             :class:`~mmlocal.layers.TaskPyramid` in each step, with ``embed_dims +
             position_channels`` channels.
         """
-        x = self._with_positions(x)
         pyramids = []
         for index in range(self.num_steps):
-            x, pyramid = self._step(index).refine(x)
+            x, pyramid = self._step(index).refine(self._input_of_step(x, index))
             pyramids.append(pyramid)
         return self._finish(x), pyramids
 
@@ -141,10 +149,10 @@ class InterTaskBlock(Unscripted, nn.Module):
         """
         if not -self.num_steps <= step < self.num_steps:
             raise ValueError(f"step must be below num_steps={self.num_steps}, got {step}")
-        x = self._with_positions(x)
-        for index in range(step % self.num_steps):
-            x = self._step(index)(x)
-        return self._step(step % self.num_steps).sampled_positions(x)
+        last = step % self.num_steps
+        for index in range(last):
+            x = self._step(index)(self._input_of_step(x, index))
+        return self._step(last).sampled_positions(self._input_of_step(x, last))
 
     def _finish(self, x: Tensor) -> Tensor:
         return self.smlp(x[..., : self.embed_dims])
@@ -154,8 +162,13 @@ class InterTaskBlock(Unscripted, nn.Module):
         assert isinstance(step, InterTaskAttention)
         return step
 
-    def _with_positions(self, x: Tensor) -> Tensor:
-        check_task_maps(x, self.embed_dims, self.num_tasks)
-        if self.positions is None or self.position_channels == 0:
+    def _input_of_step(self, x: Tensor, index: int) -> Tensor:
+        if index == 0:
+            check_task_maps(x, self.embed_dims, self.num_tasks)
+        if self.position_channels == 0 or (index and not self.reattach_positions):
             return x
-        return torch.cat((x, task_positions(x, self.position_channels, self.positions)), dim=4)
+        assert self.positions is not None
+        positions = task_positions(
+            x, self.position_channels, self.positions, self.normalize_positions
+        )
+        return torch.cat((x[..., : self.embed_dims], positions), dim=4)

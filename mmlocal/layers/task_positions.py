@@ -16,6 +16,7 @@ def sine_positions(
     channels: int,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    normalize: bool = True,
 ) -> Tensor:
     """Encode rows and columns by sines and cosines.
 
@@ -24,7 +25,8 @@ def sine_positions(
         a = 2 * pi * y / (height + 1e-6) / 10000 ** (2 * (i // 2) / d)
         sin(a) for even i, cos(a) for odd i
 
-    The next ``d`` channels encode the column in the same way.
+    Without ``normalize``, ``a`` is ``y / 10000 ** (2 * (i // 2) / d)``, whatever the height. The
+    next ``d`` channels encode the column in the same way.
 
     Args:
         height: rows.
@@ -32,13 +34,14 @@ def sine_positions(
         channels: a multiple of 4.
         device: device of the result.
         dtype: dtype of the result, at least float32.
+        normalize: whether the last row and column of any map have the same angles.
 
     Returns:
         ``(height, width, channels)``.
 
     Source:
         DETR, Carion et al. 2020. MMDetection has the same formula in
-        ``SinePositionalEncoding(channels / 2, normalize=True)``.
+        ``SinePositionalEncoding(channels / 2, normalize=normalize)``.
     """
     half = channels // 2
     channel = torch.arange(half, device=device)
@@ -46,7 +49,9 @@ def sine_positions(
 
     def encode(size: int) -> Tensor:
         steps = torch.arange(1, size + 1, device=device, dtype=dtype)
-        angles = (steps / (size + 1e-6) * (2 * math.pi))[:, None] / periods
+        if normalize:
+            steps = steps / (size + 1e-6) * (2 * math.pi)
+        angles = steps[:, None] / periods
         return torch.stack((angles[:, ::2].sin(), angles[:, 1::2].cos()), dim=2).flatten(1)
 
     rows = encode(height)[:, None].expand(-1, width, -1)
@@ -54,7 +59,7 @@ def sine_positions(
     return torch.cat((rows, cols), dim=2)
 
 
-def task_positions(x: Tensor, channels: int, positions: str) -> Tensor:
+def task_positions(x: Tensor, channels: int, positions: str, normalize: bool = True) -> Tensor:
     """Encode the positions of the pixels of all tasks.
 
     Args:
@@ -62,6 +67,7 @@ def task_positions(x: Tensor, channels: int, positions: str) -> Tensor:
         channels: channels of the result, a multiple of 4.
         positions: ``"canvas"`` for positions in the map of all tasks below each other, of height
             ``T * H``. ``"task"`` for positions in the map of each task.
+        normalize: as in :func:`sine_positions`.
 
     Returns:
         ``(B, T, H, W, channels)``, dtype of ``x``.
@@ -69,7 +75,7 @@ def task_positions(x: Tensor, channels: int, positions: str) -> Tensor:
     batch, tasks, height, width, _ = x.shape
     rows = tasks * height if positions == "canvas" else height
     wide = torch.promote_types(x.dtype, torch.float32)
-    encoded = sine_positions(rows, width, channels, x.device, wide).to(x.dtype)
+    encoded = sine_positions(rows, width, channels, x.device, wide, normalize).to(x.dtype)
     return encoded.view(-1, height, width, channels).expand(batch, tasks, -1, -1, -1)
 
 
