@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--heads",
         type=number_of("heads"),
         default=8,
-        help="draw at most this many heads of each layer (default: %(default)s)",
+        help="draw at most this many heads of each layer (default: %(default)s); not with --task",
     )
     parser.add_argument(
         "--task", help="multi-task networks: draw what a pixel of this task reads in all tasks"

@@ -147,7 +147,7 @@ def _make_edge_metric(
             raise ValueError("delta needs odsF: give edge=dict(max_dist=...), or no baseline")
         return None
     if not has_edge:
-        raise ValueError("edge is given, but tasks has no 'edge'")
+        raise ValueError("edge is given, but tasks has no 'edge'; set edge=None, or add the task")
     return BoundaryF(**edge)
 
 

@@ -54,7 +54,7 @@ def check_multitask(cfg: Config, dataset: DataSet, findings: Findings) -> None:
     counted = {
         name: settings["num_classes"]
         for name, settings in outputs.items()
-        if "num_classes" in settings and name in built.tasks
+        if name in built.tasks and isinstance(settings, dict) and "num_classes" in settings
     }
     _check_labels(dataset, Compose(steps), items, counted, findings)
 
