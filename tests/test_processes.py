@@ -37,7 +37,7 @@ def test_cores_of_a_distributed_job(monkeypatch):
 
 
 WORK = """
-import sys, time
+import signal, sys, time
 from mmlocal.processes import map_in_processes
 
 def work(item):
@@ -45,6 +45,8 @@ def work(item):
     time.sleep(0.1)
 
 if __name__ == "__main__":
+    # A job in the background of a shell ignores interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     list(map_in_processes(work, range(10_000), 2))
     print("finished", flush=True)
 """

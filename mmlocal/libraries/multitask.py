@@ -38,7 +38,8 @@ class MultiTask(MMSeg):
 
     def owns(self, cfg: Config) -> bool:
         """Whether the model is a multi-task segmentor; its scope is ``"mmseg"``."""
-        kind = (cfg.get("model") or {}).get("type")
+        model = cfg.get("model")
+        kind = model.get("type") if isinstance(model, dict) else None
         return super().owns(cfg) or type_name(kind) == "MultiTaskSegmentor"
 
     def counts_classes(self, model: dict) -> bool:

@@ -12,6 +12,7 @@ pytest.importorskip("mmseg")
 
 from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS as MMSEG_MODELS
@@ -297,7 +298,8 @@ def test_mmseg_metric():
 def test_mmseg_test_time_augmentation():
     """mmseg's merging of several views finds the logits of semantic segmentation."""
     model = make().eval()
-    tta = MMSEG_MODELS.build(dict(type="SegTTAModel", module=model))
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        tta = MMSEG_MODELS.build(dict(type="SegTTAModel", module=model))
     view = batch(ALL, (32, 32))
     view["data_samples"][0].set_metainfo(dict(img_path="x.png"))
     flipped = copy.deepcopy(view)
@@ -313,7 +315,6 @@ def test_mmseg_test_time_augmentation():
 def test_mmseg_inference(tmp_path):
     """``init_model`` and ``inference_model`` of mmseg, from a file and for an array."""
     from mmengine.config import Config
-    from mmengine.registry import DefaultScope
     from mmseg.apis import inference_model, init_model
 
     model = make()
