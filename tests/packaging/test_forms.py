@@ -148,7 +148,7 @@ def test_wheel_holds_mim_and_types(form, request):
     assert not [line for line in requirements if line.startswith("torch")]
     forced = [line for line in requirements if "extra ==" not in line]
     assert forced == ["numpy>=1.24"]
-    assert {"onedl", "flax", "dev"} == set(metadata.get_all("Provides-Extra"))
+    assert {"onedl", "multitask", "flax", "dev"} == set(metadata.get_all("Provides-Extra"))
 
 
 @pytest.mark.parametrize("form", ["wheel", "wheel_of_sdist"])
