@@ -98,6 +98,9 @@ evaluator = Evaluator(config)
 evaluator.process(samples[rank::2] if rank == 0 else [*samples[1::2], samples[0]])
 found = evaluator.evaluate(len(samples))
 pickle.dump(found, open(f"{folder}/rank{rank}", "wb"))
+# Gloo aborts a process that exits while the other one still talks to it.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
