@@ -232,14 +232,28 @@ def benchmark_multitask(
 
         return run
 
+    rows: list[dict] = []
+    result = environment(target) | dict(
+        date=datetime.date.today().isoformat(),
+        settings=dict(
+            size=list(size),
+            image_size=list(image_size),
+            tasks=tasks,
+            batch_size=batch_size,
+            rounds=rounds,
+        ),
+        results=rows,
+    )
+    path = out / f"multitask_{target.type}.json"
     needed = {"itsa_mmcv": batch_size * _samples_bytes(tasks, size)}
-    rows = _measure(
+    rows += _measure(
         {kind: partial(step, kind) for kind in STEPS},
         needed,
         target,
         rounds,
         dict(mode="step, inference", size=list(size)),
     )
+    write_json(result, path)  # the networks take long, and may be interrupted
     if min(image_size):
         # Training keeps the samples of three steps, and makes their gradients.
         maps = tuple(-(-side // 4) for side in image_size)
@@ -255,18 +269,7 @@ def benchmark_multitask(
             rounds,
             dict(mode="network, training", size=list(image_size)),
         )
-    result = environment(target) | dict(
-        date=datetime.date.today().isoformat(),
-        settings=dict(
-            size=list(size),
-            image_size=list(image_size),
-            tasks=tasks,
-            batch_size=batch_size,
-            rounds=rounds,
-        ),
-        results=rows,
-    )
-    write_json(result, out / f"multitask_{target.type}.json")
+        write_json(result, path)
     return result
 
 

@@ -61,7 +61,6 @@ class TaskPyramid(Unscripted, nn.Module):
         check_flag(share=share)
         self.embed_dims = embed_dims
         self.num_tasks = num_tasks
-        self.num_levels = num_levels
         self.level_source = level_source
         self.map_order = map_order
         self.halvings = nn.ModuleList(
