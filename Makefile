@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export PIP_USER := 0
 
-.PHONY: help setup setup-without-ops demo demo-seg demo-cls demo-multitask compare test test-oldest lint clean distclean
+.PHONY: help setup setup-without-ops demo demo-seg demo-cls demo-multitask compare test test-oldest lint docs clean distclean
 help:
 	@echo "make setup           build the environment .venv: once, about 10 minutes on 2 cores"
 	@echo "                     (with another Python, 3.10 to 3.12: PYTHON=python3.12 make setup)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test            run all tests"
 	@echo "make test-oldest     test ops, layers and backbones with the oldest torch, in .venv-oldest"
 	@echo "make lint            check format, style and types"
+	@echo "make docs            build the documentation site in work_dirs/docs"
 	@echo "make clean           remove the files of builds, tests, demos and comparisons; keep .venv,"
 	@echo "                     data/ and all other folders in work_dirs/"
 	@echo "make distclean       clean, and remove .venv, .venv-oldest and the compiled kernels"
@@ -35,7 +36,7 @@ setup-without-ops: $(VENV)/mmlocal.done
 # A finished step leaves a file .venv/*.done. make continues with the first step whose file is
 # missing or older than its requirements. Each call of pip gets all pins, so that no step replaces a
 # version from another step.
-PINS := $(addprefix -c requirements/,build.txt torch.txt openmm.txt mmcv.txt dev.txt)
+PINS := $(addprefix -c requirements/,build.txt torch.txt openmm.txt mmcv.txt dev.txt docs.txt)
 INSTALL = $(RUN) -m pip install $(PINS)
 .DELETE_ON_ERROR:
 
@@ -119,10 +120,19 @@ test-oldest:
 lint: $(VENV)/ops.done
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
 
+# -W: a warning, such as a link that leads nowhere, is an error.
+$(VENV)/docs.done: requirements/docs.txt $(VENV)/mmlocal.done
+	@$(INSTALL) -r $<
+	@touch $@
+
+docs: $(VENV)/docs.done
+	$(RUN) -m sphinx -W --keep-going -b html docs work_dirs/docs
+	@echo "docs: open work_dirs/docs/index.html"
+
 # clean keeps .venv, which takes long to build, and mmlocal/.mim, which belongs to it. It also keeps
 # data sets and training runs.
 clean:
-	rm -rf build dist *.egg-info work_dirs/demo* work_dirs/compare .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf build dist *.egg-info work_dirs/demo* work_dirs/compare work_dirs/docs .pytest_cache .mypy_cache .ruff_cache .coverage
 	find . -name .venv -prune -o -name data -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean
