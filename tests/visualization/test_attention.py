@@ -1,8 +1,10 @@
 """Attention received, tiled kernels, ghost filters, and how they are collected from a model."""
 
 import json
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +12,22 @@ import torch
 from torch import nn
 
 from mmlocal.checkpoints.qna import convert_qna_layer
-from mmlocal.layers import ELSA, MLP, QnA, UpsampleQnA
+from mmlocal.layers import (
+    ELSA,
+    MLP,
+    SASA,
+    EvenWindowAttention,
+    OutlookAttention,
+    QnA,
+    UpsampleQnA,
+    WindowAttention,
+)
 from mmlocal.visualization.attention import (
+    LayerAttention,
     collect_attention,
     enlarge,
     find_layers,
-    received,
+    sliding_taps,
     tile_kernels,
 )
 from mmlocal.visualization.attention_figures import draw_kernels, draw_layer, draw_received
@@ -75,19 +87,159 @@ def test_received_with_dilation(dilation):
     """A loop over windows and taps gives the same. Taps outside the map are left out."""
     torch.manual_seed(0)
     attn = torch.rand(2, 9, 5, 4)
-    expected = torch.zeros(2, 5, 4)
+    expected, holders = torch.zeros(2, 5, 4), torch.zeros(5, 4)
     for y in range(5):
         for x in range(4):
             for tap in range(9):
                 row, col = y + (tap // 3 - 1) * dilation, x + (tap % 3 - 1) * dilation
                 if 0 <= row < 5 and 0 <= col < 4:
                     expected[:, row, col] += attn[:, tap, y, x]
-    torch.testing.assert_close(received(attn, 3, 1, dilation, (5, 4), dilation), expected)
+                    holders[row, col] += 1
+    taps = (sliding_taps(size, size, 3, 1, dilation, dilation) for size in (5, 4))
+    record = LayerAttention(attn[:, None, None], (5, 4), *taps)
+    torch.testing.assert_close(record.received()[:, 0, 0], expected)
+    torch.testing.assert_close(record.received(mean=True)[:, 0, 0], expected / holders)
 
 
-def test_received_checks_its_sizes():
-    with pytest.raises(RuntimeError):
-        received(torch.zeros(9, 5, 4), 3, 1, 1, (5, 5))
+def test_maps_fit_their_taps():
+    taps = (sliding_taps(5, 5, 3, 1, 1), sliding_taps(5, 4, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"heads, 9, 5, 4\) for 5x4 windows of 3x3 taps, got"):
+        LayerAttention(torch.zeros(1, 1, 1, 9, 5, 5), (5, 5), *taps)
+
+
+SIZE = (6, 5)
+TOKENS = SIZE[0] * SIZE[1]
+
+
+def make(kind: type[nn.Module], **arguments: Any) -> nn.Module:
+    """A layer of two heads with uneven attention, whose values of each head are its input."""
+    torch.manual_seed(0)
+    layer = kind(2 * TOKENS, 2, **arguments).double()
+    for name, weight in layer.named_parameters():
+        torch.nn.init.normal_(weight, std=0.5 if "table" in name else 1.5)
+    inner = getattr(layer, "w_msa", layer)
+    inner.proj = nn.Identity()
+    values = {"qkv": slice(-2 * TOKENS, None), "value": slice(None), "v": slice(None)}
+    for name, rows in values.items():
+        if isinstance(projection := getattr(inner, name, None), nn.Linear | nn.Conv2d):
+            eye = torch.eye(2 * TOKENS, dtype=torch.float64)
+            projection.weight.data[rows] = eye.view_as(projection.weight[rows])
+            if projection.bias is not None:
+                projection.bias.data[rows] = 0
+    return layer
+
+
+LAYERS = {
+    "window": (WindowAttention, dict(window_size=3)),
+    "shifted window": (WindowAttention, dict(window_size=3, shift=True)),
+    "padded window": (WindowAttention, dict(window_size=4)),
+    "shifted padded window": (WindowAttention, dict(window_size=4, shift=True)),
+    "window above the map": (WindowAttention, dict(window_size=8, shift=True)),
+    "window that fits": (WindowAttention, dict(window_size=8, shift=True, fit_window=True)),
+    "even window": (EvenWindowAttention, dict(window_size=4)),
+    "ELSA": (ELSA, dict(kernel_size=3, dilation=2, group_width=4, gamma=0)),
+    "ELSA with ghost head": (ELSA, dict(kernel_size=5, group_width=4, lam=2)),
+    "QnA": (QnA, dict(attn_scale="none")),
+    "QnA with stride": (QnA, dict(attn_scale="none", stride=2)),
+    "UpsampleQnA": (UpsampleQnA, {}),
+    "SASA": (SASA, dict(kernel_size=3)),
+    "outlook": (OutlookAttention, {}),
+    "outlook of each pixel": (OutlookAttention, dict(kernel_size=5, stride=1, padding=2)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_of_pixel(name):
+    """The weights of a position are a row of the whole attention matrix.
+
+    The values of each head are one-hot codes of positions, so the output of the layer is the matrix.
+    """
+    kind, arguments = LAYERS[name]
+    layer = make(kind, **arguments)
+    ghost = name == "ELSA with ghost head"
+    if ghost:  # the same filters for all channels of a head
+        for table in (layer.ghost_mul, layer.ghost_add):
+            table.data = table.data[[0, TOKENS]].repeat_interleave(TOKENS, dim=0)
+    x = torch.eye(TOKENS, dtype=torch.float64).repeat(1, 2).view(1, *SIZE, 2 * TOKENS)
+    with torch.no_grad(), collect_attention(find_layers(layer)) as attention:
+        matrix = layer(x)[0].unflatten(2, (2, *SIZE))
+    record = attention[""]
+    assert record.output_size == matrix.shape[:2]
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
+    for y in range(matrix.shape[0]):
+        for x in range(matrix.shape[1]):
+            for head in (0, 1):
+                weights = record.of_pixel(y, x, head=head, ghost=ghost) * record.num_queries
+                close(weights, matrix[y, x, head])
+            weights = record.of_pixel(y, x, ghost=ghost) * record.num_queries
+            close(weights, matrix[y, x].mean(0))
+    if not ghost:
+        sums = record.received()[0].sum(0)
+        close(sums, matrix.sum((0, 1)))
+        assert sums.std() > 0.1
+
+
+def test_shifted_windows_by_hand():
+    """Tokens attend to the tokens in the same part of the shifted window, padding among them."""
+    torch.manual_seed(0)
+    layer = WindowAttention(8, 2, window_size=4, shift=True).double()
+    torch.nn.init.normal_(layer.w_msa.relative_position_bias_table)
+    height, width = 6, 7  # padded to 8x8
+    x = torch.randn(1, height, width, 8, dtype=torch.float64)
+    with collect_attention({"": layer}) as attention:
+        layer(x)
+    tokens = torch.nn.functional.pad(x, (0, 0, 0, 1, 0, 2))[0]
+    q, k, _ = layer.w_msa.qkv(tokens).unflatten(2, (3, 2, 4)).unbind(2)
+    total = torch.zeros(2, height, width, dtype=torch.float64)
+    for y, x in np.ndindex(height, width):
+        logits = torch.full((2, 8, 8), -torch.inf, dtype=torch.float64)
+        for row, col in np.ndindex(8, 8):
+            # windows begin at rows and columns 2 and 6
+            if ((y - 2) // 4, (x - 2) // 4) == ((row - 2) // 4, (col - 2) // 4):
+                bias = layer.w_msa.relative_position_bias_table[(y - row + 3) * 7 + x - col + 3]
+                logits[:, row, col] = (q[y, x] * k[row, col]).sum(1) / 2 + bias
+        weights = logits.flatten(1).softmax(1).view(2, 8, 8)[:, :height, :width].detach()
+        total += weights
+        for head in (0, 1):
+            torch.testing.assert_close(attention[""].of_pixel(y, x, head=head), weights[head])
+    torch.testing.assert_close(attention[""].received()[0, 0], total)
+
+
+def test_mean_of_even_attention():
+    """Divided by the windows that hold it, even attention is the same everywhere."""
+    layers = (WindowAttention(4, 1, window_size=4, shift=True), ELSA(4, 1, 3, group_width=4))
+    for layer, share in zip(layers, (None, 1 / 9), strict=True):
+        for weight in layer.parameters():
+            torch.nn.init.zeros_(weight)
+        with collect_attention({"": layer}) as attention:
+            layer(torch.randn(1, 8, 9, 4))
+        record = attention[""]
+        assert record.received().std() > 0.1
+        if share:
+            torch.testing.assert_close(
+                record.received(mean=True), torch.full((1, 1, 1, 8, 9), share)
+            )
+
+
+def test_of_pixel_checks_its_arguments():
+    layer = QnA(8, 2)
+    with collect_attention({"": layer}) as attention:
+        layer(torch.randn(1, 4, 5, 8))
+    record = attention[""]
+    assert record.of_pixel(3, 4).shape == (4, 5)
+    one = record.of_pixel(1, 2, head=1, query=0)
+    assert torch.equal(one[:3, 1:4].flatten(), record.maps[0, 0, 1, :, 1, 2])
+    assert one.sum() == one[:3, 1:4].sum()
+    for arguments, message in (
+        (dict(y=4, x=0), r"\(y, x\) must be in a map of 4x5, got \(4, 0\)"),
+        (dict(y=0, x=-1), r"\(y, x\) must be in a map of 4x5, got \(0, -1\)"),
+        (dict(y=0, x=0, head=2), "head must be from 0 to 1, got 2"),
+        (dict(y=0, x=0, query=2), "query must be from 0 to 1, got 2"),
+        (dict(y=0, x=0, image=1), "image must be from 0 to 0, got 1"),
+        (dict(y=0, x=0, ghost=True), "ghost=True needs a layer with a ghost head"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            record.of_pixel(**arguments)
 
 
 def test_tiles():
@@ -139,7 +291,7 @@ def test_collect():
     # of the second call
     first = model.elsa(x)
     torch.testing.assert_close(attention["elsa"].maps[:, 0], model.elsa.attention_maps(first))
-    assert attention["elsa"].dilation == attention["elsa"].padding == 2
+    assert attention["elsa"].rows[3].tolist() == [1, 3, 5]
     # The mask has arrived: its tokens receive nothing.
     assert (attention["block.qna"].received()[1, ..., 4:] == 0).all()
     assert (attention["block.qna"].received()[0, ..., 4:] > 0).all()
