@@ -36,22 +36,40 @@ def sliding_taps(
     return rows.masked_fill((rows < 0) | (rows >= size), -1)
 
 
-def tile_kernels(attn: Tensor) -> Tensor:
-    """Lay the ``k x k`` attention kernels of all windows side by side, without overlap.
+def tile_kernels(attn: Tensor, window_size: tuple[int, int] | None = None) -> Tensor:
+    """Lay the attention kernels of all windows side by side, without overlap.
 
     Args:
-        attn: ``(..., k**2, H, W)``, any dtype; taps in row-major order.
+        attn: ``(..., taps, H, W)``, any dtype; taps in row-major order.
+        window_size: height ``h`` and width ``w`` of a window, in taps; ``None`` for a square.
 
     Returns:
-        ``(..., H * k, W * k)``.
+        ``(..., H * h, W * w)``.
 
     Raises:
-        ValueError: the number of taps is not a square number.
+        ValueError: the number of taps is not a square number, or does not fit ``window_size``.
     """
-    side = math.isqrt(attn.shape[-3])
-    if side**2 != attn.shape[-3]:
-        raise ValueError(f"attn must have a square number of taps, got {attn.shape[-3]}")
-    return F.pixel_shuffle(attn, side).squeeze(-3)
+    taps = attn.shape[-3]
+    if window_size is None:
+        window_size = (math.isqrt(taps), math.isqrt(taps))
+        if math.prod(window_size) != taps:
+            raise ValueError(f"attn must have a square number of taps, got {taps}")
+    if math.prod(window_size) != taps:
+        raise ValueError(f"window_size must have {taps} taps, got {window_size}")
+    return attn.unflatten(-3, window_size).movedim((-2, -1), (-4, -2)).flatten(-4, -3).flatten(-2)
+
+
+def token_size(pixels: int, tokens: int) -> int:
+    """Compute the width of a token of a map in pixels.
+
+    A backbone that halves its maps rounds odd sizes up, so the last tokens may reach beyond the
+    input. The width is therefore rounded up to a power of two.
+
+    Args:
+        pixels: width of the network's input, in pixels.
+        tokens: width of the map, in tokens.
+    """
+    return 2 ** math.ceil(math.log2(max(pixels / tokens, 1)))
 
 
 def enlarge(maps: Tensor, input_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
@@ -64,14 +82,10 @@ def enlarge(maps: Tensor, input_size: tuple[int, int], image_size: tuple[int, in
         image_size: height and width of the image itself, in pixels.
 
     Returns:
-        ``(M, N, *image_size)``.
-
-    Note:
-        A backbone that halves its maps rounds odd sizes up, so the last tokens may reach beyond
-        ``input_size``. The width of a token in pixels is therefore rounded up to a power of two.
+        ``(M, N, *image_size)``. The last tokens of a map may reach beyond it.
     """
     size = [
-        tokens * 2 ** math.ceil(math.log2(max(pixels / tokens, 1)))
+        tokens * token_size(pixels, tokens)
         for pixels, tokens in zip(input_size, maps.shape[2:], strict=True)
     ]
     maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
@@ -115,6 +129,11 @@ class LayerAttention:
             )
 
     @property
+    def query_places(self) -> str | None:
+        """``"taps"`` or ``"cells"``, see :class:`~mmlocal.layers.HasQueryPlaces`, or ``None``."""
+        return self.layer.query_places if isinstance(self.layer, HasQueryPlaces) else None
+
+    @property
     def num_heads(self) -> int:
         """Number of heads."""
         return self.maps.shape[2]
@@ -122,7 +141,7 @@ class LayerAttention:
     @property
     def num_queries(self) -> int:
         """Number of queries that write to each position of the output."""
-        return 1 if self._places else self.maps.shape[1]
+        return 1 if self.query_places else self.maps.shape[1]
 
     @property
     def window_size(self) -> tuple[int, int]:
@@ -137,7 +156,7 @@ class LayerAttention:
     @property
     def output_size(self) -> tuple[int, int]:
         """Height and width of the layer's output, in tokens."""
-        if self._places == "taps":
+        if self.query_places == "taps":
             return self.map_size
         scale = self._scale
         return len(self.rows) * scale, len(self.columns) * scale
@@ -155,7 +174,7 @@ class LayerAttention:
         """
         index = self._index().flatten()
         shares = self.maps.flatten(3)
-        if self._places:
+        if self.query_places:
             shares = shares.mean(1, True) if mean else shares.sum(1, True)
         sums = shares.new_zeros(*shares.shape[:3], math.prod(self.map_size) + 1)
         sums.index_add_(3, index, shares)
@@ -212,13 +231,9 @@ class LayerAttention:
         return weights[:-1].unflatten(0, self.map_size)
 
     @property
-    def _places(self) -> str | None:
-        return self.layer.query_places if isinstance(self.layer, HasQueryPlaces) else None
-
-    @property
     def _scale(self) -> int:
         """Width of the cell that a window fills, in tokens."""
-        return math.isqrt(self.maps.shape[1]) if self._places == "cells" else 1
+        return math.isqrt(self.maps.shape[1]) if self.query_places == "cells" else 1
 
     def _index(self) -> Tensor:
         """Token that each tap reads, ``(taps, H_out, W_out)``; ``H * W`` for none."""
@@ -230,9 +245,9 @@ class LayerAttention:
 
     def _windows_of(self, y: int, x: int) -> dict[tuple[int, int], int | None]:
         """Windows that write to a position, each with the query that does; ``None`` for all."""
-        if self._places != "taps":
+        if self.query_places != "taps":
             scale = self._scale
-            writer = (y % scale) * scale + x % scale if self._places else None
+            writer = (y % scale) * scale + x % scale if self.query_places else None
             return {(y // scale, x // scale): writer}
         width = self.columns.shape[1]
         return {
