@@ -170,16 +170,23 @@ class LayerAttention:
 
         Returns:
             ``(B, num_queries, num_heads, H, W)``, dtype of ``maps``. Queries that write to
-            different places count together.
+            different places count together, each as a window of its own.
         """
-        index = self._index().flatten()
-        shares = self.maps.flatten(3)
-        if self.query_places:
-            shares = shares.mean(1, True) if mean else shares.sum(1, True)
+        index = self._index()
+        shares, readers = self.maps, torch.ones_like(index)
+        if self.query_places == "taps":  # queries outside the map write nothing
+            inside = index < math.prod(self.map_size)
+            shares = (shares * inside[None, :, None, None]).sum(1, True)
+            readers = inside.sum(0).expand_as(index)
+        elif self.query_places == "cells":
+            shares, readers = shares.sum(1, True), readers * shares.shape[1]
         sums = shares.new_zeros(*shares.shape[:3], math.prod(self.map_size) + 1)
-        sums.index_add_(3, index, shares)
+        sums.index_add_(3, index.flatten(), shares.flatten(3))
         if mean:
-            sums /= torch.bincount(index, minlength=sums.shape[3]).clamp(min=1)
+            counts = torch.zeros_like(sums[0, 0, 0]).index_add_(
+                0, index.flatten(), readers.flatten().to(sums.dtype)
+            )
+            sums /= counts.clamp(min=1)
         return sums[..., :-1].unflatten(3, self.map_size)
 
     def of_pixel(

@@ -229,7 +229,7 @@ def draw_tiles(name: str, attention: LayerAttention, max_heads: int) -> Figure:
         A matplotlib figure, to save. All kernels have one colour scale, which follows the square
         root. Where the picture has fewer pixels than there are taps, taps are missing.
     """
-    maps = attention.maps[0, :, :max_heads]
+    maps = _writers(attention)[:, :max_heads]
     tiles = tile_kernels(maps, attention.window_size).numpy()
     queries, heads = tiles.shape[:2]
     windows = f"{len(attention.rows)}x{len(attention.columns)}"
@@ -276,9 +276,7 @@ def draw_layer(
     """
     figures = {}
     where = (image, input_size, center)
-    maps = attention.maps[0, :, :max_heads]
-    if attention.query_places == "taps":  # a query for each tap; the middle one stands for all
-        maps = maps[len(maps) // 2 : len(maps) // 2 + 1]
+    maps = _writers(attention)[:, :max_heads]
     queries, heads = maps.shape[:2]
     if "received" in kinds:
         figures["received"] = draw_received(name, attention, max_heads, image, input_size, mean)
@@ -312,6 +310,16 @@ def _draw_ghost(
     return draw_kernels(
         torch.stack(panels), size, titles, labels, title, "weight", *where, signed=True
     )
+
+
+def _writers(attention: LayerAttention) -> Tensor:
+    """Maps ``(queries, heads, taps, H_out, W_out)`` of the first image.
+
+    Where each tap has a query, the middle one stands for all.
+    """
+    maps = attention.maps[0]
+    middle = len(maps) // 2
+    return maps[middle : middle + 1] if attention.query_places == "taps" else maps
 
 
 def describe(attention: LayerAttention) -> str:

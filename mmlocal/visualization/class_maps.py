@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmlocal.layers import ClassAttention
+from mmlocal.layers.class_attention import ClassAttention
 from mmlocal.visualization.attention import enlarge
 from mmlocal.visualization.figures import as_grey, colour_bar, grid, show_image, show_over
 
