@@ -108,7 +108,7 @@ def overview(
         image: ``(h, w, 3)`` uint8 in RGB.
         input_size: height and width of the network's input, in pixels.
         heads: largest number of heads to draw.
-        mean: whether to divide by the number of windows that hold a position.
+        mean: whether to divide by the sum that even attention would give.
 
     Yields:
         ``"overview"`` and the figure, if a layer did run.
@@ -140,7 +140,7 @@ def pictures_of_layers(
         image: ``(h, w, 3)`` uint8 in RGB.
         input_size: height and width of the network's input, in pixels.
         center: y and x of the centre of the enlarged region, or ``None``.
-        mean: whether to divide by the number of windows that hold a position.
+        mean: whether to divide by the sum that even attention would give.
 
     Yields:
         Name of the layer with the kind, such as ``"backbone.stages.0.blocks.0.attn_kernels"``, and

@@ -81,8 +81,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--border",
         choices=["divide", "keep"],
         default="divide",
-        help="divide the attention that a position receives by the number of windows that hold it, "
-        "or keep the sum, which is low near the border (default: %(default)s)",
+        help="divide the attention that a position receives by the sum that even attention would "
+        "give, or keep the sum, which depends on the border (default: %(default)s)",
     )
     parser.add_argument(
         "--task", help="multi-task networks: draw what a pixel of this task reads in all tasks"
@@ -221,8 +221,8 @@ def visualize_attention(
         layers: names of layers to draw, ``*`` for any text; ``None`` for all, and in the overview
             for one of each run of like layers.
         heads: number of heads to draw of each layer, at most.
-        divide_border: whether to divide the attention that a position receives by the number of
-            windows that hold it.
+        divide_border: whether to divide the attention that a position receives by the sum that
+            even attention would give.
         pixel: x and y of the centre of the enlarged region of ``kernels`` and ``ghost``, in the
             image as the network sees it; ``None`` for the centre of the image.
         device: device for the model; ``None`` for the GPU if there is one.

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from mmlocal.layers import HasGhostHead, HasLocalAttention, HasQueryPlaces, HasWindowAttention
 
+# Shifted windows hide tokens by an offset of -100 to the logits, which leaves a weight of 1e-44.
+_NO_WEIGHT = 1e-20
+
 
 def sliding_taps(
     size: int, windows: int, kernel_size: int, stride: int, padding: int, dilation: int = 1
@@ -165,28 +168,32 @@ class LayerAttention:
         """Sum the attention that each token receives from all windows that hold it.
 
         Args:
-            mean: whether to divide the sum by the number of windows that hold the token. It then
-                does not depend on how near the border the token is. Tokens in no window stay 0.
+            mean: whether to divide the sum by the sum that even attention would give. The result is
+                the mean of the shares that windows give to the token, where 1 is an even share. It
+                does not depend on how many windows hold the token, nor on how many tokens a window
+                at the border has to choose from. Tokens in no window stay 0.
 
         Returns:
             ``(B, num_queries, num_heads, H, W)``, dtype of ``maps``. Queries that write to
             different places count together, each as a window of its own.
         """
         index = self._index()
-        shares, readers = self.maps, torch.ones_like(index)
+        inside = index < math.prod(self.map_size)
+        shares, readers = self.maps, torch.ones_like(inside[0], dtype=self.maps.dtype)
         if self.query_places == "taps":  # queries outside the map write nothing
-            inside = index < math.prod(self.map_size)
-            shares = (shares * inside[None, :, None, None]).sum(1, True)
-            readers = inside.sum(0).expand_as(index)
+            shares, readers = shares * inside[None, :, None, None], inside.sum(0) * readers
         elif self.query_places == "cells":
-            shares, readers = shares.sum(1, True), readers * shares.shape[1]
+            readers = readers * shares.shape[1]
+        if self.query_places:
+            shares = shares.sum(1, True)
         sums = shares.new_zeros(*shares.shape[:3], math.prod(self.map_size) + 1)
         sums.index_add_(3, index.flatten(), shares.flatten(3))
         if mean:
-            counts = torch.zeros_like(sums[0, 0, 0]).index_add_(
-                0, index.flatten(), readers.flatten().to(sums.dtype)
-            )
-            sums /= counts.clamp(min=1)
+            # Windows of some layers attend to padding, too.
+            taps = (inside | (self.maps > _NO_WEIGHT).flatten(0, 2).any(0)).sum(0)
+            even = (readers / taps).expand_as(index).flatten()
+            total = torch.zeros_like(sums[0, 0, 0]).index_add_(0, index.flatten(), even)
+            sums /= total.masked_fill(total == 0, 1)
         return sums[..., :-1].unflatten(3, self.map_size)
 
     def of_pixel(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # The picture of a ghost head has a row for each of the first heads, with some of its channels.
 _GHOST_HEADS, _GHOST_CHANNELS = 2, 3
+# Label of the colour scale of attention received, by whether the border effect is divided out.
+_UNITS = {True: "received (1 = even share)", False: "received (sum)"}
 # Windows along each side of the enlarged region.
 _REGION = 8
 
@@ -70,7 +72,7 @@ def draw_overview(
     """Draw the attention that positions receive, with a row for each layer.
 
     The columns are the image with one window of the layer, the mean of all heads, and some heads.
-    Each row has a colour scale. Its unit is the average of the row.
+    Each row has a colour scale.
 
     Args:
         layers: attention by the names of layers, to the first image of a batch.
@@ -90,17 +92,18 @@ def draw_overview(
     figure, axes = grid(len(layers), 2 + heads, image, title)
     for row, (name, attention) in zip(axes, layers.items(), strict=True):
         shown = attention.received(mean)[0].mean(0)
-        panels = _relative(torch.cat([shown.mean(0, True), shown[:max_heads]]), image, input_size)
+        panels = torch.cat([shown.mean(0, True), shown[:max_heads]])
+        panels = enlarge(panels[None], input_size, image.shape[:2])[0].numpy()
         show_image(row[0], image)
         show_frame(row[0], _window_frame(attention, input_size))
         row[0].set_ylabel("\n".join(filter(None, (
             name.removeprefix(prefix), describe(attention), notes.get(name, "")
         ))), fontsize=7)  # fmt: skip
         drawn = show_over(row[1:], panels, as_grey(image))
-        colour_bar(figure, drawn, row, "1 = average")
+        colour_bar(figure, drawn, row, _UNITS[mean])
     titles = ["image, one window", "mean of heads", *(f"head {head}" for head in range(heads))]
-    for axis, text in zip(axes[0], titles, strict=True):
-        axis.set_title(text, fontsize=9)
+    for column, text in zip(axes.T, titles, strict=True):  # the first rows may have fewer heads
+        next(axis for axis in column if axis.images).set_title(text, fontsize=9)
     return figure
 
 
@@ -123,15 +126,14 @@ def draw_received(
         mean: as for :meth:`~mmlocal.visualization.attention.LayerAttention.received`.
 
     Returns:
-        A matplotlib figure, to save. All maps have one colour scale. Its unit is their average.
+        A matplotlib figure, to save. All maps have one colour scale.
     """
     shown = attention.received(mean)[0]
     shown = torch.cat([shown.mean(1, True), shown[:, :max_heads]], dim=1)
     queries, columns = shown.shape[:2]
-    unit = "mean weight in the windows that hold a position" if mean else "sum over all windows"
-    title = f"{name} ({describe(attention)}): attention received, {unit}"
+    title = f"{name} ({describe(attention)}): attention that each position receives"
     figure, axes = grid(queries, 1 + columns, image, title)
-    panels = _relative(shown.flatten(0, 1), image, input_size)
+    panels = enlarge(shown, input_size, image.shape[:2]).flatten(0, 1).numpy()
     show_image(axes[0, 0], image)
     axes[0, 0].set_title("image, one window", fontsize=9)
     show_frame(axes[0, 0], _window_frame(attention, input_size))
@@ -142,7 +144,7 @@ def draw_received(
     if queries > 1:
         for query, axis in enumerate(axes[:, 1]):
             axis.set_ylabel(f"query {query}", fontsize=9)
-    colour_bar(figure, drawn, axes, "1 = average")
+    colour_bar(figure, drawn, axes, _UNITS[mean])
     return figure
 
 
@@ -193,9 +195,10 @@ def draw_kernels(
     figure, axes = grid(2 * groups, 1 + number, image, title)
     show_image(axes[0, 0], image)
     show_frame(axes[0, 0], [a * b for a, b in zip((*first, *last), pixels * 2, strict=True)])
-    axes[0, 0].set_title("image, region below" if groups == 1 else "image, region", fontsize=9)
+    axes[0, 0].set_title("image and region", fontsize=9)
     counts = f"{last[0] - first[0]}x{last[1] - first[1]} windows"
     styles = (_style(means, signed, power=False), _style(tiles, signed, power=True))
+    lines = "black" if signed else "white"
     for group in range(groups):
         rows = axes[2 * group : 2 * group + 2]
         for axis, text in zip(rows[0, 1:], titles[group], strict=True):
@@ -211,9 +214,9 @@ def draw_kernels(
         for axis in rows[1, 1:]:  # lines between windows
             height, width = tiles.shape[2:]
             axis.hlines(np.arange(window_size[0], height, window_size[0]) - 0.5, -0.5, width - 0.5,
-                        color="white", linewidth=0.6)  # fmt: skip
+                        color=lines, linewidth=0.6)  # fmt: skip
             axis.vlines(np.arange(window_size[1], width, window_size[1]) - 0.5, -0.5, height - 0.5,
-                        color="white", linewidth=0.6)  # fmt: skip
+                        color=lines, linewidth=0.6)  # fmt: skip
     return figure
 
 
@@ -325,18 +328,11 @@ def _writers(attention: LayerAttention) -> Tensor:
 def describe(attention: LayerAttention) -> str:
     """Describe a layer in a few words, such as ``"ELSA 7x7, 28x28 map"``."""
     height, width = attention.map_size
-    window = "" if attention.window_size == attention.map_size else f" {_window(attention)}"
-    return f"{type(attention.layer).__name__}{window}, {height}x{width} map"
+    return f"{type(attention.layer).__name__} {_window(attention)}, {height}x{width} map"
 
 
 def _window(attention: LayerAttention) -> str:
     return f"{attention.window_size[0]}x{attention.window_size[1]}"
-
-
-def _relative(maps: Tensor, image: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
-    """Enlarge maps ``(N, H, W)`` to the image, and divide them by their average."""
-    shown = enlarge(maps[None], input_size, image.shape[:2])[0].numpy()
-    return shown / max(abs(shown.mean()), 1e-12)
 
 
 def _window_frame(attention: LayerAttention, input_size: tuple[int, int]) -> list[int]:
@@ -372,11 +368,11 @@ def _style(values: np.ndarray, signed: bool, power: bool) -> dict[str, Any]:
 
 
 def _common_prefix(names: Sequence[str]) -> str:
-    """The modules that all names begin with, such as ``"backbone."``."""
+    """The modules that all names begin with, such as ``"backbone."``, but not ``"stages."``."""
     parts = [name.split(".")[:-1] for name in names]
     shared = []
     for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
+        if len(set(level)) > 1 or level[0] == "stages":
             break
         shared.append(level[0])
     return "".join(f"{part}." for part in shared) if len(names) > 1 else ""

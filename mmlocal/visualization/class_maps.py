@@ -71,7 +71,7 @@ def class_maps(model: nn.Module, inputs: Tensor, number: int = 3) -> ClassMaps:
             )
         features = recorder.features()
         if logits.dim() == 2:
-            shares = logits[0].softmax(0)
+            shares = logits[0].detach().softmax(0)
             scores = logits[0]
         else:
             winner = logits[0].argmax(0)
@@ -181,8 +181,8 @@ def draw_class_maps(
     drawn = show_over(axes[0, 1:], shown, as_grey(image), signed=True)
     for axis, index, score in zip(axes[0, 1:], maps.classes, maps.scores, strict=False):
         name = names[index] if names and index < len(names) else f"class {index}"
-        axis.set_title(f"{name}: {100 * score:.0f} %{' of pixels' * maps.of_pixels}", fontsize=9)
-    colour_bar(figure, drawn, axes[0, : 1 + number], "speaks against     for")
+        axis.set_title(f"{name}: {100 * score:.2g} %{' of pixels' * maps.of_pixels}", fontsize=9)
+    colour_bar(figure, drawn, axes[0, : 1 + number], "← against    for →")
     if blocks:
         shown = enlarge(maps.attention[None], input_size, image.shape[:2])[0].numpy()
         drawn = show_over(axes[0, 1 + number :], shown, as_grey(image))

@@ -38,7 +38,7 @@ def grid(
     from matplotlib.figure import Figure
 
     height = panel * image.shape[0] / image.shape[1]
-    size = (columns * (panel + 0.08) + 1.4, rows * (height + 0.12) + 0.8)
+    size = (columns * (panel + 0.08) + 1.4, rows * (height + 0.12) + 0.6)
     dpi = min(_DPI, (_MOST_PIXELS / (size[0] * size[1])) ** 0.5)
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
@@ -129,13 +129,10 @@ def colour_bar(figure: Figure, drawn: ScalarMappable, axes: Any, label: str) -> 
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Save a figure: as JPEG, or as PNG with 256 colours if the suffix of ``path`` is ``.png``."""
+    """Save a figure in its resolution, as JPEG or as PNG. The suffix of ``path`` decides."""
     from PIL import Image
 
     figure.canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    if path.suffix == ".png":
-        image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-    else:
-        image.save(path, quality=88)
+    image.save(path, **({} if path.suffix == ".png" else {"quality": 88}))
