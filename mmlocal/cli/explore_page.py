@@ -43,7 +43,7 @@ footer {display: none !important}
 
 @dataclass(frozen=True)
 class Visit:
-    """What one visitor looks at. Each event makes a new one.
+    """The picture, layer and pixel of one visitor. Each event makes a new object.
 
     Args:
         view: the picture.
@@ -366,14 +366,17 @@ def _picture(name: str, buttons: list | None = None, height: int | None = None) 
     )
 
 
-def _list(label: str, name: str, entries: list[tuple], **layout: int) -> gr.Dropdown:
+def _list(
+    label: str, name: str, entries: list[tuple], min_width: int = 200, scale: int | None = None
+) -> gr.Dropdown:
     return gr.Dropdown(
         entries,
         value=entries[0][1] if entries else None,
         label=label,
         filterable=False,
+        min_width=min_width,
+        scale=scale,
         elem_id=name,
-        **{"min_width": 200, **layout},
     )
 
 
@@ -384,9 +387,9 @@ def _choices(number: int, value: int, all_of_them: str, one: str) -> dict:
 
 
 def _present(visit: Visit | None) -> Visit:
-    if visit is None:
-        raise UsageError("this page has forgotten your picture; choose it again")
-    return visit
+    if visit is not None:
+        return visit
+    raise UsageError("this page has forgotten your picture; choose it again")
 
 
 def _weights_notice(weights: str | None) -> str:

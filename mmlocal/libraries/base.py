@@ -227,15 +227,12 @@ class Library:
             cv2.imwrite(where["out_file"], visualizer.get_image()[..., ::-1])
 
     def draw_prediction(self, visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
-        """Draw the prediction for an image.
+        """Draw the prediction for an image: (height, width, 3), RGB, uint8.
 
         Args:
             visualizer: visualizer of the config.
-            image: the image, of the size that the pipeline loaded, (H, W, 3), RGB, uint8.
+            image: image in the size that the pipeline loaded, (H, W, 3), RGB, uint8.
             sample: data element with the prediction, on the CPU.
-
-        Returns:
-            The drawing, (height, width, 3), RGB, uint8.
         """
         visualizer.set_image(image)  # for a visualizer that draws nothing
         visualizer.add_datasample("prediction", image, sample, draw_gt=False)
