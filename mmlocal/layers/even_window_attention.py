@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from mmlocal.layers.checks import Unscripted, as_side, check_map
 from mmlocal.layers.local_attention import window_taps
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.layers.window_msa import WindowMSA, window_partition, window_reverse
+from mmlocal.layers.window_msa import (
+    WindowMSA,
+    channels_as_maps,
+    maps_as_channels,
+    window_partition,
+    window_reverse,
+)
 
 
 @register_mixer
@@ -70,10 +76,10 @@ class EvenWindowAttention(Unscripted, nn.Module):
         """
 
         def attend(windows: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
-            return self.w_msa.attention_maps(windows, size, mask).transpose(1, 2).flatten(2)
+            return maps_as_channels(self.w_msa.attention_maps(windows, size, mask))
 
         maps = self._over_windows(x, attend)
-        return maps.unflatten(3, (self.w_msa.num_heads, -1)).permute(0, 3, 4, 1, 2)
+        return channels_as_maps(maps, self.w_msa.num_heads)
 
     def _windows(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Numbers of windows along both sides of a map, and their height and width."""

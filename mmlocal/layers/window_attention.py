@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_map
 from mmlocal.layers.local_attention import window_taps
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.layers.window_msa import WindowMSA, crop_map, window_partition, window_reverse
+from mmlocal.layers.window_msa import (
+    WindowMSA,
+    channels_as_maps,
+    crop_map,
+    maps_as_channels,
+    window_partition,
+    window_reverse,
+)
 
 
 def shift_mask(
@@ -195,7 +202,7 @@ class WindowAttention(Unscripted, nn.Module):
         check_map(x, self.embed_dims)
 
         def attend(windows: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
-            return self.w_msa.attention_maps(windows, size, mask).transpose(1, 2).flatten(2)
+            return maps_as_channels(self.w_msa.attention_maps(windows, size, mask))
 
         maps = over_windows(x, self.window_size, self.shift, self.fit_window, attend)
-        return maps.unflatten(3, (self.w_msa.num_heads, -1)).permute(0, 3, 4, 1, 2)
+        return channels_as_maps(maps, self.w_msa.num_heads)

@@ -78,6 +78,16 @@ def crop_map(x: Tensor, height: int, width: int) -> Tensor:
     return x[:, :height, :width]
 
 
+def maps_as_channels(maps: Tensor) -> Tensor:
+    """Turn maps ``(B * windows, heads, N, K)`` to windows ``(B * windows, N, heads * K)``."""
+    return maps.transpose(1, 2).flatten(2)
+
+
+def channels_as_maps(x: Tensor, num_heads: int) -> Tensor:
+    """Turn a map ``(B, H, W, heads * K)`` to attention maps ``(B, heads, K, H, W)``."""
+    return x.unflatten(3, (num_heads, -1)).permute(0, 3, 4, 1, 2)
+
+
 class WindowMSA(Unscripted, nn.Module):
     """Self-attention ``softmax(q k^T * qk_scale + bias) v`` among the tokens of one window.
 

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from mmlocal.layers import HasGhostHead, HasLocalAttention, HasQueryPlaces, HasWindowAttention
 
+# Shifted windows hide tokens by an offset of -100 to the logits, which leaves a weight of 1e-44.
+_NO_WEIGHT = 1e-20
+
 
 def sliding_taps(
     size: int, windows: int, kernel_size: int, stride: int, padding: int, dilation: int = 1
@@ -36,22 +39,40 @@ def sliding_taps(
     return rows.masked_fill((rows < 0) | (rows >= size), -1)
 
 
-def tile_kernels(attn: Tensor) -> Tensor:
-    """Lay the ``k x k`` attention kernels of all windows side by side, without overlap.
+def tile_kernels(attn: Tensor, window_size: tuple[int, int] | None = None) -> Tensor:
+    """Lay the attention kernels of all windows side by side, without overlap.
 
     Args:
-        attn: ``(..., k**2, H, W)``, any dtype; taps in row-major order.
+        attn: ``(..., taps, H, W)``, any dtype; taps in row-major order.
+        window_size: height ``h`` and width ``w`` of a window, in taps; ``None`` for a square.
 
     Returns:
-        ``(..., H * k, W * k)``.
+        ``(..., H * h, W * w)``.
 
     Raises:
-        ValueError: the number of taps is not a square number.
+        ValueError: the number of taps is not a square number, or does not fit ``window_size``.
     """
-    side = math.isqrt(attn.shape[-3])
-    if side**2 != attn.shape[-3]:
-        raise ValueError(f"attn must have a square number of taps, got {attn.shape[-3]}")
-    return F.pixel_shuffle(attn, side).squeeze(-3)
+    taps = attn.shape[-3]
+    if window_size is None:
+        window_size = (math.isqrt(taps), math.isqrt(taps))
+        if math.prod(window_size) != taps:
+            raise ValueError(f"attn must have a square number of taps, got {taps}")
+    if math.prod(window_size) != taps:
+        raise ValueError(f"window_size must have {taps} taps, got {window_size}")
+    return attn.unflatten(-3, window_size).movedim((-2, -1), (-4, -2)).flatten(-4, -3).flatten(-2)
+
+
+def token_size(pixels: int, tokens: int) -> int:
+    """Compute the width of a token of a map in pixels.
+
+    A backbone that halves its maps rounds odd sizes up, so the last tokens may reach beyond the
+    input. The width is therefore rounded up to a power of two.
+
+    Args:
+        pixels: width of the network's input, in pixels.
+        tokens: width of the map, in tokens.
+    """
+    return 2 ** math.ceil(math.log2(max(pixels / tokens, 1)))
 
 
 def enlarge(maps: Tensor, input_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
@@ -64,14 +85,10 @@ def enlarge(maps: Tensor, input_size: tuple[int, int], image_size: tuple[int, in
         image_size: height and width of the image itself, in pixels.
 
     Returns:
-        ``(M, N, *image_size)``.
-
-    Note:
-        A backbone that halves its maps rounds odd sizes up, so the last tokens may reach beyond
-        ``input_size``. The width of a token in pixels is therefore rounded up to a power of two.
+        ``(M, N, *image_size)``. The last tokens of a map may reach beyond it.
     """
     size = [
-        tokens * 2 ** math.ceil(math.log2(max(pixels / tokens, 1)))
+        tokens * token_size(pixels, tokens)
         for pixels, tokens in zip(input_size, maps.shape[2:], strict=True)
     ]
     maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
@@ -115,6 +132,11 @@ class LayerAttention:
             )
 
     @property
+    def query_places(self) -> str | None:
+        """``"taps"`` or ``"cells"``, see :class:`~mmlocal.layers.HasQueryPlaces`, or ``None``."""
+        return self.layer.query_places if isinstance(self.layer, HasQueryPlaces) else None
+
+    @property
     def num_heads(self) -> int:
         """Number of heads."""
         return self.maps.shape[2]
@@ -122,7 +144,7 @@ class LayerAttention:
     @property
     def num_queries(self) -> int:
         """Number of queries that write to each position of the output."""
-        return 1 if self._places else self.maps.shape[1]
+        return 1 if self.query_places else self.maps.shape[1]
 
     @property
     def window_size(self) -> tuple[int, int]:
@@ -137,7 +159,7 @@ class LayerAttention:
     @property
     def output_size(self) -> tuple[int, int]:
         """Height and width of the layer's output, in tokens."""
-        if self._places == "taps":
+        if self.query_places == "taps":
             return self.map_size
         scale = self._scale
         return len(self.rows) * scale, len(self.columns) * scale
@@ -146,21 +168,32 @@ class LayerAttention:
         """Sum the attention that each token receives from all windows that hold it.
 
         Args:
-            mean: whether to divide the sum by the number of windows that hold the token. It then
-                does not depend on how near the border the token is. Tokens in no window stay 0.
+            mean: whether to divide the sum by the sum that even attention would give. The result is
+                the mean of the shares that windows give to the token, where 1 is an even share. It
+                does not depend on how many windows hold the token, nor on how many tokens a window
+                at the border has to choose from. Tokens in no window stay 0.
 
         Returns:
             ``(B, num_queries, num_heads, H, W)``, dtype of ``maps``. Queries that write to
-            different places count together.
+            different places count together, each as a window of its own.
         """
-        index = self._index().flatten()
-        shares = self.maps.flatten(3)
-        if self._places:
-            shares = shares.mean(1, True) if mean else shares.sum(1, True)
+        index = self._index()
+        inside = index < math.prod(self.map_size)
+        shares, readers = self.maps, torch.ones_like(inside[0], dtype=self.maps.dtype)
+        if self.query_places == "taps":  # queries outside the map write nothing
+            shares, readers = shares * inside[None, :, None, None], inside.sum(0) * readers
+        elif self.query_places == "cells":
+            readers = readers * shares.shape[1]
+        if self.query_places:
+            shares = shares.sum(1, True)
         sums = shares.new_zeros(*shares.shape[:3], math.prod(self.map_size) + 1)
-        sums.index_add_(3, index, shares)
+        sums.index_add_(3, index.flatten(), shares.flatten(3))
         if mean:
-            sums /= torch.bincount(index, minlength=sums.shape[3]).clamp(min=1)
+            # Windows of some layers attend to padding, too.
+            taps = (inside | (self.maps > _NO_WEIGHT).flatten(0, 2).any(0)).sum(0)
+            even = (readers / taps).expand_as(index).flatten()
+            total = torch.zeros_like(sums[0, 0, 0]).index_add_(0, index.flatten(), even)
+            sums /= total.masked_fill(total == 0, 1)
         return sums[..., :-1].unflatten(3, self.map_size)
 
     def of_pixel(
@@ -212,13 +245,9 @@ class LayerAttention:
         return weights[:-1].unflatten(0, self.map_size)
 
     @property
-    def _places(self) -> str | None:
-        return self.layer.query_places if isinstance(self.layer, HasQueryPlaces) else None
-
-    @property
     def _scale(self) -> int:
         """Width of the cell that a window fills, in tokens."""
-        return math.isqrt(self.maps.shape[1]) if self._places == "cells" else 1
+        return math.isqrt(self.maps.shape[1]) if self.query_places == "cells" else 1
 
     def _index(self) -> Tensor:
         """Token that each tap reads, ``(taps, H_out, W_out)``; ``H * W`` for none."""
@@ -230,9 +259,9 @@ class LayerAttention:
 
     def _windows_of(self, y: int, x: int) -> dict[tuple[int, int], int | None]:
         """Windows that write to a position, each with the query that does; ``None`` for all."""
-        if self._places != "taps":
+        if self.query_places != "taps":
             scale = self._scale
-            writer = (y % scale) * scale + x % scale if self._places else None
+            writer = (y % scale) * scale + x % scale if self.query_places else None
             return {(y // scale, x // scale): writer}
         width = self.columns.shape[1]
         return {
