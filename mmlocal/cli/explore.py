@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from mmlocal.libraries import library_of
 from mmlocal.libraries.base import type_name
 from mmlocal.visualization.explorer import Explorer, Network
 
+# Largest photographs by default, by whether the pipeline scales them to the network's liking.
+_MAX_SIDE = {True: 1333, False: 512}
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -55,9 +57,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-side",
         type=number_of("pixels"),
-        default=1333,
         metavar="PIXELS",
-        help="scale photographs down to this width and height (default: %(default)s)",
+        help="scale photographs down to this width and height (default: "
+        f"{_MAX_SIDE[True]} if the test pipeline scales pictures, else {_MAX_SIDE[False]})",
     )
     parser.add_argument("--device", help="device for the model; default: the GPU if there is one")
     return parser.parse_intermixed_args(argv)
@@ -75,8 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    with suppress(KeyboardInterrupt):  # the usual end
+    try:
         explore(**vars(parse_args(argv)))
+    except KeyboardInterrupt:  # the usual end, for which a network that still runs has to stop
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def explore(
@@ -85,7 +91,7 @@ def explore(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
-    max_side: int = 1333,
+    max_side: int | None = None,
     device: str | None = None,
     cfg_options: dict | None = None,
 ) -> None:
@@ -99,7 +105,8 @@ def explore(
         checkpoint: path of the weights; ``None`` for random weights, which the page says.
         host: address to serve at. ``"0.0.0.0"`` opens the page to the network.
         port: port to serve at; 0 for any free one.
-        max_side: photographs are scaled down to this width and height, in pixels.
+        max_side: photographs are scaled down to this width and height, in pixels; ``None`` for
+            1333 if the test pipeline scales pictures, else 512.
         device: device for the model; ``None`` for the GPU if there is one.
         cfg_options: settings to merge into the config, with dotted keys.
 
@@ -126,21 +133,22 @@ def explore(
             cfg = load_config(config, cfg_options)
             library_of(cfg).require()
             with DefaultScope.overwrite_default_scope(cfg.default_scope):
-                explorer = Explorer(build_network(cfg, checkpoint, device))
+                network = build_network(cfg, checkpoint, device)
+                scales = any("resize" in name.lower() for name in network.steps)
                 page = build_page(
-                    explorer,
+                    Explorer(network),
                     title=Path(cfg.filename).stem,
                     weights=Path(checkpoint).name if checkpoint else None,
                     folder=Path(folder),
                     first_example=_example_for(cfg),
-                    max_side=max_side,
+                    max_side=max_side or _MAX_SIDE[scales],
                 )
                 number = listener.getsockname()[1]
                 shown = f"[{host}]" if ":" in host else host
                 if host not in _LOCAL:
                     warn(f"whoever reaches {host} can use this page; it has no password")
                 print(f"open http://{shown}:{number} in a browser; Ctrl-C ends it", flush=True)
-                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # it cleans up
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # it cleans up
                 serve(application(page), listener)
 
 

@@ -39,6 +39,10 @@ _CSS = """
 .caption {font-size: .9em; overflow-wrap: anywhere}
 footer {display: none !important}
 """
+_RANDOM = """
+<div class="notice weights"><b>The weights are random</b>, because no checkpoint was given. The
+network has learned nothing: its predictions mean nothing, and its attention is nearly even.</div>
+"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class Page:
         ]
         tasks = list(self.explorer.network.tasks)
         gr.Markdown(f"## What does `{title}` look at?")
-        gr.HTML(_weights_notice(weights), elem_id="weights")
+        known = f'<div class="caption">Weights: {html.escape(weights or "")}</div>'
+        gr.HTML(known if weights else _RANDOM, elem_id="weights")
         self.message = gr.HTML(visible=False, elem_id="message")
         self.visit = gr.State(None, time_to_live=_KEPT)
         with gr.Row():
@@ -111,7 +116,7 @@ class Page:
                 gr.Markdown("**Prediction**")
                 self.prediction = _picture("prediction", height=270)
         with gr.Row():
-            self.layer = _list("Layer", "layer", layers, min_width=280, scale=2)
+            self.layer = _list("Layer", "layer", layers, visible=True, scale=2)
             self.head = _list("Head", "head", [("all", _MEAN)])
             self.query = _list("Query", "query", [("all", _MEAN)])
             self.task = _list("Task of the pixel", "task", [(task, task) for task in tasks])
@@ -122,7 +127,7 @@ class Page:
             with gr.Column(min_width=280):
                 gr.Markdown("**The network's input: click a pixel**")
                 self.image = _picture("input", ["fullscreen"])
-            with gr.Column(min_width=280):
+            with gr.Column(min_width=280) as self.pixel_column:
                 gr.Markdown("**Where the pixel looks**")
                 self.pixel = _picture("pixel")
             with gr.Column(min_width=280) as self.close_up_column:
@@ -137,7 +142,7 @@ class Page:
             *(self.message, self.visit, self.file, self.image, self.note, self.prediction),
             *(self.head, self.query, self.task, self.ghost),
             *(self.pixel, self.close_up, self.received, self.save),
-            *(self.close_up_column, self.received_column),
+            *(self.pixel_column, self.close_up_column, self.received_column),
         ]
 
     def connect(self, page: gr.Blocks) -> None:
@@ -266,6 +271,7 @@ class Page:
             self.pixel: paths["pixel"],
             self.close_up: paths.get("close_up"),
             self.received: paths.get("received"),
+            self.pixel_column: gr.update(scale=3 if between_tasks else 1),
             self.close_up_column: gr.update(visible=not between_tasks),
             self.received_column: gr.update(visible=not between_tasks),
             self.save: gr.update(
@@ -367,14 +373,15 @@ def _picture(name: str, buttons: list | None = None, height: int | None = None) 
 
 
 def _list(
-    label: str, name: str, entries: list[tuple], min_width: int = 200, scale: int | None = None
+    label: str, name: str, entries: list[tuple], visible: bool = False, scale: int | None = None
 ) -> gr.Dropdown:
     return gr.Dropdown(
         entries,
         value=entries[0][1] if entries else None,
         label=label,
         filterable=False,
-        min_width=min_width,
+        visible=visible,
+        min_width=200,
         scale=scale,
         elem_id=name,
     )
@@ -390,13 +397,3 @@ def _present(visit: Visit | None) -> Visit:
     if visit is not None:
         return visit
     raise UsageError("this page has forgotten your picture; choose it again")
-
-
-def _weights_notice(weights: str | None) -> str:
-    if weights is not None:
-        return f'<div class="caption">Weights: {html.escape(weights)}</div>'
-    return (
-        '<div class="notice weights"><b>The weights are random</b>, because no checkpoint was '
-        "given. The network has learned nothing: its predictions mean nothing, and its attention "
-        "is nearly even.</div>"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +63,7 @@ def serve(app: Callable, listener: socket.socket) -> None:
 
     Raises:
         KeyboardInterrupt: the process got a signal to end.
-        RuntimeError: the server did not start.
+        RuntimeError: the server ended by itself.
     """
     import uvicorn
 
@@ -70,9 +71,16 @@ def serve(app: Callable, listener: socket.socket) -> None:
     server = uvicorn.Server(
         uvicorn.Config(only_this_host(app), log_level="critical", timeout_graceful_shutdown=1)
     )
-    server.run(sockets=[listener])
-    if not server.started:
-        raise RuntimeError("the server of the page did not start")
+    # In a thread of its own, which a network that still runs does not hold up.
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(1)
+    finally:
+        server.should_exit = True
+        thread.join(2)
+    raise RuntimeError("the server of the page has ended by itself")
 
 
 def only_this_host(app: Callable) -> Callable:

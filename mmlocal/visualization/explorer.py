@@ -168,10 +168,11 @@ class Explorer:
         Raises:
             UsageError: the network does not take this photograph, or the layer did not run.
         """
-        with self._lock, tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder, "photograph.png"))
-            cv2.imwrite(path, photograph.image[..., ::-1])
-            seen, item = self.network.load(path)
+        with self._lock:
+            with tempfile.TemporaryDirectory() as folder:
+                path = str(Path(folder, "photograph.png"))
+                cv2.imwrite(path, photograph.image[..., ::-1])
+                seen, item = self.network.load(path)
             image = self.network.pad(item, seen)
             attention, sample = self._run(item, photograph.name, layer)
             prediction = enlarge_pixels(self.network.draw(photograph.image, sample))
@@ -256,7 +257,7 @@ def _draw_attention(
         view.image,
         grid.spread(sums),
         f"{name}\nattention received, {part}",
-        "mean over all windows that hold the position",
+        "1 is an even share of each window",
     )
     return {
         "pixel": rasterize(draw_weights(*drawing, signed=ghost)),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from torch import Tensor
+
+from mmlocal.visualization.attention import token_size
 
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize
@@ -27,8 +28,7 @@ class Grid:
         input_size: height and width of the network's input, in pixels.
 
     Note:
-        A backbone that halves its maps rounds odd sizes up, so the last tokens may reach beyond the
-        input. The width of a token in pixels is therefore rounded up to a power of two.
+        The last tokens may reach beyond the input, because backbones round odd sizes up.
     """
 
     tokens: tuple[int, int]
@@ -37,10 +37,7 @@ class Grid:
     @property
     def step(self) -> tuple[int, int]:
         """Height and width of a token, in pixels."""
-        height, width = (
-            2 ** math.ceil(math.log2(max(pixels / tokens, 1)))
-            for pixels, tokens in zip(self.input_size, self.tokens, strict=True)
-        )
+        height, width = map(token_size, self.input_size, self.tokens)
         return height, width
 
     def token_of(self, pixel: tuple[int, int]) -> tuple[int, int]:
