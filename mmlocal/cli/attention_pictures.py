@@ -135,7 +135,7 @@ def pictures_of_layers(
 
     Args:
         attention: attention by the names of layers.
-        kinds: kinds of pictures. Those of whole images are left out.
+        kinds: kinds of pictures. Pictures of whole images are left out.
         heads: largest number of heads to draw.
         image: ``(h, w, 3)`` uint8 in RGB.
         input_size: height and width of the network's input, in pixels.

@@ -72,8 +72,8 @@ class HasGhostHead(HasLocalAttention, Protocol):
 class HasWindowAttention(Protocol):
     """A layer on ``(B, H, W, C)`` whose positions share windows, and whose attention can be drawn.
 
-    The taps of a position are a grid of rows and columns, such as the window that it is in. Unlike
-    those of :class:`HasLocalAttention`, they need not move with the position.
+    The taps of a position are a grid of rows and columns, such as the window that it is in. In
+    contrast to :class:`HasLocalAttention`, taps need not move with the position.
     """
 
     def attention_taps(self, height: int, width: int) -> tuple[Tensor, Tensor]:

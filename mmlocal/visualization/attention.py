@@ -106,8 +106,8 @@ class LayerAttention:
         maps: ``(B, queries, heads, taps, H_out, W_out)``, float32 or float64, on the CPU. A layer
             without learned queries, such as ELSA, counts as one query.
         map_size: height and width of the layer's input, in tokens.
-        rows: ``(H_out, window height)``, int64; -1 for taps outside the map and for hidden ones.
-        columns: ``(W_out, window width)``, int64, likewise.
+        rows: ``(H_out, window height)``, int64; -1 for taps outside the map and for hidden taps.
+        columns: ``(W_out, window width)``, int64; -1 for taps outside the map and for hidden taps.
         layer: the layer itself, for its ghost head and the places of its queries; ``None`` for a
             layer that has neither.
 

@@ -40,7 +40,7 @@ _REGION = 8
 def representatives(attention: Mapping[str, LayerAttention]) -> dict[str, str]:
     """Choose one layer of each run of like layers: the last one.
 
-    Layers are alike if they have the same class, the same window and a map of the same size.
+    Layers are alike if they have the same class, the same window and maps of the same sizes.
 
     Args:
         attention: attention by the names of layers, in the order of the model.
@@ -50,7 +50,7 @@ def representatives(attention: Mapping[str, LayerAttention]) -> dict[str, str]:
     """
     runs: list[list[str]] = []
     kinds = {
-        name: (type(item.layer), item.window_size, item.map_size)
+        name: (type(item.layer), item.window_size, item.map_size, item.output_size)
         for name, item in attention.items()
     }
     for name, kind in kinds.items():
@@ -192,10 +192,14 @@ def draw_kernels(
     tiles = tile_kernels(region, window_size).numpy()
     means = kernels.mean((3, 4)).unflatten(2, window_size).numpy()
 
-    figure, axes = grid(2 * groups, 1 + number, image, title)
+    figure, axes = grid(2 * groups, 1 + number, tiles[0, 0], title, panel=2.2)
     show_image(axes[0, 0], image)
-    show_frame(axes[0, 0], [a * b for a, b in zip((*first, *last), pixels * 2, strict=True)])
-    axes[0, 0].set_title("image and region", fontsize=9)
+    top, left, bottom, right = (
+        place * pixel for place, pixel in zip((*first, *last), pixels * 2, strict=True)
+    )
+    show_frame(axes[0, 0], [top, left, bottom, right])
+    show_image(axes[1, 0], image[top:bottom, left:right])
+    axes[0, 0].set_title("image, with the region below", fontsize=9)
     counts = f"{last[0] - first[0]}x{last[1] - first[1]} windows"
     styles = (_style(means, signed, power=False), _style(tiles, signed, power=True))
     lines = "black" if signed else "white"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-_PANEL = 1.9  # width in inches
-_DPI = 110
+_PANEL = 1.8  # inches
+_DPI = 105
 _MOST_PIXELS = 6e6
 
 
@@ -28,7 +28,7 @@ def grid(
         columns: number of columns.
         image: an array with the shape of the panels, ``(h, w, ...)``.
         title: title of the whole figure.
-        panel: width of a panel, in inches.
+        panel: length of the short side of a panel, in inches.
 
     Returns:
         The figure, and its axes ``(rows, columns)``.
@@ -37,8 +37,10 @@ def grid(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    height = panel * image.shape[0] / image.shape[1]
-    size = (columns * (panel + 0.08) + 1.4, rows * (height + 0.12) + 0.6)
+    # The short side of a panel is at least as long as the labels.
+    width = panel * min(max(1, image.shape[1] / image.shape[0]), 2)
+    height = panel * min(max(1, image.shape[0] / image.shape[1]), 2)
+    size = (columns * (width + 0.08) + 1.4, rows * (height + 0.12) + 0.6)
     dpi = min(_DPI, (_MOST_PIXELS / (size[0] * size[1])) ** 0.5)
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
@@ -115,14 +117,14 @@ def colour_bar(figure: Figure, drawn: ScalarMappable, axes: Any, label: str) -> 
         drawn,
         ax=axes,
         fraction=0.05,
-        shrink=0.9,
+        shrink=0.95,
         aspect=22,
         extend="both",
         extendfrac=0.03,
         pad=0.01,
         ticks=MaxNLocator(4),
     )
-    bar.set_label(label, fontsize=8)
+    bar.set_label(label, fontsize=7)
     bar.ax.tick_params(labelsize=7)
     if bar.solids is not None:  # the scale would inherit the transparency of the maps
         bar.solids.set_alpha(1)
@@ -135,4 +137,4 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.save(path, **({} if path.suffix == ".png" else {"quality": 88}))
+    image.save(path, **({} if path.suffix == ".png" else {"quality": 82}))
