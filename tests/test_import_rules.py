@@ -179,6 +179,12 @@ RULES = {
     "mmlocal/paths.py": set(),
     "mmlocal/processes.py": {"cv2"},
     "mmlocal/tasks.py": set(),
+    "mmlocal/timm.py": {
+        "torch",
+        "timm.models",
+        "mmlocal.layers",
+        "mmlocal.models.backbones",
+    },
     "mmlocal/version.py": set(),
     "mmlocal/registry.py": {"mmengine"},
     "mmlocal/analysis/**/*.py": {
