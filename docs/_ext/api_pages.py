@@ -11,11 +11,14 @@ folder appears in the reference by itself.
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
 import pkgutil
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -100,7 +103,7 @@ class Api(SphinxDirective):
         lines = [f".. automodule:: {prefix}", "   :no-index:" if only else "", ""]
         if len(listed) > 1:
             lines += [".. autosummary::", "   :nosignatures:", ""]
-            lines += [*(f"   ~{prefix}.{name}" for name in listed), ""]
+            lines += [*(f"   {name}" for name in listed), ""]
         comments = constants_of(module)
         for name, value in values.items():
             if isclass(value):
@@ -125,21 +128,21 @@ def resolve_name(
     """Find the meaning of a name in a docstring, where Sphinx finds none.
 
     A short name means what it means in the module of the docstring. ``mmlocal.X`` may be the name of
-    a class in a config. A name of another library has no page here, so it is a text. But it exists.
+    a class in a config. A name of another library has no page here, and a private name has none
+    either. So they stay texts, but they must exist.
     """
-    if node.get("refdomain") != "py":
-        return None
-    found = _find(node)
+    found = _find(node) if node["refdomain"] == "py" else None
     if found is None:
         return None
-    full = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-    name = found.__name__ if isinstance(found, ModuleType) else full
-    if not name.startswith("mmlocal.") or any(part[:1] == "_" for part in name.split(".")):
+    if isinstance(found, ModuleType):
+        name = found.__name__
+    else:
+        name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    private = isinstance(found, TypeVar) or any(part.startswith("_") for part in f"{name}.{node['reftarget']}".split("."))
+    if private or not name.startswith("mmlocal."):
         return text
     domain = env.get_domain("py")
-    return domain.resolve_xref(
-        env, node["refdoc"], app.builder, "obj", name, node, text
-    )
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, text)
 
 
 def _find(node: addnodes.pending_xref) -> object | None:
@@ -147,10 +150,18 @@ def _find(node: addnodes.pending_xref) -> object | None:
     target = node["reftarget"].lstrip(".")
     module = sys.modules.get(node.get("py:module") or "")
     owner = getattr(module, (node.get("py:class") or "").partition(".")[0], None)
-    scopes = [module, owner, sys.modules.get(getattr(owner, "__module__", ""))]
-    for scope in scopes:
-        if (found := _inside(scope, target)) is not None:
+    own = sys.modules.get(getattr(owner, "__module__", ""))
+    package = getattr(module, "__package__", None)
+    # A package documents names that its files define.
+    near = [sys.modules[name] for name in sys.modules if package and name.startswith(f"{package}.")]
+    for scope in (module, owner, own, *near):
+        if scope is not None and (found := _inside(scope, target)) is not None:
             return found
+    first, dot, rest = target.partition(".")
+    for scope in (module, own, *near):
+        if scope is not None and first in (imported := _imports(scope)):
+            target = imported[first] + dot + rest
+            break
     if target.startswith("mmlocal.") and target.count(".") == 1:
         return _registered(target.removeprefix("mmlocal."))
     try:
@@ -165,6 +176,19 @@ def _inside(scope: object, dotted: str) -> object | None:
     return scope
 
 
+@functools.cache
+def _imports(module: ModuleType) -> dict[str, str]:
+    """Full names by short name of all imports in a file, also of those for type checkers only."""
+    found: dict[str, str] = {}
+    if not inspect.getsourcefile(module):
+        return found
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            found |= {alias.asname or alias.name: prefix + alias.name for alias in node.names}
+    return found
+
+
 def _registered(name: str) -> type | None:
     """The class that a config names ``mmlocal.<name>``."""
     from mmengine.registry import Registry
@@ -177,7 +201,13 @@ def _registered(name: str) -> type | None:
     return None
 
 
+def hide_bases(app: Sphinx, name: str, obj: type, options: dict, bases: list[type]) -> None:
+    """Leave base classes out that only refuse TorchScript."""
+    bases[:] = [base for base in bases if base.__name__ != "Unscripted"]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("api", Api)
+    app.connect("autodoc-process-bases", hide_bases)
     app.connect("missing-reference", resolve_name)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

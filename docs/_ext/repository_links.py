@@ -2,7 +2,7 @@
 
 A page links to any file by its path from the page, as GitHub does: ``[tool](../tools/train.py)``. The
 site has only pages. So a link to another file or folder of the repository leads to the home of the
-project instead. A file that a page includes keeps its links, which start at the folder of the file.
+project instead. In a file that a page includes, links start at the folder of the file.
 
 A link to a file that does not exist is one warning with the page, the line and the target. So is a
 link to a missing heading.
@@ -79,12 +79,13 @@ class RepositoryLinks(SphinxTransform):
         """Path and anchor of a link."""
         page = Path(self.env.doc2path(self.env.docname))
         target, _, anchor = node["reftarget"].partition("#")
+        found = None
         if node["refdomain"] == "doc":
-            # MyST took the link from the folder of the page, and cut the suffix off.
-            target = os.path.relpath(Path(self.env.srcdir, f"{target}.md"), page.parent)
-            anchor = node["reftargetid"] or ""
-        written_in = Path(node.source or page)
-        return Path(os.path.normpath(written_in.parent / target)), anchor
+            # MyST has found this file, from the folder of the page, and has cut its suffix off.
+            found = Path(self.env.srcdir, f"{target}.md")
+            target, anchor = os.path.relpath(found, page.parent), node["reftargetid"] or ""
+        path = Path(os.path.normpath(Path(node.source or page).parent / target))
+        return (path if found is None or path.is_file() else found), anchor
 
     def _refuse(self, node: nodes.Element, reason: str) -> list[nodes.Node]:
         """Warn of a link, and return its text."""

@@ -129,7 +129,7 @@ def draw_layer(
             bottom and right.
 
     Returns:
-        Matplotlib figures by kind: ``received``, ``kernels`` and, for a ghost head, ``ghost``.
+        Matplotlib figures by kind, of ``received``, ``kernels`` and, for a ghost head, ``ghost``.
     """
     maps = attention.maps[0, :, :max_heads]
     queries, heads = maps.shape[:2]
