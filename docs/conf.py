@@ -1,6 +1,7 @@
 """The settings of the documentation site, which ``make docs`` builds with Sphinx.
 
-docs/design.md says why Sphinx. Every warning is an error, so each link and each name leads somewhere.
+docs/design.md says why Sphinx. Every warning is an error, so each link and each name leads
+somewhere.
 """
 
 import sys
@@ -28,6 +29,7 @@ extensions = [
 ]
 # These folders hold files that pages show or link, and no pages.
 exclude_patterns = ["_ext", "_static", "benchmarks", "images"]
+smartquotes = False  # quotes and hyphens in options stay as they are
 nitpicky = True  # a name in a docstring without an entry is an error
 
 # Markdown
@@ -59,8 +61,8 @@ viewcode_line_numbers = True
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 
-# Looks. Furo and the extensions bring their own scripts and styles, and use the fonts of the system,
-# so a page loads nothing from another host.
+# Looks. Furo and the extensions bring their own scripts and styles, and use the fonts of the
+# system, so a page loads nothing from another host.
 html_theme = "furo"
 html_title = f"mmlocal {__version__}"
 html_static_path = ["_static"]

@@ -5,8 +5,8 @@ The directive documents a module::
     .. api:: mmlocal.layers
 
 It writes the docstring of the module, a table of its classes and functions, and the docstring of
-each public name. A package without ``__all__`` stands for all its public modules. So a new file in a
-folder appears in the reference by itself.
+each public name. A package without ``__all__`` stands for all its public modules. So a new file in
+a folder appears in the reference by itself.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def modules_of(name: str) -> list[ModuleType]:
 
 
 def names_of(module: ModuleType) -> list[str]:
-    """The public names of a module: ``__all__``, or all classes, functions and constants of its own.
+    """The public names of a module: ``__all__``, or the classes, functions and constants in it.
 
     Args:
         module: the module.
@@ -68,7 +68,7 @@ def names_of(module: ModuleType) -> list[str]:
 
 
 def constants_of(module: ModuleType) -> dict[str, list[str]]:
-    """The comments ``#:`` of constants in the files of a module.
+    """The comments ``#:`` of constants, in the file of a module and in the files of its folder.
 
     Args:
         module: the module.
@@ -76,13 +76,22 @@ def constants_of(module: ModuleType) -> dict[str, list[str]]:
     Returns:
         The lines of the comment by name.
     """
-    inner = f"{module.__name__}." if hasattr(module, "__path__") else module.__name__
-    files = [name for name in sys.modules if name == module.__name__ or name.startswith(inner)]
+    files = [module.__name__]
+    files += [name for name in sys.modules if name.rpartition(".")[0] == module.__name__]
     found: dict[str, list[str]] = {}
     for file in files:
         comments = ModuleAnalyzer.for_module(file).find_attr_docs()
         found |= {name: text for (owner, name), text in comments.items() if not owner}
     return found
+
+
+def shown_bases(cls: type) -> list[type]:
+    """The base classes of a class, but not those without a meaning for the reader.
+
+    Args:
+        cls: the class.
+    """
+    return [base for base in cls.__bases__ if base is not object and base.__name__ != "Unscripted"]
 
 
 class Api(SphinxDirective):
@@ -104,10 +113,11 @@ class Api(SphinxDirective):
         if len(listed) > 1:
             lines += [".. autosummary::", "   :nosignatures:", ""]
             lines += [*(f"   {name}" for name in listed), ""]
-        comments = constants_of(module)
+        comments = constants_of(module) if len(listed) < len(names) else {}
         for name, value in values.items():
             if isclass(value):
-                lines += [f".. autoclass:: {prefix}.{name}", "   :members:", "   :show-inheritance:"]
+                lines += [f".. autoclass:: {prefix}.{name}", "   :members:"]
+                lines += ["   :show-inheritance:"] if shown_bases(value) else []
             elif isroutine(value):
                 lines += [f".. autofunction:: {prefix}.{name}"]
             else:
@@ -127,8 +137,8 @@ def resolve_name(
 ) -> nodes.Node | None:
     """Find the meaning of a name in a docstring, where Sphinx finds none.
 
-    A short name means what it means in the module of the docstring. ``mmlocal.X`` may be the name of
-    a class in a config. A name of another library has no page here, and a private name has none
+    A short name means what it means in the module of the docstring. ``mmlocal.X`` may be the name
+    of a class in a config. A name of another library has no page here, and a private name has none
     either. So they stay texts, but they must exist.
     """
     found = _find(node) if node["refdomain"] == "py" else None
@@ -138,7 +148,9 @@ def resolve_name(
         name = found.__name__
     else:
         name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-    private = isinstance(found, TypeVar) or any(part.startswith("_") for part in f"{name}.{node['reftarget']}".split("."))
+    private = isinstance(found, TypeVar) or any(
+        part.startswith("_") for part in f"{name}.{node['reftarget']}".split(".")
+    )
     if private or not name.startswith("mmlocal."):
         return text
     domain = env.get_domain("py")
@@ -202,12 +214,23 @@ def _registered(name: str) -> type | None:
 
 
 def hide_bases(app: Sphinx, name: str, obj: type, options: dict, bases: list[type]) -> None:
-    """Leave base classes out that only refuse TorchScript."""
-    bases[:] = [base for base in bases if base.__name__ != "Unscripted"]
+    """Leave base classes out that tell the reader nothing."""
+    bases[:] = shown_bases(obj)
+
+
+def hide_none(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:
+    """Leave the type out that a function without a result returns."""
+    for field in list(content.findall(nodes.field)):
+        if [part.astext() for part in field] == ["rtype", "None"]:
+            field.parent.remove(field)
+    for fields in list(content.findall(nodes.field_list)):
+        if not fields.children:
+            fields.parent.remove(fields)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("api", Api)
     app.connect("autodoc-process-bases", hide_bases)
+    app.connect("object-description-transform", hide_none, 600)  # autodoc adds types at 500
     app.connect("missing-reference", resolve_name)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,8 +1,8 @@
 """Links in Markdown between pages, and to other files of the repository.
 
-A page links to any file by its path from the page, as GitHub does: ``[tool](../tools/train.py)``. The
-site has only pages. So a link to another file or folder of the repository leads to the home of the
-project instead. In a file that a page includes, links start at the folder of the file.
+A page links to any file by its path from the page, as on GitHub: ``[tool](../tools/train.py)``.
+The site has only pages. So a link to another file or folder of the repository leads to the home of
+the project instead. In a file that a page includes, links start at the folder of the file.
 
 A link to a file that does not exist is one warning with the page, the line and the target. So is a
 link to a missing heading.

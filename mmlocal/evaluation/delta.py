@@ -63,7 +63,7 @@ def load_baseline(
 def delta(
     metrics: Mapping[str, float], baseline: Mapping[str, float], tasks: Sequence[Task]
 ) -> float:
-    """Average the relative changes of all tasks, in percent: ::
+    """Average the relative changes of all tasks, in percent::
 
         delta = 100 / T * sum_t sign_t * (metric_t - baseline_t) / baseline_t
 

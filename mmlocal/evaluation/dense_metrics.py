@@ -53,8 +53,8 @@ class DenseMetric(ABC):
 class MeanIoU(DenseMetric):
     """Mean intersection over union, ``sum_k |P_k ∩ L_k| / |P_k ∪ L_k| / K``.
 
-    ``P_k`` are the pixels that are predicted as class ``k``, and ``L_k`` the pixels with this label.
-    Predictions and labels are class indices, ``(1, H, W)``.
+    ``P_k`` are the pixels that are predicted as class ``k``. ``L_k`` are the pixels with this
+    label. Predictions and labels are class indices, ``(1, H, W)``.
 
     Args:
         num_classes: number of classes ``K``.
