@@ -17,7 +17,7 @@ from types import ModuleType
 
 from mmlocal.version import __version__
 
-# In the order of ``mmlocal --help``. The module has the name of the subcommand, with underscores.
+#: In the order of ``mmlocal --help``. The module has the name of the subcommand, with underscores.
 COMMANDS = {
     "info": "Print versions, what can run here, and how to mend the rest",
     "build": "Compile the C++ kernels for CPUs, if the installation could not",
