@@ -90,6 +90,7 @@ RULES = {
         "mmengine",
         "mmlocal.checkpoints",
         "mmlocal.errors",
+        "mmlocal.files",
         "mmlocal.registry",
     },
     **{
@@ -190,7 +191,7 @@ RULES = {
     "benchmarks/models.py": {"torch", "mmpretrain", "timm", "benchmarks", "mmlocal"},
     "benchmarks/multitask.py": {"torch", "mmcv.ops", "mmengine", "mmseg", "benchmarks", "mmlocal"},
     "benchmarks/peers.py": {"torch", "natten", "benchmarks", "mmlocal"},
-    "benchmarks/plots.py": {"matplotlib", "benchmarks"},
+    "benchmarks/plots.py": {"benchmarks", "mmlocal.visualization"},
     "benchmarks/**/*.py": {"torch", "benchmarks", "mmlocal"},
     "tools/benchmark_*.py": {"benchmarks", "mmlocal"},
     "tools/*.py": {"mmengine", "mmlocal"},
