@@ -22,7 +22,7 @@ from mmlocal.visualization import contact_sheet, plot_curves
 
 NUM_PICTURES = 6
 DEFAULT = "det"
-SHEETS = ("predictions.png", "first_images.png")
+SHEETS = ("predictions.jpg", "first_images.jpg")
 SHEET_HOOK = "mmlocal.visualization.sheets.SheetHook"
 
 
@@ -80,8 +80,8 @@ def run_demo(task: str = DEFAULT, work_dir: Path | None = None, config: str | No
 
     - ``train/`` and ``test/``: logs and the checkpoint;
     - ``training.log`` and ``testing.log``: the output of the two commands;
-    - ``predictions.png``: good examples, with truth and prediction;
-    - ``first_images.png``: the first test images with the scores of their objects, for demos that
+    - ``predictions.jpg``: good examples, with truth and prediction;
+    - ``first_images.jpg``: the first test images with the scores of their objects, for demos that
       find objects or regions;
     - ``pictures/``: all test images, as the library of the config draws its predictions;
     - ``curves.png``: the training curves;

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 _DPI = 100
-_LINE = 0.3  # inches for a line of text
-_LETTER = 0.115  # inches of a letter beside the pictures
+_LINE = 0.36  # inches for a line of text
+_LETTER = 0.14  # inches of a letter beside the pictures
 _GAP = 0.05
+_JPEG = {"quality": 85, "optimize": True}
 
 
 def new_figure(
@@ -82,8 +83,9 @@ def draw_sheet(
     high = side * height / length
     heading = _LINE if any(panel.title for _, panels in rows for panel in panels) else 0.0
     steps = [high + heading + _GAP if panels else 2 * _GAP for _, panels in rows]
-    per_line = max(1, int(inches / 1.45))
-    below = _LINE * -(-len(legend or ()) // per_line) + _GAP
+    per_line = max(1, int(inches / 1.6))
+    lines = -(-len(legend or ()) // per_line)
+    below = _LINE * lines + _GAP
     above = _LINE + 0.1 if title else _GAP
     total = above + sum(steps) + below
     figure = new_figure(inches, total, layout=None)
@@ -96,12 +98,13 @@ def draw_sheet(
             box = (left / inches, bottom / total, side / inches, high / total)
             _draw_panel(figure.add_axes(box), panel)
         place = (label / 2 / inches, (bottom + high / 2) / total)
-        words = dict(rotation=90, ha="center", va="center", fontsize=14)
+        words = dict(rotation=90, ha="center", va="center", fontsize=18)
         figure.text(*place, "\n".join(name), **words)
         top -= step
     if legend:
-        _explain(figure, legend, per_line)
-    figure.savefig(out, dpi=_DPI)
+        _explain(figure, legend, -(-len(legend) // lines))
+    compression = _JPEG if Path(out).suffix in (".jpg", ".jpeg") else None
+    figure.savefig(out, dpi=_DPI, pil_kwargs=compression)
 
 
 def _draw_panel(axis: Any, panel: Panel) -> None:
@@ -125,7 +128,7 @@ def _explain(figure: Any, legend: Mapping[str, Sequence[int]], columns: int) -> 
         loc="lower center",
         ncols=columns,
         frameon=False,
-        fontsize=13,
+        fontsize=16,
         handlelength=1.2,
         columnspacing=1.2,
         borderaxespad=0.1,

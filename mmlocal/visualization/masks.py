@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-_FILL = 0.62  # share of the colour in a mask
-_DARK = 0.62  # brightness of a contour, of the brightness of the mask's colour
+_FILL = 0.7  # share of the colour in a mask
+_DARK = 0.6  # brightness of a contour, of the brightness of the mask's colour
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no truth value
@@ -44,7 +44,7 @@ def draw_marks(
     size = (image.shape[1] * scale, image.shape[0] * scale)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
-    pale = np.repeat((grey * 0.35 + 150)[..., None], 3, axis=-1)
+    pale = np.repeat((grey * 0.3 + 165)[..., None], 3, axis=-1)
     drawn = pale.copy()
     for mark in sorted(marks, key=lambda mark: -int(mark.mask.sum())):
         mask = cv2.resize(mark.mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5

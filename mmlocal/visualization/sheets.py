@@ -38,10 +38,10 @@ class SheetHook(Hook):
 
     Writes to ``folder``:
 
-    - ``predictions.png``: image, truth and prediction of a few images, without scores. These are
+    - ``predictions.jpg``: image, truth and prediction of a few images, without scores. These are
       the images with the highest panoptic quality, among those with several objects. For classes,
       it shows the first images;
-    - ``first_images.png``: truth and prediction of the first images of the test, whatever their
+    - ``first_images.jpg``: truth and prediction of the first images of the test, whatever their
       quality, with the scores in percent. There is none for classes.
 
     Args:
@@ -116,7 +116,7 @@ class SheetHook(Hook):
                 [Panel(draw_marks(p.image, p.prediction, palette, scale)) for p in pictures],
             ),
         ]
-        draw_sheet(rows, self.folder / "predictions.png", legend)
+        draw_sheet(rows, self.folder / "predictions.jpg", legend)
 
     def _draw_first(self, palette: Sequence, legend: dict) -> None:
         pictures = self._first[: self.first]
@@ -133,7 +133,7 @@ class SheetHook(Hook):
         shown = any(panel.texts for _, panels in rows for panel in panels)
         note = f", scores from {self.threshold:.0%} up, in percent" if shown else ""
         title = f"The first {len(pictures)} images of the test{note}"
-        draw_sheet(rows[:-1], self.folder / "first_images.png", legend, title, width=1200)
+        draw_sheet(rows[:-1], self.folder / "first_images.jpg", legend, title, width=1100)
 
     def _draw_classes(self, names: Sequence[str]) -> None:
         pictures = self._first[: self.classes]
@@ -148,7 +148,7 @@ class SheetHook(Hook):
             panels.append(Panel(image, title, _GREEN if right else _RED))
         rows = [("", panels[begin : begin + 8]) for begin in range(0, len(panels), 8)]
         title = f"Predictions for {len(pictures)} images: green is right, red is wrong"
-        draw_sheet(rows, self.folder / "predictions.png", title=title)
+        draw_sheet(rows, self.folder / "predictions.jpg", title=title)
 
 
 def _picture_of(sample: Any, threshold: float, names: Sequence[str]) -> _Picture:

@@ -122,7 +122,7 @@ def test_detections(tmp_path):
     good = [picture.image[0, 0, 0] for _, picture in hook._good]
     assert good == [80, 100]  # all objects of these two are found
     assert all(len(picture.prediction) == 2 for _, picture in hook._good)
-    for name in ("predictions.png", "first_images.png"):
+    for name in ("predictions.jpg", "first_images.jpg"):
         assert cv2.imread(str(out / name)).std() > 10
 
 
@@ -139,7 +139,7 @@ def test_label_maps(tmp_path):
     hook = run_hook(tmp_path, samples, columns=3, objects=1)
     assert [picture.image[0, 0, 0] for _, picture in hook._good] == [70, 80, 60]
     assert all([mark.label for mark in picture.truth] == [2] for _, picture in hook._good)
-    assert (tmp_path / "predictions.png").exists()
+    assert (tmp_path / "predictions.jpg").exists()
 
 
 def test_classes(tmp_path):
@@ -151,10 +151,10 @@ def test_classes(tmp_path):
         sample.set_field(torch.tensor([0.0, 0.4, 0.6]), "pred_score")
         samples.append(sample)
     run_hook(tmp_path, samples)
-    drawn = cv2.imread(str(tmp_path / "predictions.png"))[..., ::-1]
-    assert (drawn == (0x1A, 0x7F, 0x37)).all(axis=-1).any()  # right
-    assert (drawn == (0xC0, 0x1C, 0x28)).all(axis=-1).any()  # wrong
-    assert not (tmp_path / "first_images.png").exists()
+    drawn = cv2.imread(str(tmp_path / "predictions.jpg"))[..., ::-1].astype(int)
+    for colour in ((0x1A, 0x7F, 0x37), (0xC0, 0x1C, 0x28)):  # right and wrong
+        assert (abs(drawn - colour) < 40).all(axis=-1).any()
+    assert not (tmp_path / "first_images.jpg").exists()
 
 
 def test_mistakes(tmp_path):
