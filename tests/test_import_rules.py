@@ -90,6 +90,7 @@ RULES = {
         "mmengine",
         "mmlocal.checkpoints",
         "mmlocal.errors",
+        "mmlocal.files",
         "mmlocal.registry",
     },
     **{
@@ -201,7 +202,7 @@ RULES = {
     "benchmarks/peers.py": {"torch", "natten", "benchmarks", "mmlocal"},
     "benchmarks/choosing.py": {"torch", "mmpretrain", "yaml", "benchmarks", "mmlocal"},
     "benchmarks/choosing_plot.py": {"matplotlib"},
-    "benchmarks/plots.py": {"matplotlib", "benchmarks"},
+    "benchmarks/plots.py": {"benchmarks", "mmlocal.visualization"},
     "benchmarks/**/*.py": {"torch", "benchmarks", "mmlocal"},
     "tools/benchmark_*.py": {"benchmarks", "mmlocal"},
     "tools/*.py": {"mmengine", "mmlocal"},

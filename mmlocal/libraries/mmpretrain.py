@@ -52,10 +52,10 @@ class MMPreTrain(Library):
         tasks=("cls",),
         config="elsa_swin_nano_shapes",
         metrics={"top1": "accuracy/top1"},
-        losses=("loss",),
-        curves=("accuracy/top1",),
+        losses={"loss": "cross-entropy"},
+        curves={"accuracy/top1": "top-1 accuracy"},
         scale=0.01,
-        columns=6,
+        size="cls_size",
     )
 
     def takes_pretrained(self, backbone: dict) -> bool:

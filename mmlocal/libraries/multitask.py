@@ -32,9 +32,21 @@ class MultiTask(MMSeg):
         tasks=("multitask",),
         config="itsa_elsa_swin_nano_scenes",
         metrics={f"{task.name}_{task.metric}": task.metric_key for task in TASKS.values()},
-        losses=("loss", "loss_semseg", "loss_human_parts", "loss_depth", "loss_normals"),
-        curves=("semseg/mIoU", "human_parts/mIoU", "sal/maxF", "depth/RMSE"),
-        columns=1,
+        losses={
+            "loss": "sum of all",
+            "loss_semseg": "classes",
+            "loss_human_parts": "human parts",
+            "loss_depth": "depth",
+            "loss_normals": "normals",
+        },
+        curves={
+            "semseg/mIoU": "classes: mean IoU",
+            "human_parts/mIoU": "human parts: mean IoU",
+            "sal/maxF": "saliency: maxF",
+            "depth/RMSE": "depth: RMSE in m",
+        },
+        size="scene_size",
+        sheets=False,
         references={"constant_depth_RMSE": ("counts", "val", "scenes", "constant_depth_rmse")},
     )
 
