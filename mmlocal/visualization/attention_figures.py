@@ -9,7 +9,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from mmlocal.visualization.figures import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# An image, the size of the network's input, and the centre of the enlarged region.
+_Where: TypeAlias = tuple[np.ndarray, tuple[int, int], tuple[int, int] | None]
 # The picture of a ghost head has a row for each of the first heads, with some of its channels.
 _GHOST_HEADS, _GHOST_CHANNELS = 2, 3
 # Label of the colour scale of attention received, by whether the border effect is divided out.
@@ -93,13 +95,13 @@ def draw_overview(
     for row, (name, attention) in zip(axes, layers.items(), strict=True):
         shown = attention.received(mean)[0].mean(0)
         panels = torch.cat([shown.mean(0, True), shown[:max_heads]])
-        panels = enlarge(panels[None], input_size, image.shape[:2])[0].numpy()
+        panels = enlarge(panels[None], input_size, image.shape[:2])[0]
         show_image(row[0], image)
         show_frame(row[0], _window_frame(attention, input_size))
         row[0].set_ylabel("\n".join(filter(None, (
             name.removeprefix(prefix), describe(attention), notes.get(name, "")
         ))), fontsize=7)  # fmt: skip
-        drawn = show_over(row[1:], panels, as_grey(image))
+        drawn = show_over(row[1:], panels.numpy(), as_grey(image))
         colour_bar(figure, drawn, row, _UNITS[mean])
     titles = ["image, one window", "mean of heads", *(f"head {head}" for head in range(heads))]
     for column, text in zip(axes.T, titles, strict=True):  # the first rows may have fewer heads
@@ -281,7 +283,7 @@ def draw_layer(
         Matplotlib figures by kind.
     """
     figures = {}
-    where = (image, input_size, center)
+    where: _Where = (image, input_size, center)
     layer = f"{name} ({describe(attention)})"
     windows = f"{len(attention.rows)}x{len(attention.columns)}"
     titles = {
@@ -311,7 +313,7 @@ def draw_layer(
 
 
 def _draw_ghost(
-    title: str, attention: LayerAttention, attn: Tensor, width: int, where: tuple
+    title: str, attention: LayerAttention, attn: Tensor, width: int, where: _Where
 ) -> Figure:
     """Draw some heads: the attention, and the filters of some of the head's ``width`` channels."""
     panels, titles, labels = [], [], []
