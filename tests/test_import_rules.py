@@ -90,6 +90,7 @@ RULES = {
         "mmengine",
         "mmlocal.checkpoints",
         "mmlocal.errors",
+        "mmlocal.files",
         "mmlocal.registry",
     },
     **{
@@ -179,6 +180,12 @@ RULES = {
     "mmlocal/paths.py": set(),
     "mmlocal/processes.py": {"cv2"},
     "mmlocal/tasks.py": set(),
+    "mmlocal/timm.py": {
+        "torch",
+        "timm.models",
+        "mmlocal.layers",
+        "mmlocal.models.backbones",
+    },
     "mmlocal/version.py": set(),
     "mmlocal/registry.py": {"mmengine"},
     "mmlocal/analysis/**/*.py": {
@@ -202,7 +209,7 @@ RULES = {
         "mmlocal",
     },
     "benchmarks/choosing_plot.py": {"matplotlib"},
-    "benchmarks/plots.py": {"matplotlib", "benchmarks"},
+    "benchmarks/plots.py": {"benchmarks", "mmlocal.visualization"},
     "benchmarks/**/*.py": {"torch", "benchmarks", "mmlocal"},
     "tools/benchmark_*.py": {"benchmarks", "mmlocal"},
     "tools/*.py": {"mmengine", "mmlocal"},
