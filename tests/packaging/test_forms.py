@@ -135,7 +135,9 @@ def test_wheel_holds_mim_and_types(form, request):
     assert "mmlocal/py.typed" in names
     expected = tracked_files("configs", "tools") | {"model-index.yml"}
     # They need the folder benchmarks/ of a clone.
-    only_in_clones = {f"tools/benchmark_{kind}.py" for kind in ("models", "multitask", "ops")}
+    only_in_clones = {
+        f"tools/benchmark_{kind}.py" for kind in ("choosing", "models", "multitask", "ops")
+    }
     assert only_in_clones < expected
     assert {f"mmlocal/.mim/{name}" for name in expected - only_in_clones} <= names
     assert not [name for name in names if "benchmark" in name]

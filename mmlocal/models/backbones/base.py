@@ -58,7 +58,7 @@ class Stage(nn.Module):
 class LocalBackbone(Unscripted, BaseModule):
     """Frame of a backbone: stages of blocks on ``(B, H, W, C)``.
 
-    A subclass sets :attr:`patch_embed` and all that its blocks need, and calls
+    A subclass sets ``patch_embed`` and all that its blocks need, and calls
     :meth:`_build_stages` at the end of its ``__init__``. It overrides :meth:`_make_block`, and also
     :meth:`_make_downsample` if it has several resolutions::
 
