@@ -164,14 +164,20 @@ def resolve_name(
         return None
     if isinstance(found, ModuleType):
         name = found.__name__
-    else:
-        name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    elif hasattr(found, "__qualname__"):
+        name = f"{found.__module__}.{found.__qualname__}"
+    else:  # a constant
+        name = f"{node.get('py:module')}.{node['reftarget'].rpartition('.')[2]}"
     private = isinstance(found, TypeVar) or any(
         part.startswith("_") for part in f"{name}.{node['reftarget']}".split(".")
     )
     if private or not name.startswith("mmlocal."):
         return text
     domain = env.get_domain("py")
+    *modules, last = name.split(".")
+    while modules and name not in domain.objects:  # the entry is where a package exports the name
+        modules.pop()
+        name = ".".join([*modules, last])
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, text)
 
 
