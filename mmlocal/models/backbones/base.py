@@ -19,6 +19,7 @@ from mmlocal.layers.checks import (
 )
 from mmlocal.models.backbones.loading import (
     check_names_on_load,
+    initialize_quietly,
     load_pretrained,
     refuse_other_names_on_load,
     resize_tables_on_load,
@@ -336,7 +337,7 @@ class LocalBackbone(Unscripted, BaseModule):
         configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
         pretrained = [cfg for cfg in configs if cfg["type"] == "Pretrained"]
         if self.is_init or not pretrained:
-            super().init_weights()
+            initialize_quietly(super().init_weights)
             return
         cfg = {k: v for k, v in pretrained[-1].items() if k != "type"}
         load_pretrained(
