@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,7 +96,8 @@ class EvenWindowAttention(Unscripted, nn.Module):
         (rows, cols), size = self._windows(height, width)
         padded_height, padded_width = rows * size[0], cols * size[1]
         mask = None
-        if (padded_height, padded_width) != (height, width):
+        # An ONNX graph has one branch, for maps with and without padding.
+        if torch.onnx.is_in_onnx_export() or (padded_height, padded_width) != (height, width):
             pad = (0, 0, 0, padded_width - width, 0, padded_height - height)
             mask = F.pad(x.new_zeros(1, height, width, 1), pad, value=float("-inf"))
             mask = window_partition(mask, size).transpose(1, 2)

@@ -116,7 +116,10 @@ def over_windows(
         ``(B, H, W, D)``.
     """
     height, width = x.shape[1:3]
-    window, step = fit_windows(height, width, window_size, shift, fit_window)
+    if fit_window and torch.onnx.is_in_onnx_export():
+        window, step = _fit_symbols(height, width, window_size, window_size // 2 if shift else 0)
+    else:
+        window, step = fit_windows(height, width, window_size, shift, fit_window)
     size = (window, window)
 
     # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
@@ -124,14 +127,30 @@ def over_windows(
     padded_width = (width + window - 1) // window * window
     x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
     mask = None
-    if step:
-        x = x.roll((-step, -step), dims=(1, 2))
+    shifted = not (isinstance(step, int) and step == 0)  # a symbol may turn out to be 0
+    if shifted:
+        x = _roll(x, step, step)
         mask = shift_mask(padded_height, padded_width, size, (step, step), x.device)
     x = attend(window_partition(x, size), size, mask)
     x = window_reverse(x, size, padded_height, padded_width)
-    if step:
-        x = x.roll((step, step), dims=(1, 2))
+    if shifted:
+        x = _roll(x, padded_height - step, padded_width - step)
     return crop_map(x, height, width).contiguous()
+
+
+def _fit_symbols(height: int, width: int, window: int, step: int) -> tuple[int, int]:
+    """Fit the windows and their shift to a map. Symbols stay symbols, for all sizes of maps."""
+    shorter = torch.sym_min(height, width)
+    is_larger = torch.sym_min(torch.sym_max(shorter - window, 0), 1)
+    return torch.sym_min(shorter, window), step * is_larger
+
+
+def _roll(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Move a map up and to the left, and what leaves it to the other side."""
+    if isinstance(rows, int) and isinstance(columns, int):
+        return x.roll((-rows, -columns), dims=(1, 2))
+    x = torch.cat((x[:, rows:], x[:, :rows]), dim=1)  # ONNX cannot roll by a symbol
+    return torch.cat((x[:, :, columns:], x[:, :, :columns]), dim=2)
 
 
 @register_mixer

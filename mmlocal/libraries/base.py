@@ -275,6 +275,18 @@ class Library:
         """
         return lambda image: model(image, mode="tensor")
 
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Wrap a model in a function of images (B, C, H, W), to export it.
+
+        Args:
+            model: model of ``cfg``, in evaluation mode.
+            cfg: whole config.
+
+        Raises:
+            UsageError: the shapes of the predictions depend on the data.
+        """
+        return self.inference(model, cfg)
+
     # ---------------------------------------------------------------------------------- data
 
     def counts_classes(self, model: dict) -> bool:
