@@ -26,6 +26,7 @@ PACKAGES = [
     "mmlocal.datasets.scenes",
     "mmlocal.datasets.shapes",
     "mmlocal.evaluation",
+    "mmlocal.export",
     "mmlocal.layers",
     "mmlocal.libraries",
     "mmlocal.models.autoencoders",
