@@ -1,8 +1,8 @@
 """Pictures of models and runs. They need matplotlib and OpenCV, which MMEngine and mmcv install."""
 
-from mmlocal.visualization.figures import Panel, draw_sheet
 from mmlocal.visualization.multitask_visualizer import MultiTaskVisualizer
 from mmlocal.visualization.palette import style_of
+from mmlocal.visualization.panels import Panel, draw_sheet
 from mmlocal.visualization.runs import (
     Contender,
     Metric,

@@ -12,8 +12,8 @@ import numpy as np
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
-from mmlocal.visualization.figures import Panel, draw_sheet
 from mmlocal.visualization.masks import Mark, agreement, draw_marks, inner_point
+from mmlocal.visualization.panels import Panel, draw_sheet
 
 _BACKGROUND = "background"
 _GREEN, _RED = "#1a7f37", "#c01c28"
