@@ -140,7 +140,7 @@ class SheetHook(Hook):
         shown = any(panel.texts for _, panels in rows for panel in panels)
         note = f", scores from {self.threshold:.0%} up, in percent" if shown else ""
         title = f"The first {len(pictures)} images of the test{note}"
-        draw_sheet(rows[:-1], self.folder / "first_images.jpg", legend, title, width=1100)
+        draw_sheet(rows[:-1], self.folder / "first_images.jpg", legend, title, width=1000)
 
     def _draw_classes(self, names: Sequence[str]) -> None:
         pictures = self._first[: self.classes]  # division may leave one more
