@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,8 +60,11 @@ def select_layers(
     for pattern in patterns or ["*"]:
         found = {name for name in layers if fnmatchcase(name, pattern)}
         if not found:
+            near = get_close_matches(pattern, layers, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise UsageError(
-                f"no layer of {kind} matches {pattern!r}; there are {', '.join(layers)}",
+                f"no layer of {kind} matches {pattern!r}; {hint}--list-layers prints all "
+                f"{len(layers)}",
                 argument="layers",
             )
         selected |= found

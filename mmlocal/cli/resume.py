@@ -31,6 +31,8 @@ def check_checkpoint(path: str | None, what: str) -> None:
     if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1") != "0":
         try:
             load_file(path)
+        except ImportError as error:
+            raise UsageError(f"{what}: {error}") from error
         except ValueError as error:
             advice = ""
             if "it refers to " in str(error) and _is_of_torch(osp.expanduser(path)):

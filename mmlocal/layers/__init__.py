@@ -26,7 +26,12 @@ from mmlocal.layers.inter_task_attention import InterTaskAttention
 from mmlocal.layers.inter_task_block import InterTaskBlock
 from mmlocal.layers.inter_task_queries import InterTaskQueries, InterTaskQueryLayer
 from mmlocal.layers.involution import Involution
-from mmlocal.layers.local_attention import HasGhostHead, HasLocalAttention
+from mmlocal.layers.local_attention import (
+    HasGhostHead,
+    HasLocalAttention,
+    HasQueryPlaces,
+    HasWindowAttention,
+)
 from mmlocal.layers.mix_token import exchange_box
 from mmlocal.layers.mixers import MIXERS, build_mixer, register_mixer
 from mmlocal.layers.mlp import MLP
@@ -64,6 +69,8 @@ __all__ = [
     "HaloAttention",
     "HasGhostHead",
     "HasLocalAttention",
+    "HasQueryPlaces",
+    "HasWindowAttention",
     "InhomogeneousDepthwiseConv",
     "InterTaskAttention",
     "InterTaskBlock",

@@ -67,12 +67,32 @@ class ClassAttention(nn.Module):
         Returns:
             ``(B, 1, embed_dims)``.
         """
-        split = (self.num_heads, -1)
-        q = self.q(tokens[:, :1]).unflatten(2, split).transpose(1, 2)
-        k, v = (part.unflatten(2, split).transpose(1, 2) for part in self.kv(tokens).chunk(2, 2))
+        q, k, v = self._project(tokens)
         dropout = self.attn_drop_rate if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def attention_maps(self, tokens: Tensor) -> Tensor:
+        """Compute how the class token attends to all tokens, to draw it.
+
+        Args:
+            tokens: ``(B, N, embed_dims)``. The class token is the first one.
+
+        Returns:
+            ``(B, num_heads, N)``, before dropout. The weights of a head sum to 1.
+        """
+        q, k, _ = self._project(tokens)
+        return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)[:, :, 0]
+
+    def _project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the query of the class token, and the keys and values of all tokens.
+
+        Each is ``(B, num_heads, 1 or N, head_dims)``.
+        """
+        split = (self.num_heads, -1)
+        q = self.q(tokens[:, :1]).unflatten(2, split).transpose(1, 2)
+        k, v = (part.unflatten(2, split).transpose(1, 2) for part in self.kv(tokens).chunk(2, 2))
+        return q, k, v
 
 
 class ClassAttentionBlock(Unscripted, nn.Module):

@@ -14,7 +14,7 @@ from mmlocal.ops import elsa_attention
 
 @register_mixer
 class DynamicDepthwiseConv(Unscripted, nn.Module):
-    """A depth-wise convolution with kernels that the layer predicts for each image ::
+    """A depth-wise convolution with kernels that the layer predicts for each image::
 
         out[c, p] = bias[c] + sum_t kernels[c, t] * x[c, p + offset(t)]
         kernels   = expand(relu(bn(reduce(mean over the positions of x))))

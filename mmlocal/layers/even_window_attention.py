@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, as_side, check_map
+from mmlocal.layers.local_attention import window_taps
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.layers.window_msa import WindowMSA, window_partition, window_reverse
+from mmlocal.layers.window_msa import (
+    WindowMSA,
+    channels_as_maps,
+    maps_as_channels,
+    window_partition,
+    window_reverse,
+)
 
 
 @register_mixer
@@ -47,10 +55,44 @@ class EvenWindowAttention(Unscripted, nn.Module):
         Raises:
             ValueError: ``x`` has another shape.
         """
+        return self._over_windows(x, self.w_msa)
+
+    def attention_taps(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Compute which tokens each token may read, as ``HasWindowAttention`` describes it."""
+        _, size = self._windows(height, width)
+        return window_taps(height, size[0]), window_taps(width, size[1])
+
+    def attention_maps(self, x: Tensor) -> Tensor:
+        """Compute how each token attends to the tokens of its window, to draw it.
+
+        Args:
+            x: ``(B, H, W, embed_dims)``.
+
+        Returns:
+            ``(B, num_heads, tokens of a window, H, W)``, before dropout; 0 for taps in the padding.
+
+        Raises:
+            ValueError: ``x`` has another shape.
+        """
+
+        def attend(windows: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+            return maps_as_channels(self.w_msa.attention_maps(windows, size, mask))
+
+        maps = self._over_windows(x, attend)
+        return channels_as_maps(maps, self.w_msa.num_heads)
+
+    def _windows(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Numbers of windows along both sides of a map, and their height and width."""
+        rows, cols = (-(-side // self.window_size) for side in (height, width))
+        return (rows, cols), (-(-height // rows), -(-width // cols))
+
+    def _over_windows(
+        self, x: Tensor, attend: Callable[[Tensor, tuple[int, int], Tensor | None], Tensor]
+    ) -> Tensor:
+        """Call ``attend`` on windows, their size and the offset of padding: ``(B, H, W, D)``."""
         check_map(x, self.embed_dims)
         height, width = x.shape[1:3]
-        rows, cols = (-(-side // self.window_size) for side in (height, width))
-        size = (-(-height // rows), -(-width // cols))
+        (rows, cols), size = self._windows(height, width)
         padded_height, padded_width = rows * size[0], cols * size[1]
         mask = None
         if (padded_height, padded_width) != (height, width):
@@ -58,6 +100,6 @@ class EvenWindowAttention(Unscripted, nn.Module):
             mask = F.pad(x.new_zeros(1, height, width, 1), pad, value=float("-inf"))
             mask = window_partition(mask, size).transpose(1, 2)
             x = F.pad(x, pad)
-        x = self.w_msa(window_partition(x, size), size, mask)
+        x = attend(window_partition(x, size), size, mask)
         x = window_reverse(x, size, padded_height, padded_width)
         return x[:, :height, :width]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import Unscripted, check_map
+from mmlocal.layers.local_attention import window_taps
 from mmlocal.layers.mixers import register_mixer
 
 
@@ -60,10 +61,36 @@ class GlobalAttention(Unscripted, nn.Module):
         Raises:
             ValueError: ``x`` has another shape.
         """
-        check_map(x, self.embed_dims)
-        qkv = self.qkv(x).flatten(1, 2).unflatten(2, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self._project(x)
         out = F.scaled_dot_product_attention(
             q, k, v, dropout_p=self.attn_drop_rate if self.training else 0.0, scale=self.qk_scale
         )
         return self.proj_drop(self.proj(out.transpose(1, 2).reshape(x.shape)))
+
+    def attention_taps(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Compute which tokens each token may read, as ``HasWindowAttention`` describes it."""
+        return window_taps(height, height), window_taps(width, width)
+
+    def attention_maps(self, x: Tensor) -> Tensor:
+        """Compute how each token attends to all tokens, to draw it.
+
+        Args:
+            x: ``(B, H, W, embed_dims)``.
+
+        Returns:
+            ``(B, num_heads, H * W, H, W)``, before dropout. The sum over the third dimension is 1.
+
+        Raises:
+            ValueError: ``x`` has another shape.
+        """
+        q, k, _ = self._project(x)
+        scale = q.shape[3] ** -0.5 if self.qk_scale is None else self.qk_scale
+        maps = (q @ k.transpose(2, 3) * scale).softmax(dim=3)
+        return maps.transpose(2, 3).unflatten(3, x.shape[1:3])
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute q, k and v, each ``(B, num_heads, H * W, head_dims)``."""
+        check_map(x, self.embed_dims)
+        qkv = self.qkv(x).flatten(1, 2).unflatten(2, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v

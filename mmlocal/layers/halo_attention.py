@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import Unscripted, as_side, check_int, check_map
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.layers.window_msa import crop_map, window_partition, window_reverse
+from mmlocal.layers.window_msa import (
+    channels_as_maps,
+    crop_map,
+    maps_as_channels,
+    window_partition,
+    window_reverse,
+)
 
 
 def halo_windows(x: Tensor, block: tuple[int, int], halo: int) -> Tensor:
@@ -107,6 +113,50 @@ class HaloAttention(Unscripted, nn.Module):
         Raises:
             ValueError: ``x`` has another shape.
         """
+        q, k, v, bias, block = self._project(x)
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=bias,
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+            scale=1.0,
+        )
+        return self.proj_drop(self.proj(self._join(out, block, x)))
+
+    def attention_taps(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Compute which tokens each token may read, as ``HasWindowAttention`` describes it."""
+
+        def taps(side: int) -> Tensor:
+            block = min(side, self.block_size)
+            starts = torch.arange(side)[:, None] // block * block - self.halo_size
+            rows = starts + torch.arange(block + 2 * self.halo_size)
+            return rows.masked_fill((rows < 0) | (rows >= side), -1)
+
+        return taps(height), taps(width)
+
+    def attention_maps(self, x: Tensor) -> Tensor:
+        """Compute how each token attends to its block and the halo, to draw it.
+
+        Args:
+            x: ``(B, H, W, embed_dims)``.
+
+        Returns:
+            ``(B, num_heads, taps, H, W)``, before dropout; 0 for taps outside the map.
+
+        Raises:
+            ValueError: ``x`` has another shape.
+        """
+        q, k, _, bias, block = self._project(x)
+        maps = (q @ k.transpose(2, 3) + bias).softmax(dim=3)
+        return channels_as_maps(self._join(maps, block, x), self.num_heads)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, int]]:
+        """Compute the scaled queries, keys and values of all blocks, and the logits' offset.
+
+        The first three are ``(B * blocks, heads, N or K, head_dims)``, and the fourth is
+        ``(B * blocks, heads, N, K)``. The last are height and width of a block.
+        """
         check_map(x, self.embed_dims)
         height, width = x.shape[1:3]
         halo = self.halo_size
@@ -114,9 +164,7 @@ class HaloAttention(Unscripted, nn.Module):
         bh = height if height < self.block_size else self.block_size
         bw = width if width < self.block_size else self.block_size
         block = (bh, bw)
-        # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
-        padded_height = (height + bh - 1) // bh * bh
-        padded_width = (width + bw - 1) // bw * bw
+        padded_height, padded_width = self._padded(x, block)
         below, right = padded_height - height, padded_width - width
 
         q, k, v = self.qkv(x).chunk(3, dim=3)
@@ -128,16 +176,18 @@ class HaloAttention(Unscripted, nn.Module):
         mask = halo_windows(inside, block, halo).squeeze(2)  # (blocks, keys)
         bias = self._position_logits(q, block)
         bias = bias + mask.repeat(x.shape[0], 1).to(bias.dtype)[:, None, None]
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=bias,
-            dropout_p=self.attn_drop_rate if self.training else 0.0,
-            scale=1.0,
-        )
-        out = window_reverse(out.transpose(1, 2).flatten(2), block, padded_height, padded_width)
-        return self.proj_drop(self.proj(crop_map(out, height, width)))
+        return q, k, v, bias, block
+
+    def _padded(self, x: Tensor, block: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a map that is padded to whole blocks."""
+        # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
+        (height, width), (bh, bw) = x.shape[1:3], block
+        return (height + bh - 1) // bh * bh, (width + bw - 1) // bw * bw
+
+    def _join(self, windows: Tensor, block: tuple[int, int], x: Tensor) -> Tensor:
+        """Put blocks ``(B * blocks, heads, N, D)`` together: ``(B, H, W, heads * D)``."""
+        out = window_reverse(maps_as_channels(windows), block, *self._padded(x, block))
+        return crop_map(out, *x.shape[1:3])
 
     def _heads(self, windows: Tensor) -> Tensor:
         """Split ``(B * blocks, N, embed_dims)`` to ``(B * blocks, heads, N, head_dims)``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,6 +48,8 @@ class OutlookAttention(Unscripted, nn.Module):
     Source:
         VOLO: Vision Outlooker for Visual Recognition, Yuan et al. 2021, section 3.1.
     """
+
+    query_places: Literal["taps"] = "taps"
 
     def __init__(
         self,

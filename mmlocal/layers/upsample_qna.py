@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from mmlocal.layers.checks import as_side
@@ -39,6 +41,8 @@ class UpsampleQnA(LearnedQueries):
         Learned Queries for Efficient Local Attention, Arar et al. 2022, appendix F. No code was
         published. There is no ``attn_scale``, because each query has an output of its own.
     """
+
+    query_places: Literal["cells"] = "cells"
 
     def __init__(
         self,

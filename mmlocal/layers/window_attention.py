@@ -10,8 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_map
+from mmlocal.layers.local_attention import window_taps
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.layers.window_msa import WindowMSA, crop_map, window_partition, window_reverse
+from mmlocal.layers.window_msa import (
+    WindowMSA,
+    channels_as_maps,
+    crop_map,
+    maps_as_channels,
+    window_partition,
+    window_reverse,
+)
 
 
 def shift_mask(
@@ -48,6 +56,43 @@ def shift_mask(
     return -100.0 * (region[:, :, None] != region[:, None, :]).float()
 
 
+def fit_windows(
+    height: int, width: int, window_size: int, shift: bool, fit_window: bool
+) -> tuple[int, int]:
+    """Compute the width of the windows of a map, and the tokens by which they are shifted.
+
+    Args:
+        height: height of the map, in tokens.
+        width: width of the map, in tokens.
+        window_size: width of a window, in tokens.
+        shift: whether to shift the windows by ``window_size // 2``.
+        fit_window: whether a map whose shorter side is at most ``window_size`` has windows as wide
+            as that side, without a shift.
+    """
+    if fit_window and min(height, width) <= window_size:
+        return min(height, width), 0
+    return window_size, window_size // 2 if shift else 0
+
+
+def taps_of_windows(
+    height: int, width: int, window_size: int, shift: bool, fit_window: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute which tokens share a window of :func:`over_windows` with each token.
+
+    Args:
+        height: height of the map, in tokens.
+        width: width of the map, in tokens.
+        window_size: as in :func:`over_windows`.
+        shift: as in :func:`over_windows`.
+        fit_window: as in :func:`over_windows`.
+
+    Returns:
+        Rows and columns, as :class:`~mmlocal.layers.HasWindowAttention` describes them.
+    """
+    window, step = fit_windows(height, width, window_size, shift, fit_window)
+    return window_taps(height, window, step), window_taps(width, window, step)
+
+
 def over_windows(
     x: Tensor,
     window_size: int,
@@ -64,16 +109,14 @@ def over_windows(
         fit_window: whether a map whose shorter side is at most ``window_size`` has windows as wide
             as that side, without a shift.
         attend: function of windows ``(B * windows, N, C)``, of their height and width, and of the
-            result of :func:`shift_mask`, or ``None`` if there is no shift. It returns the shape of
-            its first argument.
+            result of :func:`shift_mask`, or ``None`` if there is no shift. It returns
+            ``(B * windows, N, D)``.
 
     Returns:
-        ``(B, H, W, C)``.
+        ``(B, H, W, D)``.
     """
     height, width = x.shape[1:3]
-    window, step = window_size, window_size // 2 if shift else 0
-    if fit_window and min(height, width) <= window:
-        window, step = min(height, width), 0
+    window, step = fit_windows(height, width, window_size, shift, fit_window)
     size = (window, window)
 
     # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
@@ -138,3 +181,28 @@ class WindowAttention(Unscripted, nn.Module):
         """
         check_map(x, self.embed_dims)
         return over_windows(x, self.window_size, self.shift, self.fit_window, self.w_msa)
+
+    def attention_taps(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Compute which tokens each token may read, as ``HasWindowAttention`` describes it."""
+        return taps_of_windows(height, width, self.window_size, self.shift, self.fit_window)
+
+    def attention_maps(self, x: Tensor) -> Tensor:
+        """Compute how each token attends to the tokens of its window, to draw it.
+
+        Args:
+            x: ``(B, H, W, embed_dims)``.
+
+        Returns:
+            ``(B, num_heads, window**2, H, W)``, before dropout. Taps in the padding have their
+            share. The taps of a token sum to 1.
+
+        Raises:
+            ValueError: ``x`` has another shape.
+        """
+        check_map(x, self.embed_dims)
+
+        def attend(windows: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+            return maps_as_channels(self.w_msa.attention_maps(windows, size, mask))
+
+        maps = over_windows(x, self.window_size, self.shift, self.fit_window, attend)
+        return channels_as_maps(maps, self.w_msa.num_heads)

@@ -78,6 +78,16 @@ def crop_map(x: Tensor, height: int, width: int) -> Tensor:
     return x[:, :height, :width]
 
 
+def maps_as_channels(maps: Tensor) -> Tensor:
+    """Turn maps ``(B * windows, heads, N, K)`` to windows ``(B * windows, N, heads * K)``."""
+    return maps.transpose(1, 2).flatten(2)
+
+
+def channels_as_maps(x: Tensor, num_heads: int) -> Tensor:
+    """Turn a map ``(B, H, W, heads * K)`` to attention maps ``(B, heads, K, H, W)``."""
+    return x.unflatten(3, (num_heads, -1)).permute(0, 3, 4, 1, 2)
+
+
 class WindowMSA(Unscripted, nn.Module):
     """Self-attention ``softmax(q k^T * qk_scale + bias) v`` among the tokens of one window.
 
@@ -154,6 +164,45 @@ class WindowMSA(Unscripted, nn.Module):
         Raises:
             ValueError: ``x`` has another shape, or ``window_size`` is too large.
         """
+        q, k, v, bias = self._project(x, window_size, mask)
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=bias,
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+            scale=self.qk_scale,
+        )
+        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(x.shape)))
+
+    def attention_maps(
+        self, x: Tensor, window_size: tuple[int, int] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Compute how the tokens of each window attend to each other, to draw it.
+
+        Args:
+            x: ``(B * windows, N, embed_dims)``, as in :meth:`forward`.
+            window_size: as in :meth:`forward`.
+            mask: as in :meth:`forward`.
+
+        Returns:
+            ``(B * windows, num_heads, N, N)``, before dropout: a row for each token that attends.
+            Rows sum to 1.
+
+        Raises:
+            ValueError: ``x`` has another shape, or ``window_size`` is too large.
+        """
+        q, k, _, bias = self._project(x, window_size, mask)
+        scale = q.shape[3] ** -0.5 if self.qk_scale is None else self.qk_scale
+        return (q @ k.transpose(2, 3) * scale + bias).softmax(dim=3)
+
+    def _project(
+        self, x: Tensor, window_size: tuple[int, int] | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compute q, k and v, ``(B * windows, num_heads, N, head_dims)``, and the logits' offset.
+
+        The offset can be broadcast to ``(B * windows, num_heads, N, N)``.
+        """
         check_tensor(x)
         wh, ww = self.window_size if window_size is None else window_size
         if wh > self.window_size[0] or ww > self.window_size[1]:
@@ -172,12 +221,4 @@ class WindowMSA(Unscripted, nn.Module):
         bias = bias.permute(2, 0, 1)[None].to(q.dtype)
         if mask is not None:
             bias = (bias + mask[:, None].to(q.dtype)).repeat(batch // mask.shape[0], 1, 1, 1)
-        x = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=bias,
-            dropout_p=self.attn_drop_rate if self.training else 0.0,
-            scale=self.qk_scale,
-        )
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, dims)))
+        return q, k, v, bias

@@ -226,6 +226,18 @@ class Library:
             os.makedirs(osp.dirname(osp.abspath(where["out_file"])), exist_ok=True)
             cv2.imwrite(where["out_file"], visualizer.get_image()[..., ::-1])
 
+    def draw_prediction(self, visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw the prediction for an image: (height, width, 3), RGB, uint8.
+
+        Args:
+            visualizer: visualizer of the config.
+            image: image in the size that the pipeline loaded, (H, W, 3), RGB, uint8.
+            sample: data element with the prediction, on the CPU.
+        """
+        visualizer.set_image(image)  # for a visualizer that draws nothing
+        visualizer.add_datasample("prediction", image, sample, draw_gt=False)
+        return visualizer.get_image()
+
     def see_whole_image(self, model: dict) -> None:
         """Change the config of a model so that one forward pass sees the whole image.
 

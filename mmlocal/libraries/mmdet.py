@@ -70,8 +70,20 @@ class MMDet(Library):
             for kind in ("bbox", "segm")
             for name, key in _COCO_METRICS.items()
         },
-        losses=("loss", "loss_cls", "loss_bbox", "loss_mask", "loss_rpn_cls", "loss_rpn_bbox"),
-        curves=("coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP", "coco/segm_mAP_50"),
+        losses={
+            "loss": "sum of all",
+            "loss_cls": "class",
+            "loss_bbox": "box",
+            "loss_mask": "mask",
+            "loss_rpn_cls": "proposal: object or not",
+            "loss_rpn_bbox": "proposal: box",
+        },
+        curves={
+            "coco/bbox_mAP_50": "box AP50",
+            "coco/segm_mAP_50": "mask AP50",
+            "coco/bbox_mAP": "box AP",
+            "coco/segm_mAP": "mask AP",
+        },
     )
 
     def write_predictions(self, cfg: Config, out: str) -> None:

@@ -52,10 +52,10 @@ class MMPreTrain(Library):
         tasks=("cls",),
         config="elsa_swin_nano_shapes",
         metrics={"top1": "accuracy/top1"},
-        losses=("loss",),
-        curves=("accuracy/top1",),
+        losses={"loss": "cross-entropy"},
+        curves={"accuracy/top1": "top-1 accuracy"},
         scale=0.01,
-        columns=6,
+        size="cls_size",
     )
 
     def takes_pretrained(self, backbone: dict) -> bool:
@@ -110,6 +110,13 @@ class MMPreTrain(Library):
         visualizer.visualize_cls(
             image, sample, draw_pred=False, rescale_factor=rescale_factor, **where
         )
+
+    def draw_prediction(self, visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw the name of the class, or the picture that an auto-encoder makes."""
+        if "pred_image" in sample:
+            return (255 * sample.pred_image).round().byte().permute(1, 2, 0).numpy()
+        side = max(384, min(image.shape[:2]))  # the text needs some space
+        return visualizer.visualize_cls(image, sample, draw_gt=False, resize=side)
 
     def counts_classes(self, model: dict) -> bool:
         """Only for image classifiers. Heads of other models have other outputs."""

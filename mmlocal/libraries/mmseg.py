@@ -46,8 +46,16 @@ class MMSeg(Library):
         tasks=("seg",),
         config="elsa_swin_nano_upernet_shapes",
         metrics={"mIoU": "mIoU", "mAcc": "mAcc", "aAcc": "aAcc"},
-        losses=("loss", "decode.loss_ce", "aux.loss_ce"),
-        curves=("mIoU", "mAcc", "aAcc"),
+        losses={
+            "loss": "sum of both",
+            "decode.loss_ce": "head",
+            "aux.loss_ce": "auxiliary head",
+        },
+        curves={
+            "aAcc": "accuracy of pixels",
+            "mAcc": "mean accuracy of classes",
+            "mIoU": "mean IoU of classes",
+        },
         scale=0.01,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
 from mmlocal.libraries.base import Library, type_name
@@ -12,7 +12,9 @@ from mmlocal.libraries.registry import register_library
 from mmlocal.tasks import TASKS
 
 if TYPE_CHECKING:
+    import numpy as np
     from mmengine.config import Config
+    from mmengine.visualization import Visualizer
 
     from mmlocal.cli.data.datasets import DataSet
     from mmlocal.cli.data.report import Findings
@@ -30,9 +32,21 @@ class MultiTask(MMSeg):
         tasks=("multitask",),
         config="itsa_elsa_swin_nano_scenes",
         metrics={f"{task.name}_{task.metric}": task.metric_key for task in TASKS.values()},
-        losses=("loss", "loss_semseg", "loss_human_parts", "loss_depth", "loss_normals"),
-        curves=("semseg/mIoU", "human_parts/mIoU", "sal/maxF", "depth/RMSE"),
-        columns=1,
+        losses={
+            "loss": "sum of all",
+            "loss_semseg": "classes",
+            "loss_human_parts": "human parts",
+            "loss_depth": "depth",
+            "loss_normals": "normals",
+        },
+        curves={
+            "semseg/mIoU": "classes: mean IoU",
+            "human_parts/mIoU": "human parts: mean IoU",
+            "sal/maxF": "saliency: maxF",
+            "depth/RMSE": "depth: RMSE in m",
+        },
+        size="scene_size",
+        sheets=False,
         references={"constant_depth_RMSE": ("counts", "val", "scenes", "constant_depth_rmse")},
     )
 
@@ -60,6 +74,16 @@ class MultiTask(MMSeg):
         if not size:
             raise UsageError("must be given: model.data_preprocessor sets no size", "shape")
         return tuple(size)
+
+    def draw_prediction(self, visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw the maps of all tasks, in rows of three panels."""
+        import numpy as np
+
+        row = super().draw_prediction(visualizer, image, sample)
+        number = 1 + sum(task.pred_field in sample for task in TASKS.values())
+        panels = np.split(row, number, axis=1)
+        panels += [np.full_like(panels[0], 255)] * (-number % 3)
+        return np.vstack([np.hstack(panels[i : i + 3]) for i in range(0, len(panels), 3)])
 
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
         """The tree that the class of the data set shows."""

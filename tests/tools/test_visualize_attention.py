@@ -1,5 +1,6 @@
 """tools/visualize_attention.py draws pictures for the three libraries, and explains mistakes."""
 
+from itertools import chain
 from pathlib import Path
 from unittest.mock import patch
 
@@ -10,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from mmlocal.cli.attention_pictures import KINDS
 from mmlocal.cli.visualize_attention import visualize_attention
 from mmlocal.errors import UsageError
 from mmlocal.layers import MIXERS
@@ -87,6 +89,7 @@ class OtherBackbone(BaseModule):
 QNA_LAYERS = [
     "backbone.stages.0.blocks.0.attn",
     "backbone.stages.0.downsample.attn",
+    "backbone.stages.1.blocks.0.attn",  # window attention
     "backbone.stages.1.blocks.1.attn",
 ]
 
@@ -128,16 +131,45 @@ def pictures(folder: Path) -> dict[str, np.ndarray]:
 
 def test_elsa_detector(run, image, tmp_path):
     name = "backbone.stages.1.blocks.0.attn"
-    lines = run(DETECTOR, image, "--out-dir", tmp_path / "out", "--layers", name)
+    kinds = ("received", "kernels", "ghost", "tiles")
+    options = ("--kinds", *kinds, "--pixel", "5,70")
+    lines = run(DETECTOR, image, "--out-dir", tmp_path / "out", "--layers", name, *options)
     assert "note: no checkpoint is given; the weights are random" in lines
     drawn = pictures(tmp_path / "out")
-    assert set(drawn) == {f"{name}_{kind}.png" for kind in ("received", "kernels", "ghost")}
+    assert set(drawn) == {f"disc_{name}_{kind}{KINDS[kind]}" for kind in kinds}
     assert {str(tmp_path / "out" / picture) for picture in drawn} <= set(lines)
     for picture in drawn.values():
         assert picture.std() > 10
     # The picture shows the image, and its red is still red.
-    red = (drawn[f"{name}_received.png"] == (0, 0, 255)).all(axis=2)
-    assert red.mean() > 0.05
+    blue, green, red = np.moveaxis(drawn[f"disc_{name}_received.jpg"].astype(int), 2, 0)
+    assert ((red > 230) & (blue < 25) & (green < 25)).mean() > 0.03
+
+
+def test_overview_is_small(run, tmp_path):
+    """By default there is one picture of a photograph: readable, and small."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (600, 800, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "photograph.png"), cv2.GaussianBlur(noise, (0, 0), 2))
+    lines = run(DETECTOR, "photograph.png")
+    (path,) = (tmp_path / "work_dirs/attention").iterdir()
+    assert lines[-1] == "work_dirs/attention/photograph_overview.jpg"
+    assert 20_000 < path.stat().st_size < 1_000_000
+    height, width = cv2.imread(str(path)).shape[:2]
+    assert 500 < height < 2000
+    assert 800 < width < 2000
+
+
+def test_several_images(run, qna, image, tmp_path):
+    """Folders and images of one name: each image has a picture of its own."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "notes.txt").write_text("no image")
+        for suffix in ("png", "jpg"):
+            cv2.imwrite(str(tmp_path / folder / f"x.{suffix}"), cv2.imread(str(image)))
+    one = ("--heads", "1", "--layers", QNA_LAYERS[0])
+    run(qna, "a", "b/x.png", image, "--out-dir", "out", *one)
+    names = {f"{name}_overview.jpg" for name in ("x_jpg", "x_png_2", "x_png_3", "disc_png")}
+    assert set(pictures(tmp_path / "out")) == names
 
 
 def test_qna_classifier(run, qna, image, tmp_path):
@@ -147,15 +179,19 @@ def test_qna_classifier(run, qna, image, tmp_path):
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         state_dict = MODELS.build(cfg.model).state_dict()
     torch.save({"state_dict": state_dict}, tmp_path / "weights.pth")
-    lines = run(qna, tmp_path / "weights.pth", image, "--out-dir", "a", "--heads", "2")
+    kinds = ("--kinds", "received", "kernels", "class")
+    lines = run(qna, tmp_path / "weights.pth", image, "--out-dir", "a", "--heads", "2", *kinds)
     assert not any("random" in line for line in lines)
-    one = ("--heads", "2", "--layers", QNA_LAYERS[2])
+    one = ("--heads", "2", "--layers", QNA_LAYERS[2], *kinds)
     run(qna, tmp_path / "weights.pth", image, "--out-dir", "b", *one)
     run(qna, image, "--out-dir", "random", *one)
     a, b, random = (pictures(tmp_path / folder) for folder in ("a", "b", "random"))
-    kinds = ("received", "kernels")
-    assert set(a) == {f"{layer}_{kind}.png" for layer in QNA_LAYERS for kind in kinds}
-    assert set(b) == set(random) == {f"{QNA_LAYERS[2]}_{kind}.png" for kind in kinds}
+    names = {
+        layer: [f"disc_{layer}_{kind}{KINDS[kind]}" for kind in ("received", "kernels")]
+        for layer in QNA_LAYERS
+    }
+    assert set(a) == {"disc_class.jpg", *chain(*names.values())}
+    assert set(b) == set(random) == {"disc_class.jpg", *names[QNA_LAYERS[2]]}
     for name, picture in b.items():
         assert picture.std() > 10
         assert np.array_equal(picture, a[name])
@@ -177,10 +213,10 @@ def test_layers_of_another_package(run, qna, image, tmp_path, monkeypatch):
         assert run(qna, "--list-layers") == [
             "backbone.attn  Bright 3x3", "backbone.ghost  BrightGhost 3x3"
         ]  # fmt: skip
-        run(qna, image, "--out-dir", "out")
+        run(qna, image, "--out-dir", "out", "--kinds", "overview", "kernels", "ghost")
         drawn = pictures(tmp_path / "out")
-        kinds = dict(attn=("received", "kernels"), ghost=("received", "kernels", "ghost"))
-        assert set(drawn) == {f"backbone.{x}_{kind}.png" for x in kinds for kind in kinds[x]}
+        names = ("backbone.attn_kernels", "backbone.ghost_kernels", "backbone.ghost_ghost")
+        assert set(drawn) == {"disc_overview.jpg", *(f"disc_{name}.png" for name in names)}
         for picture in drawn.values():
             assert picture.std() > 10
 
@@ -200,7 +236,8 @@ def test_segmentor_sees_the_whole_image(run, image, tmp_path, monkeypatch):
     slide = ("model.test_cfg.mode=slide", "model.test_cfg.crop_size=(64,64)")
     options = (*slide, "model.test_cfg.stride=(32,32)")
     layers = ("--layers", "*.stages.2.blocks.1.*", "--heads", "3")
-    run(SEGMENTOR, image, "--out-dir", "out", *layers, "--cfg-options", *options)
+    kinds = ("--kinds", "kernels", "ghost", "class")
+    run(SEGMENTOR, image, "--out-dir", "out", *layers, *kinds, "--cfg-options", *options)
     assert len(pictures(tmp_path / "out")) == 3
     # a window for each 16 pixels of 75x101, and for the ghost head two heads with three channels
     assert seen == [(1, 3, 49, 5, 7), (2, 4, 49, 5, 7)]
@@ -209,12 +246,20 @@ def test_segmentor_sees_the_whole_image(run, image, tmp_path, monkeypatch):
 def test_arguments():
     parse = load_tool("visualize_attention").parse_args
     args = parse(["c", "w", "i"])
-    assert (args.config, args.checkpoint, args.image) == ("c", "w", "i")
+    assert (args.config, args.checkpoint, args.images) == ("c", "w", ["i"])
     for argv in (["c", "i"], ["c", "--heads", "2", "i"], ["--heads", "2", "c", "i"]):
         args = parse(argv)
-        assert (args.config, args.checkpoint, args.image) == ("c", None, "i")
+        assert (args.config, args.checkpoint, args.images) == ("c", None, ["i"])
+    args = parse(["c", "w.pth", "i.png", "j", "--kinds", "class", "tiles"])
+    assert (args.checkpoint, args.images, args.kinds) == (
+        "w.pth",
+        ["i.png", "j"],
+        ["class", "tiles"],
+    )
+    args = parse(["c", "i.JPG", "j", "--border", "keep"])
+    assert (args.checkpoint, args.images, args.border) == (None, ["i.JPG", "j"], "keep")
     args = parse(["c", "--out-dir", "o", "w", "--device", "cpu", "i"])
-    assert (args.config, args.checkpoint, args.image) == ("c", "w", "i")
+    assert (args.config, args.checkpoint, args.images) == ("c", "w", ["i"])
 
 
 @pytest.mark.parametrize(
@@ -223,6 +268,9 @@ def test_arguments():
         (["c"], "required: image"),
         (["c", "i", "--heads", "0"], "expected a number of heads, got '0'"),
         (["c", "i", "--heads", "all"], "expected a number of heads, got 'all'"),
+        (["c", "i", "--kinds", "maps"], "invalid choice: 'maps' (choose from"),
+        (["c", "i", "--pixel", "1,2", "--kinds", "received"], "--pixel needs --task"),
+        (["c", "w", "i", "j", "--task", "depth"], "--task draws one image at a time"),
     ],
 )
 def test_bad_arguments(argv, message, capsys):
@@ -239,8 +287,15 @@ def test_bad_arguments(argv, message, capsys):
         (["{tmp}/qna.py"], r"image '.*/qna.py' is not a picture that OpenCV can read"),
         (["{image}", "--out-dir", "{tmp}/qna.py"], r"out_dir: '.*/qna.py' is a file"),
         (
-            ["{image}", "--layers", "*.stages.0.*", "neck"],
-            "layers: no layer of local attention matches 'neck'; there are " + QNA_LAYERS[0],
+            ["{image}", "--layers", "*.stages.0.*", "backbone.stages.0.blocks.1.attn"],
+            "layers: no layer of local attention matches 'backbone.stages.0.blocks.1.attn'; "
+            f"did you mean .*{QNA_LAYERS[0]}.*--list-layers prints all 4",
+        ),
+        (["{tmp}/empty"], r"folder '.*/empty' has no image \(.bmp, .jpeg"),
+        (["{image}", "--kinds", "ghost"], "kinds: none of these layers has a ghost head"),
+        (
+            ["{image}", "--kinds", "kernels", "--pixel", "101,0"],
+            "pixel: the network sees '.*disc.png' as 101x75 pixels, got 101,0",
         ),
         (["{tmp}/no.pth", "{image}"], r"checkpoint .*/no.pth does not exist"),
         (["{tmp}/qna.py", "{image}"], r"checkpoint .*/qna.py cannot be read safely"),
@@ -248,16 +303,27 @@ def test_bad_arguments(argv, message, capsys):
     ],
 )
 def test_mistakes(run, qna, image, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
     arguments = [text.format(tmp=tmp_path, image=image) for text in arguments]
     with pytest.raises(UsageError, match=message) as error:
         run(qna, *arguments)
     assert "\n" not in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["qna.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "qna.py"]
 
 
 def test_no_heads(qna, image, tmp_path):
     with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
         visualize_attention(str(qna), None, str(image), tmp_path / "out", heads=0)
+
+
+def test_unknown_kind(qna, image, tmp_path):
+    with pytest.raises(ValueError, match=r"kinds must be some of overview, .*, got 'all'"):
+        visualize_attention(str(qna), None, str(image), tmp_path / "out", kinds=["all"])
+
+
+def test_class_maps_of_a_detector(run, image):
+    with pytest.raises(UsageError, match="kinds: class maps need a classifier or a segmentor"):
+        run(DETECTOR, image, "--kinds", "class")
 
 
 def test_checkpoint_of_another_model(run, qna, image, tmp_path):
@@ -283,7 +349,7 @@ def test_model_without_local_attention(data, image, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         f"error: the model of config {str(config)!r} has no layer of local attention "
-        "(such as ELSA, QnA, UpsampleQnA)"
+        "(such as ELSA, QnA, WindowAttention)"
     )
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "work_dirs").exists()

@@ -36,6 +36,8 @@ class ResNetStem(nn.Module):
         embed_dims: channels out.
     """
 
+    patch_size = 4
+
     def __init__(self, in_channels: int, embed_dims: int) -> None:
         super().__init__()
         check_int(in_channels=in_channels, embed_dims=embed_dims)

@@ -139,7 +139,7 @@ def elsa_attention_projected(
     gamma: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """Compute the logits by a ``1 x 1`` convolution, then call :func:`elsa_attention` with ::
+    """Compute the logits by a ``1 x 1`` convolution, then call :func:`elsa_attention` with::
 
         attn[p] = proj_weight @ features[p] + proj_bias
 
