@@ -72,9 +72,13 @@ def over_windows(
     """
     height, width = x.shape[1:3]
     window, step = window_size, window_size // 2 if shift else 0
-    if fit_window and torch.onnx.is_in_onnx_export():
-        window, step = _fit_symbols(height, width, window, step)
-    elif fit_window and min(height, width) <= window:
+    if fit_window and min(height, width) <= window:
+        if torch.onnx.is_in_onnx_export() and not isinstance(height, int):
+            raise ValueError(
+                f"fit_window=True makes windows as small as the map, so an ONNX graph of a map of "
+                f"at most window_size={window} serves one size of images; export it without "
+                "dynamic height and width, or build the model with fit_window=False"
+            )
         window, step = min(height, width), 0
     size = (window, window)
 
@@ -83,30 +87,14 @@ def over_windows(
     padded_width = (width + window - 1) // window * window
     x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
     mask = None
-    shifted = not (isinstance(step, int) and step == 0)  # a symbol may turn out to be 0
-    if shifted:
-        x = _roll(x, step, step)
+    if step:
+        x = x.roll((-step, -step), dims=(1, 2))
         mask = shift_mask(padded_height, padded_width, size, (step, step), x.device)
     x = attend(window_partition(x, size), size, mask)
     x = window_reverse(x, size, padded_height, padded_width)
-    if shifted:
-        x = _roll(x, padded_height - step, padded_width - step)
+    if step:
+        x = x.roll((step, step), dims=(1, 2))
     return crop_map(x, height, width).contiguous()
-
-
-def _fit_symbols(height: int, width: int, window: int, step: int) -> tuple[int, int]:
-    """Fit the windows and their shift to a map. Symbols stay symbols, for all sizes of maps."""
-    shorter = torch.sym_min(height, width)
-    is_larger = torch.sym_min(torch.sym_max(shorter - window, 0), 1)
-    return torch.sym_min(shorter, window), step * is_larger
-
-
-def _roll(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Move a map up and to the left, and what leaves it to the other side."""
-    if isinstance(rows, int) and isinstance(columns, int):
-        return x.roll((-rows, -columns), dims=(1, 2))
-    x = torch.cat((x[:, rows:], x[:, :rows]), dim=1)  # ONNX cannot roll by a symbol
-    return torch.cat((x[:, :, columns:], x[:, :, :columns]), dim=2)
 
 
 @register_mixer
