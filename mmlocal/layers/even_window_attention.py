@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, as_side, check_map
 from mmlocal.layers.mixers import register_mixer
-from mmlocal.layers.window_msa import WindowMSA, window_partition, window_reverse
+from mmlocal.layers.window_msa import WindowMSA, crop_map, window_partition, window_reverse
 
 
 @register_mixer
@@ -62,4 +62,4 @@ class EvenWindowAttention(Unscripted, nn.Module):
             x = F.pad(x, pad)
         x = self.w_msa(window_partition(x, size), size, mask)
         x = window_reverse(x, size, padded_height, padded_width)
-        return x[:, :height, :width]
+        return crop_map(x, height, width)

@@ -93,9 +93,7 @@ def test_every_op(name):
     program, plain = plain_program(op.function, tensors, settings)
     assert sum("mmlocal" in name for name in operators(program)) == 1
     assert not [name for name in operators(plain) if "mmlocal" in name or "im2col" in name]
-    torch.testing.assert_close(
-        plain.module()(**tensors), op.function(**tensors, **settings)
-    )
+    torch.testing.assert_close(plain.module()(**tensors), op.function(**tensors, **settings))
 
 
 @pytest.mark.parametrize("ghost", [(0, 0), (1, 1), (0.5, 0)])
