@@ -7,7 +7,6 @@ milliseconds, so the forms have few nodes for each tap.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch

@@ -5,6 +5,15 @@ from collections import Counter
 
 import pytest
 import torch
+from ops.cases import (
+    make_deformable,
+    make_elsa,
+    make_neighborhood,
+    make_outlook,
+    make_projected,
+    make_qna,
+    peak_memory,
+)
 from torch import nn
 from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,16 +30,6 @@ from mmlocal.ops import (
     qna_attention,
 )
 from mmlocal.ops.elsa import _projected_operator
-
-from ops.cases import (
-    make_deformable,
-    make_elsa,
-    make_neighborhood,
-    make_outlook,
-    make_projected,
-    make_qna,
-    peak_memory,
-)
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
