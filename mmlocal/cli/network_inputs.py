@@ -19,7 +19,7 @@ from mmengine.model import BaseModel
 from mmlocal.cli.config import innermost_test_dataset
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 _Layer = TypeVar("_Layer")
 _Records = TypeVar("_Records")
