@@ -1,10 +1,12 @@
 """Build steps of the package. All other settings are in ``pyproject.toml``.
 
 The build puts configs, tools and the model index into ``mmlocal/.mim``, where ``mim`` looks for
-them. It also compiles the C++ kernels if there is a compiler.
+them. It also compiles the C++ kernels if there is a compiler. The long description is README.md
+with absolute links, because a package index shows it outside the repository.
 """
 
 import os
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -24,12 +26,38 @@ except ImportError:  # setuptools before 70.1
         ) from None
 
 ROOT = Path(__file__).resolve().parent
-MIM = ("configs", "tools", "model-index.yml")
+MIM = ("configs", "tools", "weights", "model-index.yml")
 # Not copied: bytecode, and scripts that need the folder benchmarks/ of a clone.
 LEFT_OUT = ("__pycache__", "benchmark_*.py")
 OPS = Path("mmlocal", "ops")
 # Run by its path, because mmlocal.ops imports torch, which a build environment does not have.
 BUILD = runpy.run_path(str(ROOT / OPS / "build.py"))
+HOME = "mmlocal/mmlocal"
+PICTURES = (".gif", ".jpg", ".png", ".svg", ".webp")
+# The target of a link or picture, in Markdown or HTML, which is neither a URL nor an address.
+RELATIVE = re.compile(
+    r"""(?P<before>\]\(|^\[[^]]+\]: |(?:href|src)=")(?!\w+:)(?P<to>[^)\s"]+)""", re.M
+)
+CODE = re.compile(r"(^ *```.*?^ *```$|`[^`\n]*`)", re.M | re.S)
+
+
+def long_description() -> str:
+    """README.md with links to the release on GitHub in place of relative ones."""
+    version = runpy.run_path(str(ROOT / "mmlocal" / "version.py"))["__version__"]
+
+    def absolute(match: re.Match) -> str:
+        target = match["to"]
+        if target.startswith("#"):
+            url = f"https://github.com/{HOME}/blob/v{version}/README.md{target}"
+        elif target.lower().endswith(PICTURES):
+            url = f"https://raw.githubusercontent.com/{HOME}/v{version}/{target}"
+        else:
+            url = f"https://github.com/{HOME}/blob/v{version}/{target}"
+        return match["before"] + url
+
+    parts = CODE.split((ROOT / "README.md").read_text(encoding="utf-8"))
+    parts[::2] = [RELATIVE.sub(absolute, part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -110,4 +138,6 @@ if __name__ == "__main__":
         distclass=KernelDistribution,
         cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
         license="Apache-2.0",
+        long_description=long_description(),
+        long_description_content_type="text/markdown",
     )

@@ -61,7 +61,7 @@ class Support:
         return ", ".join(self.tested), f"{self.least} or newer{newest}", "; ".join(no)
 
 
-# Import name -> versions. ``tested`` must be the pins in requirements/.
+#: Versions by import name. ``tested`` must be the pins in requirements/.
 SUPPORT = {
     "Python": Support(("3.10", "3.11", "3.12"), "3.10"),
     "torch": Support(

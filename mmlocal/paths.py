@@ -1,15 +1,19 @@
-"""Find the configs: in ``.mim`` of an installed package, or in ``configs`` of a clone."""
+"""Find configs and weights: in ``.mim`` of an installed package, or in the folders of a clone."""
 
 from difflib import get_close_matches
 from pathlib import Path
 
 
+def home() -> Path:
+    """The folder that holds ``configs``, ``weights`` and ``tools``."""
+    package = Path(__file__).resolve().parent
+    installed = package / ".mim"
+    return installed if (installed / "configs").is_dir() else package.parent
+
+
 def _configs() -> dict[str, dict[str, Path]]:
     """Map the name of each library to its configs, a dict of names and paths."""
-    package = Path(__file__).resolve().parent
-    root = package / ".mim" / "configs"
-    if not root.is_dir():
-        root = package.parent / "configs"
+    root = home() / "configs"
     configs: dict[str, dict[str, Path]] = {}
     for path in sorted(root.glob("*/**/*.py")):
         library, *folders = path.relative_to(root).parts
@@ -54,3 +58,39 @@ def config_path(name: str) -> str:
         hint = f"did you mean {' or '.join(near)}?" if near else "see mmlocal.list_configs()"
         raise ValueError(f"name must be the name of a config of mmlocal, got {name!r}: {hint}")
     return str(path)
+
+
+def list_weights() -> list[str]:
+    """List the names of the configs whose trained weights come with mmlocal, sorted."""
+    return sorted(_weights())
+
+
+def weights_path(name: str) -> str:
+    """Absolute path of the trained weights of a config, a file that comes with mmlocal.
+
+    Only small networks on generated data have such a file.
+
+    Args:
+        name: name of the config file, with or without ``.py``, without its folder.
+
+    Raises:
+        ValueError: no weights of this config come with mmlocal. The message names the configs that
+            have some.
+    """
+    paths = _weights()
+    path = paths.get(name.removesuffix(".py"))
+    if path is None:
+        known = ", ".join(sorted(paths)) or "none"
+        raise ValueError(
+            f"name must be a config whose weights come with mmlocal ({known}), got {name!r}; "
+            "official weights: see docs/checkpoints.md"
+        )
+    return str(path)
+
+
+def _weights() -> dict[str, Path]:
+    """Map the names of configs to their files. The name of a file ends in a part of its SHA-256."""
+    # An editable installation from before there were weights has a ``.mim`` without them.
+    roots = (Path(__file__).resolve().parents[1], home())
+    files = [path for root in roots for path in (root / "weights").glob("*-????????.pth")]
+    return {path.stem.rpartition("-")[0]: path.resolve() for path in files}

@@ -121,8 +121,9 @@ def convert_file(
     Args:
         source: official checkpoint. For QnA-ViT, it may be a folder of checkpoints: the file of
             the highest step is converted.
-        out: a folder, or a file name that ends in ``.pth``. In a folder, the new file has the name
-            of ``source``. The first 8 hex digits of the new file's SHA-256 come before the suffix.
+        out: a folder, or a file name that ends in ``.pth`` or ``.safetensors``. In a folder, the
+            new file has the name of ``source``, and ``.pth``. The first 8 hex digits of the new
+            file's SHA-256 come before the suffix.
         build: function that makes a backbone from its config.
         system: name of the code base, a key of :data:`~mmlocal.checkpoints.system.SYSTEMS`.
         dry_run: whether to convert and check, but write nothing.
@@ -140,7 +141,7 @@ def convert_file(
     """
     entry = _system(system, options)
     source, out = entry.find(Path(source).expanduser()), Path(out).expanduser()
-    folder, stem = name_output(source, out)
+    target = name_output(source, out)
     content = entry.load(source)
     try:
         conversion = convert_checkpoint(content, build, system, **options)
@@ -150,7 +151,7 @@ def convert_file(
     meta = conversion.checkpoint["meta"]
     file = dict(system=system, file=source.name, sha256=sha256_of(source))
     meta["source"] = file | meta["source"]
-    return conversion, None if dry_run else save_file(conversion.checkpoint, folder, stem)
+    return conversion, None if dry_run else save_file(conversion.checkpoint, *target)
 
 
 def _call(cfg: Mapping[str, object]) -> str:

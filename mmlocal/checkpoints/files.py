@@ -8,10 +8,19 @@ import io
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mmlocal.checkpoints.safetensors_files import (
+    is_safetensors,
+    load_safetensors,
+    pack_safetensors,
+)
 from mmlocal.files import write_whole
+
+# Suffixes of checkpoints that mmlocal writes.
+SUFFIXES = (".pth", ".safetensors")
 
 
 class _StandIn:
@@ -43,25 +52,61 @@ _STAND_INS = [
 ]
 
 
-def load_file(path: str | Path, map_location: str = "cpu") -> dict:
-    """Read a checkpoint written by PyTorch, timm's trainers, MMCV or MMEngine.
+def find_file(path: str | Path) -> Path:
+    """Find the checkpoint file that a path names.
 
     Args:
-        path: a local file.
+        path: a file, or a folder. In the folder of a training run, the file is the run's last
+            checkpoint. Any other folder must hold exactly one ``.safetensors``, ``.pth`` or ``.pt``
+            file.
+
+    Returns:
+        The file in the folder, or ``path`` itself if it is not a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: the folder holds several checkpoints.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    pointer = path / "last_checkpoint"  # MMEngine writes the path at the time of the run
+    if pointer.is_file():
+        last = path / Path(pointer.read_text().strip()).name
+        if last.is_file():
+            return last
+    suffixes = (*SUFFIXES, ".pt")
+    found = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
+    if not found:
+        raise FileNotFoundError(f"folder {path} holds no {', '.join(suffixes[:-1])} or .pt file")
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"folder {path} holds {len(found)} checkpoints, name one: {names}")
+    return found[0]
+
+
+def load_file(path: str | Path, map_location: Any = "cpu") -> dict:
+    """Read a checkpoint written by PyTorch, timm's trainers, MMCV, MMEngine or safetensors.
+
+    Args:
+        path: a local file, or a folder as for :func:`find_file`.
         map_location: device for the tensors, as :func:`torch.load` takes it.
 
     Returns:
         The dict in the file. Empty objects replace NumPy arrays and numbers, and MMEngine's loss
-        histories.
+        histories. A file of safetensors gives the entries ``meta`` and ``state_dict``.
 
     Raises:
         FileNotFoundError: the file does not exist.
+        ImportError: the file is one of safetensors, and this package is not installed.
         ValueError: the file is damaged, holds objects other than tensors and plain data, or does
             not hold a dict.
     """
-    path = Path(path).expanduser()
+    path = find_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if is_safetensors(path):
+        return load_safetensors(path, map_location)
     try:
         with (
             warnings.catch_warnings(),
@@ -86,51 +131,62 @@ def _reason(error: Exception) -> str:
     return "it is damaged, or was not written by PyTorch"
 
 
-def save_file(checkpoint: dict, folder: str | Path, stem: str) -> Path:
-    """Write a checkpoint to ``<stem>-<first 8 hex digits of the file's SHA-256>.pth``.
+def save_file(checkpoint: dict, folder: str | Path, stem: str, suffix: str = ".pth") -> Path:
+    """Write a checkpoint to ``<stem>-<first 8 hex digits of the file's SHA-256><suffix>``.
 
     Equal checkpoints give equal files, so a second write changes nothing. The file appears under
     its name only when it is complete.
 
     Args:
-        checkpoint: tensors and plain data.
+        checkpoint: tensors and plain data. For safetensors, ``meta`` and ``state_dict``.
         folder: folder of the file. It is created if it does not exist.
         stem: name of the file up to the hash.
+        suffix: ``".pth"`` for a file of PyTorch, ``".safetensors"`` for one of safetensors.
 
     Returns:
         Path of the file.
 
     Raises:
+        ImportError: the package safetensors is missing.
         OSError: the folder or file cannot be written.
+        ValueError: safetensors cannot hold an entry of ``state_dict``.
     """
-    # Write to memory first, because PyTorch stores the name of the file in the file.
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    content = buffer.getbuffer()
-    path = Path(folder) / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    content: bytes | memoryview
+    if suffix == ".safetensors":
+        content = pack_safetensors(checkpoint["state_dict"], checkpoint["meta"])
+    else:
+        # Write to memory first, because PyTorch stores the name of the file in the file.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        content = buffer.getbuffer()
+    path = Path(folder) / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
     return path
 
 
-def name_output(source: Path, out: Path) -> tuple[Path, str]:
-    """Choose the folder and stem of a converted file, for :func:`save_file`.
+def name_output(source: Path, out: Path, suffix: str | None = None) -> tuple[Path, str, str]:
+    """Choose the folder, stem and suffix of a new file, for :func:`save_file`.
 
     Args:
         source: the checkpoint that is converted. It gives the stem if ``out`` is a folder.
-        out: a folder, or a file name that ends in ``.pth``.
+        out: a folder, or a file name that ends in ``.pth`` or ``.safetensors``.
+        suffix: suffix that the file must have. ``None`` for the suffix of ``out``, or ``.pth`` if
+            ``out`` is a folder.
 
     Returns:
-        Folder and stem.
+        Folder, stem and suffix.
 
     Raises:
         ValueError: ``out`` has another suffix.
     """
     if out.is_dir() or not out.suffix:
-        return out, re.sub(r"(\.pth|\.pt)?(\.tar)?$", "", source.name)
-    if out.suffix != ".pth":
-        raise ValueError(f"the output must be a folder or end in .pth, got {out}")
-    return out.parent, out.stem
+        stem = re.sub(r"(\.safetensors|\.pth|\.pt)?(\.tar)?$", "", source.name)
+        return out, stem, suffix or SUFFIXES[0]
+    allowed = SUFFIXES if suffix is None else (suffix,)
+    if out.suffix not in allowed:
+        raise ValueError(f"the output must be a folder or end in {' or '.join(allowed)}, got {out}")
+    return out.parent, out.stem, out.suffix
 
 
 def sha256_of(path: str | Path) -> str:

@@ -84,7 +84,7 @@ class System:
     device: str = "meta"
 
 
-# All registered code bases, by name.
+#: All registered code bases, by name.
 SYSTEMS: dict[str, System] = {}
 
 

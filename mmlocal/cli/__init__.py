@@ -17,7 +17,7 @@ from types import ModuleType
 
 from mmlocal.version import __version__
 
-# In the order of ``mmlocal --help``. The module has the name of the subcommand, with underscores.
+#: In the order of ``mmlocal --help``. The module has the name of the subcommand, with underscores.
 COMMANDS = {
     "info": "Print versions, what can run here, and how to mend the rest",
     "build": "Compile the C++ kernels for CPUs, if the installation could not",
@@ -31,7 +31,9 @@ COMMANDS = {
     "flops": "Count parameters and GFLOPs of a model from a config",
     "convert": "Convert a checkpoint of an official code base",
     "publish": "Strip a checkpoint for publication, and put its hash in its name",
+    "export-onnx": "Write the model of a config as an ONNX file, and compare the two",
     "visualize-attention": "Draw the local attention of a model on an image",
+    "explore": "Show the attention of a model in a browser, pixel by pixel",
     "make-shapes": "Generate the shapes data set",
     "compare-autoencoders": "Train auto-encoders with different layers, and compare them",
     "compare-operators": "Train one network with different mixers, and compare them",

@@ -19,15 +19,20 @@ from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.files import write_whole
 from mmlocal.libraries.base import metrics_of, type_name
-from mmlocal.visualization import contact_sheet, plot_curves
+from mmlocal.visualization import Metric, Panel, draw_sheet, plot_metrics, style_of
 
 CONFIGS = (
     "qna_autoencoder_conv_bilinear_shapes",
     "qna_autoencoder_conv_transposed_shapes",
     "qna_autoencoder_qna_uqna_shapes",
 )
-METRICS = ("l1", "mse", "psnr", "ssim")
 PREFIX = "reconstruction/"
+METRICS = {
+    "l1": Metric(f"{PREFIX}l1", "L1: mean absolute error", "lower"),
+    "mse": Metric(f"{PREFIX}mse", "MSE: mean squared error", "lower"),
+    "psnr": Metric(f"{PREFIX}psnr", "PSNR in dB", "higher"),
+    "ssim": Metric(f"{PREFIX}ssim", "SSIM: structural similarity", "higher"),
+}
 PHASES = ["train", "val", "test"]
 
 
@@ -76,9 +81,10 @@ def compare_autoencoders(
     Writes to ``work_dir``:
 
     - a folder for each run;
-    - ``reconstructions.png``: the first row shows images of the test set. Each other row shows the
+    - ``reconstructions.jpg``: the first row shows images of the test set. Each other row shows the
       reconstructions of one config, with its best learning rate;
-    - ``curves.png``: the training curves of the best run of each config, one per row;
+    - ``curves.png``: L1, MSE, PSNR and SSIM on the validation images during the training, with the
+      best run of each config in each plot;
     - ``summary.json``: the returned dict.
 
     Args:
@@ -116,17 +122,17 @@ def compare_autoencoders(
             if config not in best or run["l1"] < runs[best[config]]["l1"]:
                 best[config] = len(runs) - 1
 
-    rows = [_tiles(work_dir / f"{next(iter(best.values())):02d}", "image", num_pictures)]
-    rows += [_tiles(work_dir / f"{index:02d}", "pred", num_pictures) for index in best.values()]
-    contact_sheet(
-        [tile for row in rows for tile in row], work_dir / "reconstructions.png", len(rows[0])
-    )
-    curves = []
-    for config, index in best.items():
-        curves.append(work_dir / f"{index:02d}" / "curves.png")
-        metrics = (f"{PREFIX}ssim", f"{PREFIX}l1")
-        plot_curves(scalars[index], curves[-1], ("loss",), metrics, title=config)
-    contact_sheet(curves, work_dir / "curves.png", columns=1)
+    names = _names({config: runs[index]["decoder"] for config, index in best.items()})
+    folders = {config: work_dir / f"{index:02d}" for config, index in best.items()}
+    rows = [("image", _panels(next(iter(folders.values())), "image", num_pictures))]
+    rows += [
+        (style_of(names[config]).words, _panels(folder, "pred", num_pictures))
+        for config, folder in folders.items()
+    ]
+    draw_sheet(rows, work_dir / "reconstructions.jpg", width=1000)
+    curves = {names[config]: [scalars[index]] for config, index in best.items()}
+    title = "Auto-encoders on validation images, by the upsampling of their decoder"
+    plot_metrics(curves, work_dir / "curves.png", list(METRICS.values()), title)
     summary = dict(runs=runs, best=best)
     write_whole(work_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
@@ -157,6 +163,7 @@ def _run(config: str, options: dict, folder: Path) -> tuple[dict, Runner]:
     runner, seconds, results = train_and_test(cfg)
     run = dict(
         config=config,
+        decoder=cfg.model.get("decoder"),
         lr=cfg.optim_wrapper.optimizer.lr,
         parameters=sum(parameter.numel() for parameter in runner.model.parameters()),
         iterations=runner.iter,
@@ -180,5 +187,18 @@ def _draw(runner: Runner, folder: Path, number: int) -> None:
             cv2.imwrite(str(path), np.ascontiguousarray(pixels[..., ::-1]))
 
 
-def _tiles(folder: Path, name: str, number: int) -> list[Path]:
-    return sorted(folder.glob(f"{name}_*.png"))[:number]
+def _names(decoders: dict[str, str | None]) -> dict[str, str]:
+    """Name each config by its decoder, or by itself if its decoder is not the only one."""
+    found = list(decoders.values())
+    return {
+        config: decoder if decoder and found.count(decoder) == 1 else config
+        for config, decoder in decoders.items()
+    }
+
+
+def _panels(folder: Path, name: str, number: int) -> list[Panel]:
+    paths = sorted(folder.glob(f"{name}_*.png"))[:number]
+    found = [cv2.imread(str(path)) for path in paths]
+    return [
+        Panel(np.ascontiguousarray(pixels[..., ::-1])) for pixels in found if pixels is not None
+    ]

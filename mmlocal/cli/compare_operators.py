@@ -34,7 +34,7 @@ from mmlocal.cli.training import config_for_training
 from mmlocal.errors import UsageError
 from mmlocal.files import write_whole
 from mmlocal.libraries import library_of
-from mmlocal.visualization import plot_spread
+from mmlocal.visualization import Contender, plot_contenders
 
 CONFIG = "local_swin_nano_shapes"
 METRIC = "accuracy/top1"
@@ -106,7 +106,7 @@ def compare_operators(
 
     - ``<operator>/seed_<seed>/``: the folder of a run, with ``settings.json`` and, when it is done,
       ``result.json``. A run without the latter goes on from its last checkpoint;
-    - ``operators.png``: the metric over the time of inference, with error bars;
+    - ``operators.png``: metric with error bars, time of inference and memory of training;
     - ``operators.md``: the table;
     - ``summary.json``: the returned dict.
 
@@ -184,19 +184,37 @@ def compare_operators(
         threads=torch.get_num_threads(),
         operators=rows,
     )
-    points = {
-        row["label"]: (row["inference"]["ms"], row["mean"], row["std"] or 0.0) for row in rows
-    }
-    bars = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    plot_spread(
-        points,
-        work_dir / "operators.png",
-        f"milliseconds per image at inference ({summary['device']})",
-        f"{metric} ({bars})",
-    )
+    draw_operators(summary, work_dir / "operators.png")
     write_whole(work_dir / "operators.md", format_operators(summary) + "\n")
     write_whole(work_dir / "summary.json", json.dumps(summary, indent=2, default=str) + "\n")
     return summary
+
+
+def draw_operators(summary: dict, out: Path) -> None:
+    """Draw metric, time and memory of each operator in one row.
+
+    Args:
+        summary: result of :func:`compare_operators`.
+        out: picture to write.
+    """
+    rows, seeds = summary["operators"], summary["seeds"]
+    contenders = [
+        Contender(
+            row["label"],
+            row["values"],
+            row["mean"],
+            row["std"],
+            {
+                "inference,\nms per image": row["inference"]["ms"],
+                "training,\nMiB per image": row["training"]["bytes"] / 2**20,
+            },
+        )
+        for row in rows
+    ]
+    bars = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    height, width = summary["image"]
+    title = f"{len(rows)} operators in one network, on images of {height}x{width} pixels"
+    plot_contenders(contenders, out, f"{summary['metric']}\n({bars})", title)
 
 
 def format_operators(summary: dict) -> str:

@@ -21,7 +21,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "out",
         metavar="OUT",
-        help="folder or .pth file; the name gets the first 8 digits of the file's SHA-256",
+        help="folder, or file in .pth or .safetensors; the name gets the first 8 digits of the "
+        "file's SHA-256",
     )
     parser.add_argument(
         "--from", dest="system", required=True, choices=SYSTEMS, help="code base that wrote it"
@@ -47,7 +48,7 @@ def convert(source: str, out: str, system: str, dry_run: bool = False, **options
 
     Args:
         source: official checkpoint file; for QnA-ViT, also a folder of checkpoint files.
-        out: folder, or name of a ``.pth`` file.
+        out: folder, or name of a ``.pth`` or ``.safetensors`` file.
         system: code base that wrote ``source``, a key of :data:`mmlocal.checkpoints.SYSTEMS`.
         dry_run: report, but write nothing.
         **options: arguments of the converter of this code base.

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from mmlocal.cli import program
 from mmlocal.cli.config import load_config
 from mmlocal.cli.generated_data import DATA_ROOT, prepare_shapes
+from mmlocal.cli.progress import ends_like_an_interrupt, run_step
 from mmlocal.cli.tool import run_tool
 from mmlocal.datasets.shapes import read_manifest
 from mmlocal.errors import UsageError
@@ -20,8 +20,10 @@ from mmlocal.files import write_whole
 from mmlocal.libraries import LIBRARIES, Demo, library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 
-NUM_PICTURES = 12
+NUM_PICTURES = 6
 DEFAULT = "det"
+SHEETS = ("predictions.jpg", "first_images.jpg")
+SHEET_HOOK = "mmlocal.visualization.sheets.SheetHook"
 
 
 def demos() -> dict[str, Demo]:
@@ -55,19 +57,35 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv``; default: the arguments of this process."""
-    run_tool(lambda: print(format_summary(run_demo(**vars(parse_args(argv))))))
+    run_tool(lambda: _run_and_print(vars(parse_args(argv))))
+
+
+def _run_and_print(arguments: dict) -> None:
+    try:
+        with ends_like_an_interrupt():
+            summary = run_demo(**arguments)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    print(format_summary(summary))
 
 
 def run_demo(task: str = DEFAULT, work_dir: Path | None = None, config: str | None = None) -> dict:
     """Train and test a narrow network with an ELSA-Swin backbone on generated data.
 
+    Each step prints how far it is. The output of training and test goes to logs. If a run is
+    interrupted, the next call with the same arguments and data goes on from its last checkpoint.
+
     Writes to ``work_dir``:
 
     - ``train/`` and ``test/``: logs and the checkpoint;
     - ``training.log`` and ``testing.log``: the output of the two commands;
-    - ``pictures/``: the predictions for validation images;
-    - ``predictions.png``: some of these pictures on one sheet;
+    - ``predictions.jpg``: good examples, with truth and prediction;
+    - ``first_images.jpg``: the first test images with the scores of their objects, for demos that
+      find objects or regions;
+    - ``pictures/``: all test images, as the library of the config draws its predictions;
     - ``curves.png``: the training curves;
+    - ``started.json``: what an interrupted run needs to go on;
     - ``summary.json``: the returned dict.
 
     Generates the data of the demo in ``data/shapes``, unless it is there already. Data of other
@@ -93,21 +111,31 @@ def run_demo(task: str = DEFAULT, work_dir: Path | None = None, config: str | No
         raise ValueError(f"task must be one of {', '.join(demos())}, got {task!r}")
     demo = demos()[task]
     config = config or demo.config
-    library_of(load_config(config)).require()  # before it spends minutes on the data
+    cfg = load_config(config)
+    library_of(cfg).require()  # before it spends minutes on the data
     work_dir = work_dir or Path("work_dirs") / ("demo" if task == DEFAULT else f"demo-{task}")
     work_dir = work_dir.resolve()
     (work_dir / "summary.json").unlink(missing_ok=True)
     train_dir, test_dir, pictures = (work_dir / name for name in ("train", "test", "pictures"))
 
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "data"):
-        data = prepare_shapes(demo.tasks)
-    with _timed(seconds, "train"):
-        _run("training", work_dir, "train", config, "--work-dir", train_dir)
-    with _timed(seconds, "test"):
-        checkpoint = Path((train_dir / "last_checkpoint").read_text().strip())
-        folders = ("--work-dir", test_dir, "--show-dir", pictures)
-        _run("testing", work_dir, "test", config, checkpoint, *folders)
+    start = time.perf_counter()
+    data = prepare_shapes(demo.tasks)
+    # Data of more tasks may have come since an interrupt. It has no say in this run.
+    made = {name: value for name, value in data.items() if name != "tasks"}
+    run = _Run(work_dir, {"config": cfg.to_dict(), "data": made})
+    run.add_seconds("data", time.perf_counter() - start)
+    for name in SHEETS:
+        (work_dir / name).unlink(missing_ok=True)
+    if not run.has_trained:
+        resume = ["--resume"] if run.resumes else []
+        arguments = ["train", config, "--work-dir", str(train_dir), *resume]
+        with run.timed("train"):
+            _start("training", work_dir, arguments)
+        run.mark_trained()
+    checkpoint = Path((train_dir / "last_checkpoint").read_text().strip())
+    arguments = ["test", config, str(checkpoint), "--work-dir", str(test_dir)]
+    with run.timed("test"):
+        _start("testing", work_dir, [*arguments, "--show-dir", str(pictures)], demo.sheets)
 
     results = json.loads(_newest(test_dir, "*/*.json").read_text())
     if missing := [key for key in demo.metrics.values() if key not in results]:
@@ -115,25 +143,29 @@ def run_demo(task: str = DEFAULT, work_dir: Path | None = None, config: str | No
             f"testing gave no {missing[0]}: a model that finds nothing at all gets no metrics; see "
             f"{_relative(work_dir / 'testing.log')}"
         )
-    scalars = _newest(train_dir, "*/vis_data/scalars.json")
-    plot_curves(scalars, work_dir / "curves.png", demo.losses, demo.curves, demo.scale)
-    drawn = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg"))
-    contact_sheet(drawn[:NUM_PICTURES], work_dir / "predictions.png", demo.columns)
+    print("drawing the curves", flush=True)
+    plot_curves(run.scalars(), work_dir / "curves.png", demo.losses, demo.curves, demo.scale)
+    if not demo.sheets:
+        drawn = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg"))
+        contact_sheet(drawn[:NUM_PICTURES], work_dir / SHEETS[0])
+    shown = [work_dir / name for name in SHEETS if (work_dir / name).exists()]
     summary = {
         "config": config,
         "data": data,
+        "picture_size": data[demo.size],
         "metrics": {
             name: round(results[key] * demo.scale, 4) for name, key in demo.metrics.items()
         },
         "references": {
             name: _look_up(read_manifest(DATA_ROOT), keys) for name, keys in demo.references.items()
         },
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
         "checkpoint": _relative(checkpoint),
-        "pictures": [_relative(work_dir / "predictions.png"), _relative(pictures)],
+        "pictures": [_relative(path) for path in (*shown, pictures)],
         "curves": _relative(work_dir / "curves.png"),
     }
     write_whole(work_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    run.finish()
     return summary
 
 
@@ -155,11 +187,11 @@ def format_summary(summary: dict) -> str:
     steps = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     lines = [""]
     lines += [f"{titles.get(kind, kind):<{width}} {'  '.join(row)}" for kind, row in rows.items()]
-    sizes = f"{data['image_size']} pixels wide (cls: {data['cls_size']})"
-    if "scene_size" in data:
-        sizes += ", scenes {}x{}".format(*data["scene_size"])
+    size = summary["picture_size"]
+    height, wide = (size, size) if isinstance(size, int) else size
     rest = {
-        "data": f"{data['num_train']} training and {data['num_val']} test images, {sizes}",
+        "data": f"{data['num_train']} training and {data['num_val']} test images of "
+        f"{height}x{wide} pixels",
         "time": f"{sum(seconds.values()):.0f} s ({steps})",
         "pictures": ", ".join(summary["pictures"]),
         "curves": summary["curves"],
@@ -168,44 +200,91 @@ def format_summary(summary: dict) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Write the duration of the block to ``seconds[step]``."""
-    start = time.perf_counter()
-    yield
-    seconds[step] = time.perf_counter() - start
+class _Run:
+    """A run of the demo in a folder, which goes on if it was interrupted with the same settings.
+
+    Args:
+        folder: folder for the results; it is made.
+        settings: all that decides the result.
+    """
+
+    def __init__(self, folder: Path, settings: dict) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.train_dir = folder / "train"
+        self.file = folder / "started.json"
+        settings = json.loads(json.dumps(settings, default=str))
+        state = json.loads(self.file.read_text()) if self.file.exists() else {}
+        last = self.train_dir / "last_checkpoint"
+        self.resumes = state.get("settings") == settings and last.exists()
+        if not self.resumes:
+            last.unlink(missing_ok=True)  # it belongs to another run
+            older = [path.name for path in self.train_dir.glob("*/")]
+            state = {"settings": settings, "older_runs": older, "has_trained": False, "seconds": {}}
+        self.state = state
+        self._write()
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether the training is complete."""
+        return self.state["has_trained"]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Duration of each step, over all calls that this run took."""
+        return self.state["seconds"]
+
+    def add_seconds(self, step: str, seconds: float) -> None:
+        """Add to the duration of a step."""
+        self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+        self._write()
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the duration of the block, also if it is interrupted."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add_seconds(step, time.perf_counter() - start)
+
+    def mark_trained(self) -> None:
+        """Note that the training is complete."""
+        self.state["has_trained"] = True
+        self._write()
+
+    def scalars(self) -> list[Path]:
+        """Find the logged figures of the training: one file for each call, oldest first."""
+        found = sorted(self.train_dir.glob("*/vis_data/scalars.json"))
+        return [path for path in found if path.parts[-3] not in self.state["older_runs"]]
+
+    def finish(self) -> None:
+        """Let the next call start anew."""
+        self.file.unlink()
+
+    def _write(self) -> None:
+        write_whole(self.file, json.dumps(self.state))
 
 
-def _run(step: str, work_dir: Path, *command: str | Path) -> None:
-    """Run ``mmlocal``, write its output to a log, and print the lines that show progress.
+def _start(step: str, work_dir: Path, arguments: Sequence[str], sheets: bool = False) -> None:
+    """Start a command of mmlocal that reports its progress, and wait for it.
 
     Raises:
         UsageError: the command failed.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
-    log = work_dir / f"{step}.log"
-    shown = " ".join(map(_relative, command[:2]))
-    print(f"{step}: mmlocal {shown} (log: {_relative(log)})", flush=True)
-    with (
-        log.open("w") as file,
-        subprocess.Popen(
-            [sys.executable, "-m", "mmlocal", *map(str, command)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process,
-    ):
-        try:
-            for line in process.stdout or ():
-                file.write(line)
-                if " - Epoch(" in line or " - Iter(" in line:
-                    print("  " + line.split(" - ", 3)[-1].rstrip()[:150], flush=True)
-            code = process.wait()
-        finally:
-            process.terminate()
-    if code:
-        tail = log.read_text().splitlines()[-15:]
-        raise UsageError("\n".join([f"{step} failed with exit code {code}, see {log}:", *tail]))
+    log, state = work_dir / f"{step}.log", work_dir / "progress.json"
+    options = [f"default_hooks.progress.{key}={value}" for key, value in
+               (("type", "mmlocal.ProgressHook"), ("path", state))]  # fmt: skip
+    if sheets:
+        options += [f"default_hooks.sheets.type={SHEET_HOOK}"]
+        options += [f"default_hooks.sheets.folder={work_dir}"]
+    command = [sys.executable, "-m", "mmlocal", *arguments, "--cfg-options", *options]
+    try:
+        run_step(step, command, log, state, _relative(log))
+    except KeyboardInterrupt:
+        print(f"\n{step} was interrupted; its output is in {_relative(log)}", file=sys.stderr)
+        raise
+    finally:
+        state.unlink(missing_ok=True)
 
 
 def _look_up(tree: Any, keys: Sequence[str]) -> float:

@@ -46,7 +46,7 @@ def load_weights(model: BaseModel, checkpoint: str | None) -> None:
         return
     try:
         content = load_file(checkpoint)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         raise UsageError(str(error)) from error
     source = content.get("state_dict", content)
     _, report = match_state_dict(source, model.state_dict())

@@ -22,6 +22,7 @@ from mmlocal.engine.batches import ONE_VALUE, CheckBatchHook
 from mmlocal.engine.weights import CheckWeightsHook
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
+from mmlocal.libraries.base import type_name
 
 
 def run_config(
@@ -200,3 +201,19 @@ def _use_gloo(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get("find_unused_parameters", False),
     )
+    strategy = cfg.get("strategy")
+    if isinstance(strategy, dict) and type_name(strategy.get("type")) == "FSDPStrategy":
+        _shard_on_cpu(strategy)
+
+
+def _shard_on_cpu(strategy: ConfigDict) -> None:
+    """Let MMEngine's FSDP run without GPUs."""
+    strategy.setdefault("model_wrapper", ConfigDict(type="MMFullyShardedDataParallel"))
+    strategy.model_wrapper.setdefault("device_id", "cpu")
+    if strategy.get("state_dict_cfg") == "full":
+        # MMEngine moves the weights to the CPU. PyTorch crashes if they are there already.
+        strategy.state_dict_cfg = ConfigDict(
+            state_dict_type="FULL_STATE_DICT",
+            state_dict_config=dict(type="FullStateDictConfig", rank0_only=True),
+            optim_state_dict_config=dict(type="FullOptimStateDictConfig", rank0_only=True),
+        )

@@ -78,6 +78,13 @@ def config_for_training(
         cfg.load_from = None if resume == "auto" else resume
     if cfg.get("resume") and not cfg.get("load_from"):
         cfg.load_from = find_last_checkpoint(cfg.work_dir)
+    if cfg.get("resume") and type_name((cfg.get("strategy") or {}).get("type")) == "FSDPStrategy":
+        raise UsageError(
+            "MMEngine's FSDPStrategy cannot resume a run, because it calls PyTorch in a way that "
+            "PyTorch no longer takes; to start from the weights, use --cfg-options "
+            "load_from=CHECKPOINT",
+            "resume",
+        )
     check_checkpoint(cfg.get("load_from"), "checkpoint to start from")
     complete_loaders(cfg, True, no_pin_memory, no_persistent_workers)
     check_phases(cfg, phases, no_data_check)

@@ -243,7 +243,9 @@ def _match(pairs: csr_matrix) -> int:
 def ods_f(total: np.ndarray) -> float:
     """Compute the F-measure of a set at its best threshold.
 
-    .. math:: F = 2 P R / (P + R) = 2 M / (N_{pred} + N_{true})
+    With precision ``P`` and recall ``R``, ::
+
+        F = 2 * P * R / (P + R) = 2 * M / (N_pred + N_true)
 
     where ``M`` pixels are matched, ``P`` is ``M / N_pred`` and ``R`` is ``M / N_true``.
 

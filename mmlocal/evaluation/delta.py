@@ -63,11 +63,11 @@ def load_baseline(
 def delta(
     metrics: Mapping[str, float], baseline: Mapping[str, float], tasks: Sequence[Task]
 ) -> float:
-    r"""Average the relative changes of all tasks, in percent.
+    """Average the relative changes of all tasks, in percent::
 
-    .. math:: \Delta = \frac{100}{T} \sum_t s_t \frac{M_t - B_t}{B_t}
+        delta = 100 / T * sum_t sign_t * (metric_t - baseline_t) / baseline_t
 
-    where the sign :math:`s_t` is -1 for a metric that is better when lower.
+    The sign is -1 for a metric that is better when lower, and 1 for any other.
 
     Args:
         metrics: a metric for each task, under its ``metric_key``.

@@ -51,9 +51,10 @@ class DenseMetric(ABC):
 
 
 class MeanIoU(DenseMetric):
-    """Mean intersection over union, :math:`1/K \\sum_k |P_k \\cap L_k| / |P_k \\cup L_k|`.
+    """Mean intersection over union, ``sum_k |P_k ∩ L_k| / |P_k ∪ L_k| / K``.
 
-    Predictions and labels are class indices, ``(1, H, W)``.
+    ``P_k`` are the pixels that are predicted as class ``k``. ``L_k`` are the pixels with this
+    label. Predictions and labels are class indices, ``(1, H, W)``.
 
     Args:
         num_classes: number of classes ``K``.
@@ -102,13 +103,13 @@ class MeanIoU(DenseMetric):
 
 
 class MaxF(DenseMetric):
-    """Largest F-measure over 19 thresholds, with :math:`\\beta^2 = 0.3`.
+    """Largest F-measure over 19 thresholds, with ``beta**2 = 0.3``.
 
     Predictions are probabilities and labels are 0 or 1, ``(1, H, W)``. A pixel is predicted as
     salient from the threshold on. A prediction that is not a number is below all thresholds. The
-    thresholds are 0.05, 0.10, ..., 0.95. At each of them,
+    thresholds are 0.05, 0.10, ..., 0.95. At each of them, ::
 
-    .. math:: F = (1 + \\beta^2) P R / (\\beta^2 P + R)
+        F = (1 + beta**2) * P * R / (beta**2 * P + R)
 
     with precision ``P`` and recall ``R`` over all valid pixels of the set. ``F`` is 0 if ``P`` or
     ``R`` is 0/0.
@@ -181,7 +182,7 @@ class MeanAngle(DenseMetric):
     """Mean angle between predicted and true normals over all valid pixels of the set, in degrees.
 
     Predictions and labels are vectors of any length, ``(3, H, W)``. They are normalised, and the
-    angle is :math:`2 \\,\\mathrm{atan2}(|p - t|, |p + t|)`.
+    angle is ``2 * atan2(|p - t|, |p + t|)``.
 
     Source:
         ``NormalsMeter`` of ASTMT and ATRC. A pixel is ignored if a component of its label is 255.

@@ -17,7 +17,7 @@ from mmlocal.layers.window_msa import crop_map
 
 
 class DWNetBlock(Unscripted, nn.Module):
-    """A mixer between two ``1 x 1`` convolutions, then an MLP, both with batch normalization ::
+    """A mixer between two ``1 x 1`` convolutions, then an MLP, both with batch normalization::
 
         x = x + bn3(conv2(relu(bn2(attn(relu(bn1(conv1(x))))))))
         x = x + mlp(bn_mlp(x))

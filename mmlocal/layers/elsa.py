@@ -61,7 +61,8 @@ class ELSA(Unscripted, nn.Module):
         neighbouring pixels before the logits are computed.
 
         The multiplicative ghost head starts as N(0, 1), as in the official code. If ``lam`` is not
-        an integer, it starts as |N(0, 1)|, because such a power of a negative number is not real.
+        an integer, it starts as ``|N(0, 1)|``, because such a power of a negative number is not
+        real.
 
     Source:
         ELSA, Zhou et al. 2021, section 5, eq. 7 and 8.

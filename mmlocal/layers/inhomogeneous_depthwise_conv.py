@@ -13,7 +13,7 @@ from mmlocal.ops import elsa_attention
 
 @register_mixer
 class InhomogeneousDepthwiseConv(Unscripted, nn.Module):
-    """A depth-wise convolution with kernels that the layer predicts for each position ::
+    """A depth-wise convolution with kernels that the layer predicts for each position::
 
         out[c, p]  = sum_t kernels[g(c), t, p] * x[c, p + offset(t)],  g(c) = c * num_heads // C
         kernels[p] = expand(relu(bn(reduce(x[p]))))

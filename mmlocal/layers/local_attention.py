@@ -34,7 +34,8 @@ class HasLocalAttention(Protocol):
 
         Args:
             x: ``(B, H, W, C)``, the input of ``forward``.
-            *args, **kwargs: the other arguments of ``forward``.
+            *args: the other arguments of ``forward``.
+            **kwargs: the other arguments of ``forward``.
 
         Returns:
             ``(B, num_heads, kernel_size**2, H_out, W_out)``, or
@@ -95,7 +96,8 @@ class HasWindowAttention(Protocol):
 
         Args:
             x: ``(B, H, W, C)``, the input of ``forward``.
-            *args, **kwargs: the other arguments of ``forward``.
+            *args: the other arguments of ``forward``.
+            **kwargs: the other arguments of ``forward``.
 
         Returns:
             ``(B, num_heads, taps, H_out, W_out)``, or

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+#: All mixers by the name of their class.
 MIXERS: dict[str, type[nn.Module]] = {}
 
 _Mixer = TypeVar("_Mixer", bound=type[nn.Module])

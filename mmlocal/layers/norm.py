@@ -24,7 +24,8 @@ class LayerNorm(nn.LayerNorm):
     gradients of other tokens and of ``bias``, and the gradients through residual connections.
 
     Args:
-        *args, **kwargs: arguments of ``nn.LayerNorm``.
+        *args: arguments of ``nn.LayerNorm``.
+        **kwargs: arguments of ``nn.LayerNorm``.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
 """Named settings of the unified local attention.
 
-| preset | terms | normalisation | region | heads |
-|---|---|---|---|---|
-| ``lsa`` | q.k + rb | softmax | window | given |
-| ``net1`` | rb | identity | window | given |
-| ``net2`` | q.rk | identity | window | given |
-| ``net3`` | q.rk | filter | window | given |
-| ``net4`` | q.rk | softmax | window | given |
-| ``net5`` | q.rk + rb | softmax | window | given |
-| ``net6`` | q.rk + rq.k + rb | softmax | window | given |
-| ``net7`` | q.k + q.rk + rq.k + rb | softmax | window | given |
-| ``hadamard`` | u.rk + rq.u + rb, with u = q * k | softmax | window | given |
-| ``dwconv`` | rb | identity | neighbourhood | one per channel |
+============  ================================  =============  =============  ===============
+preset        terms                             normalisation  region         heads
+============  ================================  =============  =============  ===============
+``lsa``       q.k + rb                          softmax        window         given
+``net1``      rb                                identity       window         given
+``net2``      q.rk                              identity       window         given
+``net3``      q.rk                              filter         window         given
+``net4``      q.rk                              softmax        window         given
+``net5``      q.rk + rb                         softmax        window         given
+``net6``      q.rk + rq.k + rb                  softmax        window         given
+``net7``      q.k + q.rk + rq.k + rb            softmax        window         given
+``hadamard``  u.rk + rq.u + rb, with u = q * k  softmax        window         given
+``dwconv``    rb                                identity       neighbourhood  one per channel
+============  ================================  =============  =============  ===============
 
 A name with ``-n`` has the neighbourhood in place of the window. ``lsa`` is Swin's attention,
 ``dwconv`` is a depth-wise convolution, and ``hadamard-n`` is eq. 7 of the paper.
@@ -63,7 +65,7 @@ _IN_WINDOWS = {
     "hadamard": Preset(("qr", "rk", "rb"), "softmax", "window", hadamard=True),
 }
 
-# "-n" puts the neighbourhood in place of the window.
+#: ``-n`` puts the neighbourhood in place of the window.
 PRESETS = {
     **_IN_WINDOWS,
     **{f"{name}-n": preset._replace(region="neighborhood") for name, preset in _IN_WINDOWS.items()},

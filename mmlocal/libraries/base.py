@@ -226,6 +226,18 @@ class Library:
             os.makedirs(osp.dirname(osp.abspath(where["out_file"])), exist_ok=True)
             cv2.imwrite(where["out_file"], visualizer.get_image()[..., ::-1])
 
+    def draw_prediction(self, visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw the prediction for an image: (height, width, 3), RGB, uint8.
+
+        Args:
+            visualizer: visualizer of the config.
+            image: image in the size that the pipeline loaded, (H, W, 3), RGB, uint8.
+            sample: data element with the prediction, on the CPU.
+        """
+        visualizer.set_image(image)  # for a visualizer that draws nothing
+        visualizer.add_datasample("prediction", image, sample, draw_gt=False)
+        return visualizer.get_image()
+
     def see_whole_image(self, model: dict) -> None:
         """Change the config of a model so that one forward pass sees the whole image.
 
@@ -262,6 +274,18 @@ class Library:
             cfg: whole config.
         """
         return lambda image: model(image, mode="tensor")
+
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Wrap a model in a function of images (B, C, H, W), to export it.
+
+        Args:
+            model: model of ``cfg``, in evaluation mode.
+            cfg: whole config.
+
+        Raises:
+            UsageError: the shapes of the predictions depend on the data.
+        """
+        return self.inference(model, cfg)
 
     # ---------------------------------------------------------------------------------- data
 

@@ -15,10 +15,13 @@ class Demo:
         tasks: tasks of the generated data set that the config needs.
         config: name of the config to train, on the data in ``data/shapes``.
         metrics: name in the summary -> name in the results of the test.
-        losses: names in the training log of the values to plot.
-        curves: names in the validation log of the values to plot.
+        losses: names in the training log of the values to plot -> words for the legend.
+        curves: names in the validation log of the values to plot -> words for the legend.
         scale: factor that brings the metrics to [0, 1].
-        columns: number of pictures in a row of the contact sheet.
+        size: argument of the generator with the size of the pictures in pixels: a number for a
+            square, or height and width.
+        sheets: whether :class:`mmlocal.visualization.sheets.SheetHook` knows the samples. If not,
+            ``predictions.jpg`` shows pictures of the config's visualizer, one below the other.
         references: name in the summary -> keys that lead to the figure of a trivial predictor, in
             the manifest of the generated data.
     """
@@ -28,8 +31,9 @@ class Demo:
     tasks: tuple[str, ...]
     config: str
     metrics: dict[str, str]
-    losses: tuple[str, ...]
-    curves: tuple[str, ...]
+    losses: dict[str, str]
+    curves: dict[str, str]
     scale: float = 1.0
-    columns: int = 2
+    size: str = "image_size"
+    sheets: bool = True
     references: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -70,8 +70,20 @@ class MMDet(Library):
             for kind in ("bbox", "segm")
             for name, key in _COCO_METRICS.items()
         },
-        losses=("loss", "loss_cls", "loss_bbox", "loss_mask", "loss_rpn_cls", "loss_rpn_bbox"),
-        curves=("coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP", "coco/segm_mAP_50"),
+        losses={
+            "loss": "sum of all",
+            "loss_cls": "class",
+            "loss_bbox": "box",
+            "loss_mask": "mask",
+            "loss_rpn_cls": "proposal: object or not",
+            "loss_rpn_bbox": "proposal: box",
+        },
+        curves={
+            "coco/bbox_mAP_50": "box AP50",
+            "coco/segm_mAP_50": "mask AP50",
+            "coco/bbox_mAP": "box AP",
+            "coco/segm_mAP": "mask AP",
+        },
     )
 
     def write_predictions(self, cfg: Config, out: str) -> None:
@@ -142,6 +154,14 @@ class MMDet(Library):
         if isinstance(model, TwoStageDetector):
             return lambda image: _detect_in_two_stages(model, cfg.model.test_cfg, image)
         return lambda image: _detect(model, image)
+
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Refuse: a detector returns as many objects as it finds."""
+        raise UsageError(
+            "a whole detector cannot be exported, because the shapes of its outputs depend on the "
+            "data; export its feature maps with --part backbone, or --part neck",
+            "part",
+        )
 
     def counts_classes(self, model: dict) -> bool:
         """Not for GLIP and Grounding DINO, which compare images with text."""

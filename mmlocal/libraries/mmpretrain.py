@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
@@ -17,8 +18,10 @@ from mmlocal.libraries.registry import register_library
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from mmengine.config import Config, ConfigDict
     from mmengine.visualization import Visualizer
+    from torch import nn
 
     from mmlocal.cli.data.datasets import DataSet
     from mmlocal.cli.data.report import Findings
@@ -52,10 +55,10 @@ class MMPreTrain(Library):
         tasks=("cls",),
         config="elsa_swin_nano_shapes",
         metrics={"top1": "accuracy/top1"},
-        losses=("loss",),
-        curves=("accuracy/top1",),
+        losses={"loss": "cross-entropy"},
+        curves={"accuracy/top1": "top-1 accuracy"},
         scale=0.01,
-        columns=6,
+        size="cls_size",
     )
 
     def takes_pretrained(self, backbone: dict) -> bool:
@@ -110,6 +113,24 @@ class MMPreTrain(Library):
         visualizer.visualize_cls(
             image, sample, draw_pred=False, rescale_factor=rescale_factor, **where
         )
+
+    def draw_prediction(self, visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw the name of the class, or the picture that an auto-encoder makes."""
+        if "pred_image" in sample:
+            return (255 * sample.pred_image).round().byte().permute(1, 2, 0).numpy()
+        side = max(384, min(image.shape[:2]))  # the text needs some space
+        return visualizer.visualize_cls(image, sample, draw_gt=False, resize=side)
+
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Return the scores of a classifier: a softmax, or a sigmoid for several labels."""
+        from mmpretrain.models import ClsHead, MultiLabelClsHead
+
+        head = getattr(model, "head", None)
+        if isinstance(head, MultiLabelClsHead):
+            return lambda image: model(image, mode="tensor").sigmoid()
+        if isinstance(head, ClsHead):
+            return lambda image: model(image, mode="tensor").softmax(dim=1)
+        return super().predictor(model, cfg)
 
     def counts_classes(self, model: dict) -> bool:
         """Only for image classifiers. Heads of other models have other outputs."""

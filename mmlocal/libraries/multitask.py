@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
 from mmlocal.libraries.base import Library, type_name
@@ -12,7 +13,11 @@ from mmlocal.libraries.registry import register_library
 from mmlocal.tasks import TASKS
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from mmengine.config import Config
+    from mmengine.visualization import Visualizer
+    from torch import nn
 
     from mmlocal.cli.data.datasets import DataSet
     from mmlocal.cli.data.report import Findings
@@ -30,9 +35,21 @@ class MultiTask(MMSeg):
         tasks=("multitask",),
         config="itsa_elsa_swin_nano_scenes",
         metrics={f"{task.name}_{task.metric}": task.metric_key for task in TASKS.values()},
-        losses=("loss", "loss_semseg", "loss_human_parts", "loss_depth", "loss_normals"),
-        curves=("semseg/mIoU", "human_parts/mIoU", "sal/maxF", "depth/RMSE"),
-        columns=1,
+        losses={
+            "loss": "sum of all",
+            "loss_semseg": "classes",
+            "loss_human_parts": "human parts",
+            "loss_depth": "depth",
+            "loss_normals": "normals",
+        },
+        curves={
+            "semseg/mIoU": "classes: mean IoU",
+            "human_parts/mIoU": "human parts: mean IoU",
+            "sal/maxF": "saliency: maxF",
+            "depth/RMSE": "depth: RMSE in m",
+        },
+        size="scene_size",
+        sheets=False,
         references={"constant_depth_RMSE": ("counts", "val", "scenes", "constant_depth_rmse")},
     )
 
@@ -54,12 +71,32 @@ class MultiTask(MMSeg):
         """Write a pickle with the predictions of all tasks."""
         Library.write_predictions(self, cfg, out)
 
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Return logits by task, in the size of the images."""
+        if hasattr(model.decode_head, "detection"):
+            raise UsageError(
+                "objects cannot be exported, because their number depends on the data; export the "
+                "feature maps with --part backbone",
+                "part",
+            )
+        return self.inference(model, cfg)
+
     def default_shape(self, cfg: Config) -> tuple[int, int]:
         """The size to which the config pads its images: 425x560 for NYUD-v2, as in papers."""
         size = (cfg.model.get("data_preprocessor") or {}).get("size")
         if not size:
             raise UsageError("must be given: model.data_preprocessor sets no size", "shape")
         return tuple(size)
+
+    def draw_prediction(self, visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw the maps of all tasks, in rows of three panels."""
+        import numpy as np
+
+        row = super().draw_prediction(visualizer, image, sample)
+        number = 1 + sum(task.pred_field in sample for task in TASKS.values())
+        panels = np.split(row, number, axis=1)
+        panels += [np.full_like(panels[0], 255)] * (-number % 3)
+        return np.vstack([np.hstack(panels[i : i + 3]) for i in range(0, len(panels), 3)])
 
     def layout_of(self, dataset: dict) -> tuple[str, str] | None:
         """The tree that the class of the data set shows."""

@@ -39,7 +39,7 @@ class Op:
         return importlib.import_module(self.analysis)
 
 
-# All ops by name. The ops of this package come first.
+#: All ops by name. The ops of this package come first.
 OPS: dict[str, Op] = {}
 
 

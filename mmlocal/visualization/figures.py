@@ -1,10 +1,10 @@
-"""The grid of panels that the pictures of attention share, and how they are saved."""
+"""Empty figures of matplotlib, grids of panels for pictures of attention, and files of both."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,28 @@ if TYPE_CHECKING:
 _PANEL = 1.8  # inches
 _DPI = 105
 _MOST_PIXELS = 6e6
+
+
+def new_figure(
+    width: float,
+    height: float,
+    layout: Literal["constrained"] | None = "constrained",
+    dpi: float | None = None,
+) -> Figure:
+    """Make a figure. It needs no display, and leaves the user's pyplot alone.
+
+    Args:
+        width: inches.
+        height: inches.
+        layout: layout engine of matplotlib; ``None`` for axes at fixed places.
+        dpi: pixels per inch; ``None`` for matplotlib's default.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout, dpi=dpi)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def grid(
@@ -33,17 +55,12 @@ def grid(
     Returns:
         The figure, and its axes ``(rows, columns)``.
     """
-    # This canvas needs no display, and leaves the caller's pyplot alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     # The short side of a panel is at least as long as the labels.
     width = panel * min(max(1, image.shape[1] / image.shape[0]), 2)
     height = panel * min(max(1, image.shape[0] / image.shape[1]), 2)
     size = (columns * (width + 0.08) + 1.4, rows * (height + 0.12) + 0.6)
     dpi = min(_DPI, (_MOST_PIXELS / (size[0] * size[1])) ** 0.5)
-    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*size, dpi=dpi)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])

@@ -16,6 +16,14 @@ from mmlocal.registry import VISUALIZERS
 from mmlocal.tasks import TASKS, Task
 from mmlocal.visualization.multitask_maps import colour_map, depth_limits, tile_panels
 
+# Titles of the panels. A task without an entry has its own name.
+_WORDS = {
+    "semseg": "classes",
+    "human_parts": "human parts",
+    "sal": "saliency",
+    "edge": "boundaries",
+}
+
 
 @VISUALIZERS.register_module()
 class MultiTaskVisualizer(Visualizer):
@@ -113,7 +121,8 @@ class MultiTaskVisualizer(Visualizer):
                     drawn = colour_map(task.name, values, self._palette(task), limits)
                     size = (image.shape[1], image.shape[0])
                     panel = cv2.resize(drawn, size, interpolation=cv2.INTER_NEAREST)
-                title = f"{task.name}: {kind}{span}" if panel is not None else ""
+                words = _WORDS.get(task.name, task.name)
+                title = f"{words}: {kind}{span}" if panel is not None else ""
                 rows[kind].append((title, panel))
         filled = [row for row in rows.values() if any(panel is not None for _, panel in row)]
         first = np.ascontiguousarray(image)

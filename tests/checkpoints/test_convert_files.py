@@ -146,9 +146,10 @@ def test_damaged_files(old_format, tmp_path):
 
 
 def test_no_checkpoint(tmp_path):
-    for path in (tmp_path, tmp_path / "no.pth"):
-        with pytest.raises(FileNotFoundError, match=f"checkpoint {path} does not exist"):
-            load_file(path)
+    with pytest.raises(FileNotFoundError, match=r"no\.pth does not exist"):
+        load_file(tmp_path / "no.pth")
+    with pytest.raises(FileNotFoundError, match=f"folder {tmp_path} holds no .pth, "):
+        load_file(tmp_path)
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="must hold a dict, got list"):
         load_file(tmp_path / "list.pth")
@@ -198,6 +199,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         ("w", "v1.0", "w"),  # a folder that exists
         ("w.pth", "elsa_swin_t.pth", "elsa_swin_t"),
         ("w.pth", "new/v1.0.pth", "v1.0"),
+        ("w.pth", "new/v1.0.safetensors", "v1.0"),
     ],
 )
 def test_name_of_the_output(source, out, name, tmp_path):
@@ -205,9 +207,11 @@ def test_name_of_the_output(source, out, name, tmp_path):
     official, _, _ = golden("cls_01_img56_shifted")
     torch.save(timm_checkpoint(official), tmp_path / source)
     _, path = convert_file(tmp_path / source, tmp_path / out, MODELS.build, "elsa")
-    folder = (tmp_path / out).parent if out.endswith(".pth") else tmp_path / out
+    is_file = out.endswith((".pth", ".safetensors"))
+    folder = (tmp_path / out).parent if is_file else tmp_path / out
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert path == folder / f"{name}-{digest[:8]}.pth"
+    suffix = Path(out).suffix if is_file else ".pth"
+    assert path == folder / f"{name}-{digest[:8]}{suffix}"
     again = convert_file(tmp_path / source, tmp_path / out, MODELS.build, "elsa")
     assert again[1] == path
     assert [file for file in folder.iterdir() if digest[:8] in file.name] == [path]
@@ -215,7 +219,7 @@ def test_name_of_the_output(source, out, name, tmp_path):
 
 def test_output_of_another_suffix(tmp_path):
     with pytest.raises(
-        ValueError, match=r"the output must be a folder or end in .pth, got .*\.tar"
+        ValueError, match=r"must be a folder or end in \.pth or \.safetensors, got .*\.tar"
     ):
         convert_file(tmp_path / "in.pth", tmp_path / "out.pth.tar", MODELS.build, "elsa")
 

@@ -1,11 +1,13 @@
 """model-index.yml, README tables and docstrings agree with the configs."""
 
+import re
 from pathlib import Path
 
 import pytest
 from mmengine import Config
 
 import mmlocal
+from mmlocal.checkpoints import SYSTEMS
 
 pytest.importorskip("modelindex.load_model_index")
 
@@ -20,7 +22,7 @@ PUBLISHED = [
 def test_index_has_every_config_once(index):
     generated = {"shapes", "scenes"}
     configs = {name for name in mmlocal.list_configs() if not generated & set(name.split("_"))}
-    assert set(index) == configs
+    assert set(index) == configs | {*mmlocal.list_weights()}
     for name, model in index.items():
         assert (ROOT / model.config).resolve() == Path(mmlocal.config_path(name))
         assert model.in_collection
@@ -29,7 +31,8 @@ def test_index_has_every_config_once(index):
         metadata = model.full_model.metadata.data
         for key, loop in (("Epochs", "max_epochs"), ("Iterations", "max_iters")):
             assert metadata.get(key) == cfg.train_cfg.get(loop)
-        assert metadata["Batch Size"] == cfg.auto_scale_lr.base_batch_size
+        batch_size = cfg.train_dataloader.batch_size if generated & set(name.split("_")) else None
+        assert metadata["Batch Size"] == (batch_size or cfg.auto_scale_lr.base_batch_size)
 
 
 def cells(path: Path, name: str) -> list[str]:
@@ -61,6 +64,8 @@ def test_every_figure_has_its_source(index):
         "listing of the article": "listing of the article",
     }
     for name, model in index.items():
+        if name in mmlocal.list_weights():  # its figure is ours, see test_weights.py
+            continue
         path = ROOT / model.config
         docstring, readme = docstring_of(path), (path.parent / "README.md").read_text()
         assert f"{model.metadata.data['Parameters']:,}" in cells(path, name)
@@ -154,3 +159,48 @@ def test_figures_of_the_official_readmes(index):
     for name, figures in OFFICIAL.items():
         row = cells(Path(mmlocal.config_path(name)), name)
         assert row[-len(figures) :] == [str(figure) for figure in figures]
+
+
+# Owner of the official page -> name of the converter.
+CONVERTERS = {
+    "damo-cv": "elsa",
+    "moabarar": "qna",
+    "sail-sg": "volo",
+    "Atten4Vis": "dwnet",
+    "SwinTransformer": "swin",
+    "yangyangxu0": "demt",
+}
+
+
+def test_official_files(index):
+    """docs/checkpoints.md has a row for each, and a converter reads it."""
+    page = (ROOT / "docs/checkpoints.md").read_text()
+    rows = set(re.findall(r"^\| .* \| `mmlocal convert .*` \|$", page, re.MULTILINE))
+    expected = set()
+    for name, model in index.items():
+        official = model.data.get("Official Weights")
+        if official is None:
+            continue
+        converter = CONVERTERS[official["Page"].split("/")[3]]
+        assert converter in SYSTEMS
+        assert f"<{official['Page']}>" in page
+        file = official.get("File")
+        # The published accuracy of this model belongs to the averaged weights.
+        options = " --ema" if name == "elsa_swin_b_in1k_300e" else ""
+        command = f"`mmlocal convert --from {converter} {file or 'FILE'} OUT{options}`"
+        expected.add(f"| {f'`{file}`' if file else 'not known'} | `{name}` | {command} |")
+    assert len(expected) == 43
+    assert rows == expected
+
+
+def test_models_with_figures_of_the_official_readmes_have_official_weights(index):
+    without = {name for name in OFFICIAL if "Official Weights" not in index[name].data}
+    # DeMT's README has figures of these, and no files.
+    assert without == {
+        *("demt_hrnet18_nyud_40k", "demt_hrnet18_pascal_40k"),
+        *("demt_swin_t_pascal_40k", "demt_swin_s_pascal_40k"),
+    }
+
+
+def test_no_entry_promises_a_download(index):
+    assert [name for name, model in index.items() if model.weights is not None] == []

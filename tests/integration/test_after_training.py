@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from tools.conftest import LIBRARIES, TOOLS, load_tool
+from tools.conftest import TOOLS, load_tool
 
 from mmlocal.checkpoints.files import sha256_of
 from mmlocal.cli.publish import publish
@@ -17,7 +17,11 @@ from mmlocal.cli.publish import publish
 from .conftest import start, succeeds
 
 PAGE = (Path(__file__).parents[2] / "docs/inference.md").read_text()
-BLOCKS = dict(zip(LIBRARIES, re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL), strict=True))
+TITLES = {"mmdet": "Detection", "mmseg": "Segmentation", "mmpretrain": "Classification"}
+BLOCKS = {
+    library: re.search(rf"## {title}\n.*?```python\n(.*?)```", PAGE, re.DOTALL)[1]
+    for library, title in TITLES.items()
+}
 DRAWN = {"mmdet": "detected/vis", "mmseg": "segmented/vis", "mmpretrain": "classified"}
 
 
@@ -109,7 +113,7 @@ def test_publishing_refuses(tmp_path, capfd):
     ):
         with pytest.raises((OSError, ValueError), match=message):
             publish(str(source), str(tmp_path / "out"))
-    with pytest.raises(ValueError, match=r"must be a folder or end in \.pth, got .*out/x\.pt"):
+    with pytest.raises(ValueError, match=r"or end in \.pth or \.safetensors, got .*out/x\.pt"):
         publish(str(other), str(tmp_path / "out/x.pt"))
     assert "executed" not in capfd.readouterr().out
     assert not (tmp_path / "out").exists()

@@ -238,15 +238,11 @@ def test_comparison(folder):
         f"{name}{mark}" for name in CONFIGS[1:] for mark in ("", "*")
     ]
 
-    # The first test image, in the middle of its row; JPEG is decoded alike in both places.
-    sheet = cv2.imread(str(folder / "out/reconstructions.png"))
-    assert sheet.shape == (3 * 72, 3 * 72, 3)
+    # The middle of the first test image. JPEG is decoded alike in both places.
     first = cv2.imread(str(folder / "data/shapes/val/000001.jpg"))[64:128, 64:128]
-    assert np.array_equal(sheet[4:68, 4:68], first)
-    for row, index in ((1, 1), (2, 3)):
-        pred = cv2.imread(str(folder / f"out/{index:02d}/pred_00.png"))
-        assert np.array_equal(sheet[72 * row + 4 : 72 * row + 68, 4:68], pred)
-    assert cv2.imread(str(folder / "out/curves.png")) is not None
+    assert np.array_equal(cv2.imread(str(folder / "out/01/image_00.png")), first)
+    for name in ("reconstructions.jpg", "curves.png"):
+        assert cv2.imread(str(folder / "out" / name)).std() > 10
 
 
 def test_comparison_of_other_models(tmp_path):

@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 from checkout import copy_tree
 
+import mmlocal
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-MIM = ["configs", "model-index.yml", "tools"]
+MIM = ["configs", "model-index.yml", "tools", "weights"]
 ASK = """
 import json, sys, mmlocal
 names = mmlocal.list_configs()
@@ -102,8 +104,7 @@ def wheel(editable, source, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sdist(editable, source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sdist")
-    code = f"import setuptools.build_meta as b; b.build_sdist({str(folder)!r})"
-    call(sys.executable, "-c", code, cwd=source)
+    call(sys.executable, "-m", "build", "--no-isolation", "--sdist", "-o", folder, source)
     return next(folder.glob("mmlocal-*.tar.gz"))
 
 
@@ -118,7 +119,7 @@ def tracked_files(*folders):
     return {
         str(path.relative_to(ROOT))
         for path in files
-        if path.suffix in (".py", ".md", ".yml", ".sh") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".md", ".yml", ".sh", ".pth") and "__pycache__" not in path.parts
     }
 
 
@@ -132,9 +133,11 @@ def test_wheel_holds_mim_and_types(form, request):
             archive.read(next(name for name in names if name.endswith("/METADATA")))
         )
     assert "mmlocal/py.typed" in names
-    expected = tracked_files("configs", "tools") | {"model-index.yml"}
+    expected = tracked_files("configs", "tools", "weights") | {"model-index.yml"}
     # They need the folder benchmarks/ of a clone.
-    only_in_clones = {f"tools/benchmark_{kind}.py" for kind in ("models", "multitask", "ops")}
+    only_in_clones = {
+        f"tools/benchmark_{kind}.py" for kind in ("choosing", "models", "multitask", "ops")
+    }
     assert only_in_clones < expected
     assert {f"mmlocal/.mim/{name}" for name in expected - only_in_clones} <= names
     assert not [name for name in names if "benchmark" in name]
@@ -148,7 +151,99 @@ def test_wheel_holds_mim_and_types(form, request):
     assert not [line for line in requirements if line.startswith("torch")]
     forced = [line for line in requirements if "extra ==" not in line]
     assert forced == ["numpy>=1.24"]
-    assert {"onedl", "multitask", "flax", "dev"} == set(metadata.get_all("Provides-Extra"))
+    extras = set(metadata.get_all("Provides-Extra"))
+    assert extras == {
+        "onedl",
+        "standalone",
+        "multitask",
+        "flax",
+        "onnx",
+        "safetensors",
+        "explore",
+        "dev",
+    }
+
+
+@pytest.mark.parametrize("form", ["wheel", "wheel_of_sdist"])
+def test_metadata_for_a_package_index(form, request):
+    """The description has no link that works in the repository only."""
+    with zipfile.ZipFile(request.getfixturevalue(form)) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+        licences = {n.rpartition("/")[2] for n in archive.namelist() if "dist-info/" in n}
+    assert metadata["Version"] == mmlocal.__version__
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert {"LICENSE", "NOTICE"} <= licences
+    assert {"LICENSE", "NOTICE"} <= set(metadata.get_all("License-File"))
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
+    assert set(urls) == {"Homepage", "Documentation", "Source", "Issues", "Changelog"}
+    assert all(url.startswith("https://github.com/mmlocal/mmlocal") for url in urls.values())
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+    text = metadata.get_payload(decode=True).decode()
+    targets = targets_of(text)
+    assert [target for target in targets if not target.startswith("https://")] == []
+    # The same links as in the README, and code unchanged.
+    readme = (ROOT / "README.md").read_text()
+    assert len(targets) == len(targets_of(readme)) > 10
+    assert re.findall(r"```.*?```", text, re.S) == re.findall(r"```.*?```", readme, re.S)
+    release = f"v{mmlocal.__version__}"
+    for target in targets:
+        kind = r"https://(github\.com/mmlocal/mmlocal/blob|raw\.githubusercontent\.com/mmlocal/mmlocal)/"
+        if match := re.match(kind, target):
+            version, _, path = target[match.end() :].partition("#")[0].partition("/")
+            assert version == release
+            assert (ROOT / path).exists(), target
+            assert path.endswith((".gif", ".jpg", ".png")) == ("raw." in match[0])
+
+
+def targets_of(markdown):
+    """Targets of all links and pictures, in Markdown and in HTML, as a renderer finds them."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    found, todo = [], parser.parse(markdown)
+    while todo:
+        token = todo.pop()
+        todo += token.children or []
+        found += [token.attrs[key] for key in ("href", "src") if key in token.attrs]
+        if token.type.startswith("html"):
+            found += re.findall(r'(?:href|src)="([^"]*)"', token.content)
+    return found
+
+
+def test_links_of_a_description(monkeypatch):
+    """All forms of links, beside text that only looks like a link."""
+    scope = runpy.run_path(str(ROOT / "setup.py"))
+    text = """
+[a](docs/a.md#x), ![b](docs/b.png), [c](https://example.org)
+[d](#install), [e](mailto:a@b.c), [![g](g.svg)](docs/g.md)
+<img src="docs/B.JPG" width="9"> <a href="LICENSE">f</a>
+[h]: docs/h.md
+`x[0](y)` and `[i](i.md)`
+
+```python
+maps[0](image)
+[j](j.md)
+```
+[`k`](k.md)
+"""
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: text)
+    home, raw = (
+        f"https://{host}/v{mmlocal.__version__}/"
+        for host in ("github.com/mmlocal/mmlocal/blob", "raw.githubusercontent.com/mmlocal/mmlocal")
+    )
+    expected = f"""
+[a]({home}docs/a.md#x), ![b]({raw}docs/b.png), [c](https://example.org)
+[d]({home}README.md#install), [e](mailto:a@b.c), [![g]({raw}g.svg)]({home}docs/g.md)
+<img src="{raw}docs/B.JPG" width="9"> <a href="{home}LICENSE">f</a>
+[h]: {home}docs/h.md
+`x[0](y)` and `[i](i.md)`
+
+```python
+maps[0](image)
+[j](j.md)
+```
+[`k`]({home}k.md)
+"""
+    assert scope["long_description"]() == expected
 
 
 @pytest.mark.parametrize("form", ["wheel", "wheel_of_sdist"])
@@ -164,6 +259,7 @@ def test_sdist_holds_no_links_and_no_mim(sdist):
     assert not [member.name for member in members if member.issym() or ".mim" in member.name]
     names = {member.name.partition("/")[2] for member in members}
     assert "requirements/torch.txt" in names
+    assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE"} <= names
     assert tracked_files("benchmarks", "tools") <= names
     sources = (ROOT / "mmlocal" / "ops" / "csrc").iterdir()
     assert {str(path.relative_to(ROOT)) for path in sources} <= names

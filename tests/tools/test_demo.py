@@ -166,26 +166,76 @@ def test_demo(folder):
     assert list(summary["metrics"]) == list(demos()["det"].metrics)
     assert set(summary["seconds"]) == {"data", "train", "test"}
     assert format_summary(summary) in result.stdout
-    assert "8 training and 4 test images, 128 pixels wide" in result.stdout
+    assert "8 training and 4 test images of 128x128 pixels" in result.stdout
     assert summary["data"]["num_train"] == 8
     for name in (summary["checkpoint"], summary["curves"], *summary["pictures"]):
         assert (folder / name).exists()
     for name in (summary["curves"], summary["pictures"][0]):
         assert cv2.imread(str(folder / name)).std() > 10
+    for step in ("training", "testing"):
+        assert f"{step} done in" in result.stdout
+        assert "Epoch(" in (folder / f"out/{step}.log").read_text()
+    assert "Epoch(" not in result.stdout
+    assert "arn" not in result.stderr  # a warning
     # Ground truth and prediction side by side, for each validation image.
     drawn = list((folder / "out/pictures").iterdir())
     assert len(drawn) == 4
     assert cv2.imread(str(drawn[0])).shape == (128, 256, 3)
 
 
+def test_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
+    """Only with the same config. A finished run starts anew."""
+    calls = []
+
+    def run(step, work_dir, arguments, sheets=False):
+        calls.append((step, "--resume" in arguments))
+        train = work_dir / "train" / f"run{len(calls)}" / "vis_data"
+        if step == "training":
+            train.mkdir(parents=True)
+            (train / "scalars.json").write_text(json.dumps(dict(loss=1.0, step=len(calls))))
+            (work_dir / "train/last_checkpoint").write_text("epoch_1.pth")
+        if len(calls) in stops:
+            raise KeyboardInterrupt
+        if step == "testing":
+            results = dict.fromkeys(demos()["det"].metrics.values(), 0.5)
+            (work_dir / "test/time").mkdir(parents=True, exist_ok=True)
+            (work_dir / "test/time/time.json").write_text(json.dumps(results))
+
+    drawn = []
+    monkeypatch.setattr("mmlocal.cli.demo._start", run)
+    monkeypatch.setattr("mmlocal.cli.demo.plot_curves", lambda found, *_: drawn.append(found))
+    monkeypatch.chdir(folder)
+    out = tmp_path / "out"
+    stops = {1, 3}
+    for _ in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(work_dir=out)
+    summary = run_demo(work_dir=out)
+    assert calls == [
+        ("training", False),
+        ("training", True),
+        ("testing", False),
+        ("testing", False),  # the training was complete
+    ]
+    assert [path.parts[-3] for path in drawn[0]] == ["run1", "run2"]
+    assert set(summary["seconds"]) == {"data", "train", "test"}
+
+    stops = {5}
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(work_dir=out)
+    run_demo(work_dir=out, config=SMOKE)
+    assert calls[4:] == [("training", False), ("training", False), ("testing", False)]
+    assert [path.parts[-3] for path in drawn[1]] == ["run6"]
+
+
 def test_model_that_finds_nothing(folder, tmp_path, monkeypatch):
-    def run(step, work_dir, *command):
+    def run(step, work_dir, arguments, sheets=False):
         folder = work_dir / ("train" if step == "training" else "test/time")
         folder.mkdir(parents=True)
         (folder / "last_checkpoint").write_text("epoch_1.pth")
         (folder / "time.json").write_text('{"data_time": 0.1}')  # as mmdet's CocoMetric
 
-    monkeypatch.setattr("mmlocal.cli.demo._run", run)
+    monkeypatch.setattr("mmlocal.cli.demo._start", run)
     monkeypatch.chdir(folder)
     with pytest.raises(UsageError, match=r"testing gave no coco/bbox_mAP: a model that finds"):
         run_demo(work_dir=tmp_path / "out")
@@ -198,6 +248,6 @@ def test_demo_says_which_step_failed(folder):
     bad.write_text(f"_base_ = {config_path(SMOKE)!r}\nmodel = dict(backbone=dict(kernel_size=4))\n")
     result = start(TOOLS / "demo.py", "--config", bad, "--work-dir", "bad", cwd=folder)
     assert result.returncode == 2
-    assert "training failed" in result.stderr
+    assert "training failed with exit code 2, see bad/training.log" in result.stderr
     assert "kernel_size must be a positive odd number, got 4" in result.stderr
     assert not (folder / "bad/summary.json").exists()

@@ -63,9 +63,9 @@ def write_scenes(
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        Figures of each split: ``solids``, ``solids_per_class``, ``pixel_shares`` of the classes,
-        ``mean_depth`` in metres, and ``constant_depth_rmse``, the RMSE of a predictor that always
-        says the mean depth of ``train``.
+        For each split, a dict of figures. It holds ``solids``, ``solids_per_class``,
+        ``pixel_shares`` of the classes, ``mean_depth`` in metres, and ``constant_depth_rmse``, the
+        RMSE of a predictor that always says the mean depth of ``train``.
     """
     figures: dict[str, dict[str, Any]] = {}
     for split in SPLITS:

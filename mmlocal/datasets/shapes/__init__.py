@@ -87,7 +87,9 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
     (240, 110, 200),
     (140, 86, 75),
 )
+#: Classes of the label maps: ``CLASSES`` after the background.
 SEG_CLASSES: tuple[str, ...] = ("background", *CLASSES)
+#: RGB of each class of ``SEG_CLASSES``.
 SEG_PALETTE: tuple[tuple[int, int, int], ...] = ((0, 0, 0), *PALETTE)
 
 __all__ = [

@@ -19,6 +19,7 @@ from mmlocal.layers.checks import (
 )
 from mmlocal.models.backbones.loading import (
     check_names_on_load,
+    initialize_quietly,
     load_pretrained,
     refuse_other_names_on_load,
     resize_tables_on_load,
@@ -57,7 +58,7 @@ class Stage(nn.Module):
 class LocalBackbone(Unscripted, BaseModule):
     """Frame of a backbone: stages of blocks on ``(B, H, W, C)``.
 
-    A subclass sets :attr:`patch_embed` and all that its blocks need, and calls
+    A subclass sets ``patch_embed`` and all that its blocks need, and calls
     :meth:`_build_stages` at the end of its ``__init__``. It overrides :meth:`_make_block`, and also
     :meth:`_make_downsample` if it has several resolutions::
 
@@ -336,7 +337,7 @@ class LocalBackbone(Unscripted, BaseModule):
         configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
         pretrained = [cfg for cfg in configs if cfg["type"] == "Pretrained"]
         if self.is_init or not pretrained:
-            super().init_weights()
+            initialize_quietly(super().init_weights)
             return
         cfg = {k: v for k, v in pretrained[-1].items() if k != "type"}
         load_pretrained(

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
 from mmengine.fileio import get_local_path
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
+
+
+def initialize_quietly(init_weights: Callable[[], None]) -> None:
+    """Initialise a backbone without MMEngine's list of all parameters on the screen.
+
+    MMEngine writes the list to the log file. Without such a file, as outside a training, it prints
+    the list.
+
+    Args:
+        init_weights: the method of MMEngine's module.
+    """
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        init_weights()
+    finally:
+        logger.setLevel(level)
 
 
 def load_pretrained(
