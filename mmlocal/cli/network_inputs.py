@@ -37,7 +37,7 @@ def check_paths(image: str, out_dir: Path) -> None:
     """
     if not Path(image).is_file():
         raise UsageError(f"image {image!r} is not a file")
-    if not cv2.haveImageReader(image):
+    if not cv2.haveImageReader(image) or cv2.imread(image) is None:
         raise UsageError(f"image {image!r} is not a picture that OpenCV can read")
     if out_dir.exists() and not out_dir.is_dir():
         raise UsageError(f"{str(out_dir)!r} is a file", argument="out_dir")
