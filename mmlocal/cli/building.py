@@ -204,6 +204,10 @@ def _reason(error: Exception) -> str:
     if not text:  # a bare assertion
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"`{place.line}` does not hold"
+    if match := re.match(r"(\w+) is not in the ", text):
+        scoped = f"mmlocal.{match[1]}"
+        if any(_knows(root, scoped) for root in root_registries()):
+            text += f"; with its scope, its name is {scoped}"
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]} ..."
     clear = isinstance(error, (ValueError, TypeError, AssertionError)) or " is not in the " in text

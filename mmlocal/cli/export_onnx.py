@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -371,14 +373,6 @@ def _print_table() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "model.onnx")
         for config, part in TABLE:
-            found = _without_notes(lambda: export(config, out, part=part, batch_size=1))
+            with contextlib.redirect_stdout(io.StringIO()):  # a note about random weights
+                found = export(config, out, part=part, batch_size=1)
             print(_lines([table_row(config, part, found)])[-1], flush=True)
-
-
-def _without_notes(call: Callable[[], Exported]) -> Exported:
-    """Run a call without what it prints about random weights."""
-    import contextlib
-    import io
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        return call()

@@ -182,6 +182,12 @@ def _write(
                 verbose=False,
             )
     except Exception as error:  # PyTorch's exporter can fail in any way
+        if dynamic and any(getattr(module, "fit_window", False) for module in runner.modules()):
+            raise ExportError(
+                "the model has fit_window=True, which makes windows as small as the map, so its "
+                "graph serves one size of images; export it with --static, or add --cfg-options "
+                "model.backbone.fit_window=False for larger images"
+            ) from error
         raise ExportError(f"PyTorch cannot export the model: {reason_of(error)}") from error
     program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)

@@ -157,6 +157,6 @@ def convolve_by_taps(x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
     """
     maps = x.permute(0, 3, 1, 2)
     padded = pad_sides(maps, kernel_size // 2)
-    taps = taps_of(padded, kernel_size, maps.shape[2:])
+    taps = taps_of(padded, kernel_size)
     weights = entries(kernels.flatten(2)[..., None], 2)
     return sum_of_products(zip(taps, weights, strict=True)).permute(0, 2, 3, 1)

@@ -15,6 +15,7 @@ from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.window_msa import (
     WindowMSA,
     channels_as_maps,
+    crop_map,
     maps_as_channels,
     window_partition,
     window_reverse,
@@ -84,8 +85,8 @@ class EvenWindowAttention(Unscripted, nn.Module):
 
     def _windows(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Numbers of windows along both sides of a map, and their height and width."""
-        rows, cols = (-(-side // self.window_size) for side in (height, width))
-        return (rows, cols), (-(-height // rows), -(-width // cols))
+        rows, cols = ((side + self.window_size - 1) // self.window_size for side in (height, width))
+        return (rows, cols), ((height + rows - 1) // rows, (width + cols - 1) // cols)
 
     def _over_windows(
         self, x: Tensor, attend: Callable[[Tensor, tuple[int, int], Tensor | None], Tensor]
@@ -104,4 +105,4 @@ class EvenWindowAttention(Unscripted, nn.Module):
             x = F.pad(x, pad)
         x = attend(window_partition(x, size), size, mask)
         x = window_reverse(x, size, padded_height, padded_width)
-        return x[:, :height, :width]
+        return crop_map(x, height, width)

@@ -68,8 +68,17 @@ def fit_windows(
         shift: whether to shift the windows by ``window_size // 2``.
         fit_window: whether a map whose shorter side is at most ``window_size`` has windows as wide
             as that side, without a shift.
+
+    Raises:
+        ValueError: such a map is exported to ONNX with dynamic height and width.
     """
     if fit_window and min(height, width) <= window_size:
+        if torch.onnx.is_in_onnx_export() and not isinstance(height, int):
+            raise ValueError(
+                f"fit_window=True makes windows as small as the map, so an ONNX graph of a map of "
+                f"at most window_size={window_size} serves one size of images; export it without "
+                "dynamic height and width, or build the model with fit_window=False"
+            )
         return min(height, width), 0
     return window_size, window_size // 2 if shift else 0
 
@@ -116,10 +125,7 @@ def over_windows(
         ``(B, H, W, D)``.
     """
     height, width = x.shape[1:3]
-    if fit_window and torch.onnx.is_in_onnx_export():
-        window, step = _fit_symbols(height, width, window_size, window_size // 2 if shift else 0)
-    else:
-        window, step = fit_windows(height, width, window_size, shift, fit_window)
+    window, step = fit_windows(height, width, window_size, shift, fit_window)
     size = (window, window)
 
     # Sums and products rather than remainders: torch.compile has to prove these sizes equal.
@@ -127,30 +133,14 @@ def over_windows(
     padded_width = (width + window - 1) // window * window
     x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
     mask = None
-    shifted = not (isinstance(step, int) and step == 0)  # a symbol may turn out to be 0
-    if shifted:
-        x = _roll(x, step, step)
+    if step:
+        x = x.roll((-step, -step), dims=(1, 2))
         mask = shift_mask(padded_height, padded_width, size, (step, step), x.device)
     x = attend(window_partition(x, size), size, mask)
     x = window_reverse(x, size, padded_height, padded_width)
-    if shifted:
-        x = _roll(x, padded_height - step, padded_width - step)
+    if step:
+        x = x.roll((step, step), dims=(1, 2))
     return crop_map(x, height, width).contiguous()
-
-
-def _fit_symbols(height: int, width: int, window: int, step: int) -> tuple[int, int]:
-    """Fit the windows and their shift to a map. Symbols stay symbols, for all sizes of maps."""
-    shorter = torch.sym_min(height, width)
-    is_larger = torch.sym_min(torch.sym_max(shorter - window, 0), 1)
-    return torch.sym_min(shorter, window), step * is_larger
-
-
-def _roll(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Move a map up and to the left, and what leaves it to the other side."""
-    if isinstance(rows, int) and isinstance(columns, int):
-        return x.roll((-rows, -columns), dims=(1, 2))
-    x = torch.cat((x[:, rows:], x[:, :rows]), dim=1)  # ONNX cannot roll by a symbol
-    return torch.cat((x[:, :, columns:], x[:, :, :columns]), dim=2)
 
 
 @register_mixer

@@ -7,7 +7,6 @@ milliseconds, so the forms have few nodes for each tap.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -25,34 +24,61 @@ def pad_sides(x: Tensor, width: int, fill: float = 0.0) -> Tensor:
     return F.pad(x, (width,) * 4, value=fill) if width else x
 
 
-def taps_of(
-    padded: Tensor, kernel_size: int, size: Sequence[int], *, stride: int = 1, dilation: int = 1
-) -> Iterator[Tensor]:
-    """Go through the taps of all windows, in row-major order.
+def pad_windows(
+    x: Tensor,
+    kernel_size: int,
+    size: Sequence[int],
+    *,
+    stride: int,
+    padding: int,
+    fill: float = 0.0,
+) -> Tensor:
+    """Pad a map, or cut it at the bottom and right, so that it holds the windows and no more.
 
     Args:
-        padded: ``(..., H, W)``, where the first window begins in the corner.
+        x: ``(..., H, W)``.
         kernel_size: side of a window.
         size: rows and columns of windows.
         stride: step between windows.
-        dilation: step between the taps of a window.
+        padding: pixels by which the first window begins outside the map.
+        fill: value outside the map.
+    """
+    if stride == 1:
+        return pad_sides(x, padding, fill)
+    below, right = (
+        (windows - 1) * stride + kernel_size - side - padding
+        for windows, side in zip(size, x.shape[-2:], strict=True)
+    )
+    return F.pad(x, (padding, right, padding, below), value=fill)
+
+
+def taps_of(
+    padded: Tensor, kernel_size: int, *, stride: int = 1, dilation: int = 1
+) -> Iterator[Tensor]:
+    """Go through the taps of all windows, in row-major order.
+
+    All numbers of the slices are plain, so that sizes stay what they are, and ONNX needs no nodes
+    to compute them.
+
+    Args:
+        padded: ``(..., H, W)``, which holds the windows and no more.
+        kernel_size: side of a window.
+        stride: step between windows.
+        dilation: step between the taps of a window; 1 unless ``stride`` is 1.
 
     Yields:
-        The tap of each window, ``(..., *size)``.
+        The tap of each window, ``(..., rows, columns)``.
     """
     steps = range(0, kernel_size * dilation, dilation)
-    if stride == 1:
-        # To pad by a negative number is one node, and a slice of two sides would be two. It also
-        # needs no symbols.
-        end = steps[-1]
-        for top, left in itertools.product(steps, repeat=2):
-            yield F.pad(padded, (-left, left - end, -top, top - end))
-        return
-    height, width = ((n - 1) * stride + 1 for n in size)
+    end = steps[-1]
     for top in steps:
-        rows = padded[..., top : top + height : stride, :]
+        if stride > 1:
+            rows = padded[..., top : (top - end) or None : stride, :]
         for left in steps:
-            yield rows[..., left : left + width : stride]
+            if stride > 1:
+                yield rows[..., left : (left - end) or None : stride]
+            else:  # one node in place of two
+                yield F.pad(padded, (-left, left - end, -top, top - end))
 
 
 def sum_of_products(pairs: Iterable[tuple[Tensor, Tensor]], total: Tensor | None = None) -> Tensor:

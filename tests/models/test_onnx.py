@@ -7,7 +7,7 @@ from torch import nn
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from mmlocal.export.onnx_file import export_onnx
+from mmlocal.export.onnx_file import ExportError, export_onnx
 from mmlocal.layers import MIXERS
 from mmlocal.models.backbones import ELSAVOLO, VOLO, DWNet, ELSASwin, GhostDeiT, LocalSwin, QnAViT
 
@@ -18,7 +18,7 @@ QNA_ARCH = dict(
 )
 
 
-def elsa_swin(fit_window: bool) -> nn.Module:
+def elsa_swin(fit_window: bool = False) -> nn.Module:
     return ELSASwin(
         TWO | dict(group_width=4), kernel_size=3, window_size=3, out_indices=(0, 1),
         fit_window=fit_window,
@@ -43,14 +43,13 @@ def dwnet(spatial: str) -> nn.Module:
 def local_swin(names: list[str]) -> nn.Module:
     """Each mixer in a block of its own."""
     arch = dict(embed_dims=12, depths=(len(names), 1), num_heads=(3, 3))
-    small = dict(WindowAttention=dict(fit_window=True), ELSA=dict(kernel_size=3))
+    small = dict(ELSA=dict(kernel_size=3))
     mixers = [dict(type=name) | small.get(name, {}) for name in names]
     return LocalSwin(arch, mixers=[mixers, dict(type="DepthwiseConv")], out_indices=(0, 1))
 
 
 BACKBONES = {
-    "elsa_swin": lambda: elsa_swin(False),
-    "elsa_swin, windows that fit": lambda: elsa_swin(True),
+    "elsa_swin": elsa_swin,
     "qna_vit": qna_vit,
     "qna_vit 7x7": lambda: qna_vit(arch=dict(kernel_size=7, attn_depths=(0, 0))),
     "volo": volo,
@@ -85,3 +84,14 @@ def test_mixers(part, tmp_path):
     """All mixers, in two networks."""
     torch.manual_seed(0)
     export(local_swin(sorted(MIXERS)[part::2]), tmp_path / "model.onnx")
+
+
+def test_windows_that_fit_need_one_size(tmp_path):
+    """In the last stage, the map is smaller than a window."""
+    model = elsa_swin(fit_window=True).eval()
+    image, other = images((1, 3 * 8, 4 * 8), (1, 40, 56))
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ExportError, match=r"fit_window=True, .* --static"):
+        export_onnx(model, image, path, others=[other])
+    assert not list(tmp_path.iterdir())
+    export_onnx(model, image, path, dynamic=False)

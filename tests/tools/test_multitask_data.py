@@ -90,6 +90,12 @@ def test_task_without_outputs_is_a_warning(cfg, capsys):
     assert "loads sal, which model.decode_head.tasks does not have" in capsys.readouterr().err
 
 
+def test_metric_of_a_task_without_outputs(cfg):
+    del cfg.model.decode_head.tasks["sal"]
+    message = complaint(cfg, ["val"])
+    assert "val_evaluator.tasks has sal, which model.decode_head.tasks does not have" in message
+
+
 def test_labels_of_another_size(scenes, tmp_path):
     root = shutil.copytree(scenes, tmp_path / "NYUDv2")
     path = next(iter(sorted((root / "segmentation").iterdir())))

@@ -19,7 +19,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     ["torch", "torchvision", "matplotlib.pyplot", "mmengine.runner", "mmcv.ops"]
 )
-_SECONDS = 240  # the longest that a command may take
+_SECONDS = 600  # the longest that a command may take
 
 
 def run_bash(block: str, folder: Path) -> tuple[int, str]:

@@ -19,7 +19,7 @@ TUTORIALS = {
     "own_classification_data.md": [
         "browsed/000003_*.jpg",
         "predictions.pkl",
-        "predicted/*.png",
+        "predicted/*",
     ],
     "fine_tuning.md": ["work_dirs/nine_classes/*.pth", "work_dirs/fine_tuned/*.pth"],
     "someone_elses_config.md": ["stock/mmdet/retinanet", "work_dirs/ours/epoch_1.pth"],

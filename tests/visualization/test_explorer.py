@@ -21,6 +21,7 @@ from mmlocal.cli.explore import build_network
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
 from mmlocal.visualization import explorer as module
+from mmlocal.visualization import explorer_maps
 from mmlocal.visualization.explorer import (
     Choice,
     Explorer,
@@ -47,6 +48,12 @@ from mmlocal.visualization.explorer_pictures import (
     pack_pictures,
     read_photograph,
 )
+
+
+@pytest.fixture(autouse=True)
+def _quick_figures(monkeypatch):
+    monkeypatch.setattr(explorer_maps, "_DPI", 50)
+
 
 # ---------------------------------------------------------------------------------- photographs
 

@@ -10,7 +10,7 @@ from mmengine.dataset import Compose
 
 from mmlocal.cli.data.datasets import DataSet, is_local
 from mmlocal.cli.data.report import Findings, shorten
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.base import metrics_of, type_name
 from mmlocal.tasks import IGNORE, TASKS
 
 _SAMPLE = 32  # number of images whose labels are read
@@ -18,7 +18,7 @@ _HEAD = "model.decode_head.tasks"
 
 
 def check_multitask(cfg: Config, dataset: DataSet, findings: Findings) -> None:
-    """Check that all files are there, and compare up to 32 label maps of each task with the head.
+    """Check files, tasks and metrics, and compare up to 32 label maps of each task with the head.
 
     Args:
         cfg: whole config.
@@ -40,6 +40,11 @@ def check_multitask(cfg: Config, dataset: DataSet, findings: Findings) -> None:
             f"{_HEAD} has {shorten(without_labels)}, for which {dataset.key}.tasks "
             f"({shorten(built.tasks)}) loads no labels"
         )
+    for where, metric in metrics_of(cfg, dataset.phase).items():
+        of_tasks = type_name(metric.get("type")) == "MultiTaskMetric"
+        extra = [name for name in metric.get("tasks") or () if name not in outputs]
+        if of_tasks and outputs and extra:
+            findings.error(f"{where}.tasks has {shorten(extra)}, which {_HEAD} does not have")
     unused = [name for name in built.tasks if name not in outputs]
     if unused and dataset.phase == "train":
         findings.warn(f"{dataset.key}.tasks loads {shorten(unused)}, which {_HEAD} does not have")

@@ -21,7 +21,7 @@ def forward(
     softmax: bool,
 ) -> Tensor:
     """See :func:`mmlocal.ops.elsa.elsa_attention`."""
-    channels, *size = value.shape[1:]
+    channels = value.shape[1]
     taps, reach = kernel_size**2, kernel_size // 2 * dilation
     heads = attn.shape[1] // taps
     dtype = computation_dtype(value)
@@ -50,7 +50,7 @@ def forward(
             yield weight if add is None else weight + add
 
     padded = pad_sides(v, reach).unflatten(1, (heads, channels // heads))
-    neighbours = taps_of(padded, kernel_size, size, dilation=dilation)
+    neighbours = taps_of(padded, kernel_size, dilation=dilation)
     pairs = zip(neighbours, weights(), strict=True)
     return sum_of_products(pairs, total).flatten(1, 2).to(value.dtype)
 

@@ -17,7 +17,7 @@ def forward(
     dtype = computation_dtype(query)
     own = query.to(dtype).unflatten(1, (num_heads, -1))
     padded = pad_sides(key.to(dtype), reach).unflatten(1, (num_heads, -1))
-    neighbours = taps_of(padded, kernel_size, query.shape[2:], dilation=dilation)
+    neighbours = taps_of(padded, kernel_size, dilation=dilation)
     scores = torch.cat([(own * tap).sum(dim=2, keepdim=True) for tap in neighbours], dim=2)
     if masked:
         # One kernel for each tap, which picks it.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlocal.ops.plain_common import computation_dtype, entries, pad_sides, taps_of
+from mmlocal.ops.plain_common import computation_dtype, entries, pad_windows, taps_of
 
 
 def forward(
@@ -30,12 +30,17 @@ def forward(
     if softmax:
         weights = weights.softmax(dim=3)
     channels = value.shape[1] // num_heads
-    padded = pad_sides(value.to(dtype), padding).unflatten(1, (num_heads, channels, 1))
+    size = attn.shape[2:]
+    padded = pad_windows(value.to(dtype), kernel_size, size, stride=stride, padding=padding)
+    padded = padded.unflatten(1, (num_heads, channels, 1))
     # (B, heads, C / heads, sources, rows, columns)
-    sources = torch.cat(list(taps_of(padded, kernel_size, attn.shape[2:], stride=stride)), dim=3)
+    sources = torch.cat(list(taps_of(padded, kernel_size, stride=stride)), dim=3)
     targets = [(sources * weight).sum(dim=3) for weight in entries(weights, 2)]
     out = _overlap(targets, kernel_size, stride, padding)
-    return out[..., :height, :width].flatten(1, 2).to(value.dtype)
+    # A slice would have an unknown size, where PyTorch cannot tell whether it reaches the end.
+    below, right = height + padding - out.shape[-2], width + padding - out.shape[-1]
+    out = F.pad(out, (-padding, right, -padding, below))
+    return out.flatten(1, 2).to(value.dtype)
 
 
 def _overlap(targets: list[Tensor], kernel_size: int, stride: int, padding: int) -> Tensor:
@@ -48,8 +53,8 @@ def _overlap(targets: list[Tensor], kernel_size: int, stride: int, padding: int)
         padding: pixels by which the first window begins outside the map.
 
     Returns:
-        ``(B, heads, C / heads, H, W)``, which begins in the corner of the map. It is at least as
-        large as the map.
+        ``(B, heads, C / heads, H, W)``, which begins in the corner of the first window, and ends at
+        the end of the map or beyond.
     """
     # Pixels with the same remainder by the stride get the same taps. They make a map of their own,
     # in which a tap is a map of windows, moved by whole steps.
@@ -65,5 +70,4 @@ def _overlap(targets: list[Tensor], kernel_size: int, stride: int, padding: int)
     ]
     # (B, heads, C / heads, stride**2, rows, columns)
     out = F.pixel_shuffle(torch.cat(grid, dim=3).flatten(0, 1).flatten(1, 2), stride)
-    out = out.unflatten(0, targets[0].shape[:2])
-    return out[..., padding:, padding:]
+    return out.unflatten(0, targets[0].shape[:2])

@@ -11,7 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mmlocal.ops.plain_common import computation_dtype, entries, pad_sides, sum_of_products, taps_of
+from mmlocal.ops.plain_common import (
+    computation_dtype,
+    entries,
+    pad_windows,
+    sum_of_products,
+    taps_of,
+)
 from mmlocal.ops.qna.reference import output_size
 
 
@@ -32,8 +38,9 @@ def forward(
     dtype = computation_dtype(value)
 
     def windows(x: Tensor, fill: float, groups: tuple[int, ...]) -> Iterator[Tensor]:
-        padded = pad_sides(x.to(dtype), padding, fill).unflatten(1, groups)
-        return taps_of(padded, kernel_size, size, stride=stride)
+        steps = dict(stride=stride, padding=padding)
+        padded = pad_windows(x.to(dtype), kernel_size, size, **steps, fill=fill)
+        return taps_of(padded.unflatten(1, groups), kernel_size, stride=stride)
 
     def table(x: Tensor) -> Tensor:
         return x.to(dtype).reshape(num_queries, heads, kernel_size**2, 1, 1)
