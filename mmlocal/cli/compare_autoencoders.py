@@ -18,7 +18,7 @@ from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.files import write_whole
-from mmlocal.libraries.base import metrics_of, type_name
+from mmlocal.libraries.config_parts import metrics_of, type_name
 from mmlocal.visualization import Metric, Panel, draw_sheet, plot_metrics, style_of
 
 CONFIGS = (

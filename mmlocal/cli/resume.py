@@ -5,8 +5,7 @@ import os.path as osp
 import zipfile
 from pathlib import Path
 
-from mmlocal.checkpoints import load_file
-from mmlocal.checkpoints.files import find_file
+from mmlocal.checkpoints import find_file, load_file
 from mmlocal.cli.tool import warn
 from mmlocal.errors import UsageError
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import (
-    Library,
+from mmlocal.libraries.base import Library
+from mmlocal.libraries.config_parts import (
     add_metric,
     metrics_of,
     type_name,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import Library, metrics_of, type_name, visualization_hook
+from mmlocal.libraries.base import Library
+from mmlocal.libraries.config_parts import metrics_of, type_name, visualization_hook
 from mmlocal.libraries.demo import Demo
 from mmlocal.libraries.registry import register_library
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import Library, type_name
+from mmlocal.libraries.base import Library
+from mmlocal.libraries.config_parts import type_name
 from mmlocal.libraries.demo import Demo
 from mmlocal.libraries.mmseg import MMSeg
 from mmlocal.libraries.registry import register_library

@@ -84,9 +84,8 @@ def draw_sheet(
             left = label + _GAP + column * (side + _GAP)
             box = (left / inches, bottom / total, side / inches, high / total)
             _draw_panel(figure.add_axes(box), panel)
-        place = (label / 2 / inches, (bottom + high / 2) / total)
-        words = dict(rotation=90, ha="center", va="center", fontsize=size)
-        figure.text(*place, "\n".join(name), **words)
+        x, y, words = label / 2 / inches, (bottom + high / 2) / total, "\n".join(name)
+        figure.text(x, y, words, rotation=90, ha="center", va="center", fontsize=size)
         top -= step
     if legend:
         _explain(figure, legend, -(-len(legend) // lines))

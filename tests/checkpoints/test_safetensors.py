@@ -13,8 +13,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmlocal.checkpoints import load_file, save_file
-from mmlocal.checkpoints.files import find_file, sha256_of
+from mmlocal.checkpoints import find_file, load_file, save_file
+from mmlocal.checkpoints.files import sha256_of
 from mmlocal.checkpoints.safetensors_files import is_safetensors
 from mmlocal.cli import publish
 from mmlocal.cli.models import load_weights

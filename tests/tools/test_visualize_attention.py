@@ -280,13 +280,14 @@ def test_bad_arguments(argv, message, capsys):
     [
         (["{tmp}/no.png"], r"image '.*/no.png' is not a file"),
         (["{tmp}/qna.py"], r"image '.*/qna.py' is not a picture that OpenCV can read"),
+        (["{tmp}/empty", "{tmp}/cut.png"], r"folder '.*/empty' has no image \(.bmp, .jpeg"),
+        (["{tmp}/cut.png", "{image}"], r"image '.*/cut.png' is not a picture that OpenCV can read"),
         (["{image}", "--out-dir", "{tmp}/qna.py"], r"out_dir: '.*/qna.py' is a file"),
         (
             ["{image}", "--layers", "*.stages.0.*", "backbone.stages.0.blocks.1.attn"],
             "layers: no layer of local attention matches 'backbone.stages.0.blocks.1.attn'; "
             f"did you mean .*{QNA_LAYERS[0]}.*--list-layers prints all 4",
         ),
-        (["{tmp}/empty"], r"folder '.*/empty' has no image \(.bmp, .jpeg"),
         (["{image}", "--kinds", "ghost"], "kinds: none of these layers has a ghost head"),
         (
             ["{image}", "--kinds", "kernels", "--pixel", "101,0"],
@@ -299,11 +300,12 @@ def test_bad_arguments(argv, message, capsys):
 )
 def test_mistakes(run, qna, image, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:100])
     arguments = [text.format(tmp=tmp_path, image=image) for text in arguments]
     with pytest.raises(UsageError, match=message) as error:
         run(qna, *arguments)
     assert "\n" not in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "qna.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.png", "empty", "qna.py"]
 
 
 def test_no_heads(qna, image, tmp_path):

@@ -466,6 +466,14 @@ def test_a_layer_that_does_not_run(classifier):
             "This page scaled it to 800x600. The network sees a picture of 1067x800, scaled by "
             "Resize. It is padded to 1088x800; the padding is black here.",
         ),
+        (
+            (300, 451),
+            (300, 451),
+            (128, 128),
+            (128, 128),
+            ["Resize"],
+            "The network sees a picture of 128x128, scaled out of proportion by Resize.",
+        ),
         ((9, 9), (9, 9), (8, 8), (8, 8), [], "The network sees a picture of 8x8, changed."),
     ],
 )
