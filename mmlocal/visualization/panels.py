@@ -85,7 +85,7 @@ def draw_sheet(
             box = (left / inches, bottom / total, side / inches, high / total)
             _draw_panel(figure.add_axes(box), panel)
         place = (label / 2 / inches, (bottom + high / 2) / total)
-        words = dict(rotation=90, ha="center", va="center", fontsize=size)
+        words: dict[str, Any] = dict(rotation=90, ha="center", va="center", fontsize=size)
         figure.text(*place, "\n".join(name), **words)
         top -= step
     if legend:
