@@ -26,7 +26,7 @@ except ImportError:  # setuptools before 70.1
         ) from None
 
 ROOT = Path(__file__).resolve().parent
-MIM = ("configs", "tools", "model-index.yml")
+MIM = ("configs", "tools", "weights", "model-index.yml")
 # Not copied: bytecode, and scripts that need the folder benchmarks/ of a clone.
 LEFT_OUT = ("__pycache__", "benchmark_*.py")
 OPS = Path("mmlocal", "ops")

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from mmengine.logging import MMLogger
 
 from benchmarks.choosing_plot import plot_choices
 from benchmarks.report import environment, format_table, write_json
@@ -147,6 +148,7 @@ def measure(
         UsageError: MMPreTrain cannot run here, a number is below 1, or there is no GPU.
     """
     LIBRARIES["mmpretrain"].require()
+    MMLogger.get_current_instance().setLevel("ERROR")  # it would log the start of every weight
     for argument, number in dict(size=size, rounds=rounds).items():
         if number < 1:
             raise UsageError(f"must be at least 1, got {number}", argument)
@@ -266,8 +268,10 @@ def format_choices(measured: dict | None) -> str:
     return format_table(table)
 
 
-def _cell(value: float | None = None, text: str = "{:g}", unit: float = 1) -> str:
-    return "-" if value is None else text.format(value / unit)
+def _cell(value: float | None = None, text: str = "{}", unit: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return text.format(value if unit is None else value / unit)
 
 
 def page_with(text: str, measured: dict | None) -> str:

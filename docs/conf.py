@@ -29,7 +29,7 @@ extensions = [
 ]
 # These folders hold files that pages show or link, and no pages.
 exclude_patterns = ["_ext", "_static", "benchmarks", "images"]
-smartquotes = False  # quotes and hyphens in options stay as they are
+smartquotes_action = "D"  # dashes, and no curly quotes
 nitpicky = True  # a name in a docstring without an entry is an error
 
 # Markdown

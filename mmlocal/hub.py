@@ -1,4 +1,4 @@
-"""What ``import mmlocal`` adds to MMEngine and MMPreTrain, through their public functions.
+"""Extensions of MMEngine and MMPreTrain that ``import mmlocal`` adds by their public functions.
 
 MMEngine learns to read ``.safetensors`` files and folders with a checkpoint. MMPreTrain learns the
 names of our classification models. Nothing here imports these libraries: each function gets the

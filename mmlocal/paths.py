@@ -74,7 +74,8 @@ def weights_path(name: str) -> str:
         name: name of the config file, with or without ``.py``, without its folder.
 
     Raises:
-        ValueError: no weights of this config come with mmlocal. The message names those that do.
+        ValueError: no weights of this config come with mmlocal. The message names the configs that
+            have some.
     """
     paths = _weights()
     path = paths.get(name.removesuffix(".py"))

@@ -26,6 +26,7 @@ PACKAGES = [
     "mmlocal.datasets.scenes",
     "mmlocal.datasets.shapes",
     "mmlocal.evaluation",
+    "mmlocal.export",
     "mmlocal.layers",
     "mmlocal.libraries",
     "mmlocal.models.autoencoders",
@@ -80,9 +81,9 @@ def entries():
     spec.loader.exec_module(api_pages)
     found = set()
     for page in (DOCS / "api").glob("*.md"):
-        directive = r"^\.\. api:: (\S+)\n(?: +:only: (.+)\n)?"
-        for name, only in re.findall(directive, page.read_text(), re.MULTILINE):
-            for module in api_pages.modules_of(name):
+        directive = r"^\.\. api:: (\S+)\n(?: +:only: (.+)\n)?( +:files:\n)?"
+        for name, only, files in re.findall(directive, page.read_text(), re.MULTILINE):
+            for module in api_pages.modules_of(name, bool(files)):
                 names = only.split() or api_pages.names_of(module)
                 found |= {f"{module.__name__}.{name}" for name in names}
     return found

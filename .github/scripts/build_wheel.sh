@@ -6,8 +6,9 @@
 #   docker run --rm -v "$PWD:/src" -w /src quay.io/pypa/manylinux_2_28_x86_64 \
 #       bash .github/scripts/build_wheel.sh
 #
-# In another environment, PYTHON names a Python with pip and auditwheel. The oldest system that can
-# use the wheel depends on the C library there; auditwheel names it.
+# Outside the container, auditwheel and patchelf have to be on the PATH, and PYTHON names a Python
+# with pip. The oldest system that can use the wheel depends on the C library there; auditwheel names
+# it.
 set -euo pipefail
 PYTHON=${PYTHON:-/opt/python/cp311-cp311/bin/python}
 PLATFORM=${PLATFORM:-${AUDITWHEEL_PLAT:-auto}}

@@ -35,18 +35,20 @@ OF_COMMANDS = ("parse_args", "main")
 WIDEST_VALUE = 70
 
 
-def modules_of(name: str) -> list[ModuleType]:
+def modules_of(name: str, files: bool = False) -> list[ModuleType]:
     """The modules for which a name stands: one, or the files of a package without ``__all__``.
 
     Args:
         name: dotted name of a module or package.
+        files: whether the files of a package with ``__all__`` follow it.
     """
     module = import_module(name)
-    if hasattr(module, "__all__") or not hasattr(module, "__path__"):
+    exports = hasattr(module, "__all__") or not hasattr(module, "__path__")
+    if exports and not files:
         return [module]
-    files = [found.name for found in pkgutil.iter_modules(module.__path__) if not found.ispkg]
-    modules = [import_module(f"{name}.{file}") for file in files if not file.startswith("_")]
-    return [module for module in modules if names_of(module)]
+    inner = [found.name for found in pkgutil.iter_modules(module.__path__) if not found.ispkg]
+    modules = [import_module(f"{name}.{file}") for file in inner if not file.startswith("_")]
+    return [module] * exports + [module for module in modules if names_of(module)]
 
 
 def names_of(module: ModuleType) -> list[str]:
@@ -64,7 +66,19 @@ def names_of(module: ModuleType) -> list[str]:
         if not name.startswith("_")
         and name not in OF_COMMANDS
         and (name in constants or getattr(value, "__module__", None) == module.__name__)
+        and not is_exported(module, name)
     ]
+
+
+def is_exported(module: ModuleType, name: str) -> bool:
+    """Whether the package of a module exports a name, so that the name has an entry there.
+
+    Args:
+        module: a module.
+        name: one of its names.
+    """
+    package = sys.modules.get(module.__package__ or "")
+    return package is not module and name in getattr(package, "__all__", ())
 
 
 def constants_of(module: ModuleType) -> dict[str, list[str]]:
@@ -95,14 +109,18 @@ def shown_bases(cls: type) -> list[type]:
 
 
 class Api(SphinxDirective):
-    """Document a module, or with ``:only:`` some of its names."""
+    """Document a module, with ``:only:`` some of its names, with ``:files:`` also its files."""
 
     required_arguments = 1
-    option_spec: ClassVar[dict[str, Any]] = {"only": directives.unchanged_required}
+    option_spec: ClassVar[dict[str, Any]] = {
+        "only": directives.unchanged_required,
+        "files": directives.flag,
+    }
 
     def run(self) -> list[nodes.Node]:
         only = self.options.get("only", "").split()
-        return [self._section(module, only) for module in modules_of(self.arguments[0])]
+        modules = modules_of(self.arguments[0], "files" in self.options)
+        return [self._section(module, only) for module in modules]
 
     def _section(self, module: ModuleType, only: list[str]) -> nodes.section:
         prefix = module.__name__
@@ -146,14 +164,20 @@ def resolve_name(
         return None
     if isinstance(found, ModuleType):
         name = found.__name__
-    else:
-        name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    elif hasattr(found, "__qualname__"):
+        name = f"{found.__module__}.{found.__qualname__}"
+    else:  # a constant
+        name = f"{node.get('py:module')}.{node['reftarget'].rpartition('.')[2]}"
     private = isinstance(found, TypeVar) or any(
         part.startswith("_") for part in f"{name}.{node['reftarget']}".split(".")
     )
     if private or not name.startswith("mmlocal."):
         return text
     domain = env.get_domain("py")
+    *modules, last = name.split(".")
+    while modules and name not in domain.objects:  # the entry is where a package exports the name
+        modules.pop()
+        name = ".".join([*modules, last])
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, text)
 
 

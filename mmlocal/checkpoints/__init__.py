@@ -8,7 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from mmlocal.checkpoints.convert import Conversion, convert_checkpoint, convert_file
-from mmlocal.checkpoints.files import load_file, save_file
+from mmlocal.checkpoints.files import find_file, load_file, save_file
 from mmlocal.checkpoints.flax_files import load_flax
 from mmlocal.checkpoints.matching import MatchReport, match_state_dict
 from mmlocal.checkpoints.system import SYSTEMS, System, register_system
@@ -20,6 +20,7 @@ __all__ = [
     "System",
     "convert_checkpoint",
     "convert_file",
+    "find_file",
     "load_file",
     "load_flax",
     "match_state_dict",

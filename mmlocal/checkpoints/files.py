@@ -89,7 +89,7 @@ def load_file(path: str | Path, map_location: Any = "cpu") -> dict:
     """Read a checkpoint written by PyTorch, timm's trainers, MMCV, MMEngine or safetensors.
 
     Args:
-        path: a local file, or a folder as for :func:`find_file`.
+        path: a local file, or a folder as for :func:`~mmlocal.checkpoints.find_file`.
         map_location: device for the tensors, as :func:`torch.load` takes it.
 
     Returns:

@@ -31,6 +31,7 @@ COMMANDS = {
     "flops": "Count parameters and GFLOPs of a model from a config",
     "convert": "Convert a checkpoint of an official code base",
     "publish": "Strip a checkpoint for publication, and put its hash in its name",
+    "export-onnx": "Write the model of a config as an ONNX file, and compare the two",
     "visualize-attention": "Draw the local attention of a model on an image",
     "explore": "Show the attention of a model in a browser, pixel by pixel",
     "make-shapes": "Generate the shapes data set",

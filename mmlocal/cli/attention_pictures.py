@@ -130,6 +130,7 @@ def pictures_of_layers(
     input_size: tuple[int, int],
     center: tuple[int, int] | None,
     mean: bool,
+    note: str,
 ) -> Iterator[tuple[str, Figure]]:
     """Draw the pictures of each layer, one at a time, because figures are large.
 
@@ -141,6 +142,7 @@ def pictures_of_layers(
         input_size: height and width of the network's input, in pixels.
         center: y and x of the centre of the enlarged region, or ``None``.
         mean: whether to divide by the sum that even attention would give.
+        note: config, weights and image.
 
     Yields:
         Name of the layer with the kind, such as ``"backbone.stages.0.blocks.0.attn_kernels"``, and
@@ -149,7 +151,7 @@ def pictures_of_layers(
     for name, layer in attention.items():
         for kind in _OF_LAYERS:
             drawn = draw_layer(name, layer, [kind] if kind in kinds else [], heads, image,
-                               input_size, center, mean)  # fmt: skip
+                               input_size, center, mean, note)  # fmt: skip
             for figure in drawn.values():
                 yield f"{name}_{kind}", figure
 

@@ -22,7 +22,7 @@ from mmlocal.cli.data import check_data
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from mmengine.registry import Registry, build_from_cfg, build_scheduler_from_cfg
 from mmengine.runner import BaseLoop, Runner
 
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 # MMEngine does not report which part of a config it is building, so this module reads the
 # traceback. It looks only for functions, methods and arguments that MMEngine documents.

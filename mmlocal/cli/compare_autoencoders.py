@@ -18,7 +18,7 @@ from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
 from mmlocal.files import write_whole
-from mmlocal.libraries.base import metrics_of, type_name
+from mmlocal.libraries.config_parts import metrics_of, type_name
 from mmlocal.visualization import Metric, Panel, draw_sheet, plot_metrics, style_of
 
 CONFIGS = (
@@ -81,7 +81,7 @@ def compare_autoencoders(
     Writes to ``work_dir``:
 
     - a folder for each run;
-    - ``reconstructions.png``: the first row shows images of the test set. Each other row shows the
+    - ``reconstructions.jpg``: the first row shows images of the test set. Each other row shows the
       reconstructions of one config, with its best learning rate;
     - ``curves.png``: L1, MSE, PSNR and SSIM on the validation images during the training, with the
       best run of each config in each plot;
@@ -129,7 +129,7 @@ def compare_autoencoders(
         (style_of(names[config]).words, _panels(folder, "pred", num_pictures))
         for config, folder in folders.items()
     ]
-    draw_sheet(rows, work_dir / "reconstructions.png", width=1000)
+    draw_sheet(rows, work_dir / "reconstructions.jpg", width=1000)
     curves = {names[config]: [scalars[index]] for config, index in best.items()}
     title = "Auto-encoders on validation images, by the upsampling of their decoder"
     plot_metrics(curves, work_dir / "curves.png", list(METRICS.values()), title)

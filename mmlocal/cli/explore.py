@@ -31,7 +31,7 @@ from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool, warn
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 from mmlocal.visualization.explorer import Explorer, Network
 
 # Largest photographs by default, by whether the pipeline scales them to the network's liking.

@@ -71,15 +71,22 @@ def serve(app: Callable, listener: socket.socket) -> None:
     server = uvicorn.Server(
         uvicorn.Config(only_this_host(app), log_level="critical", timeout_graceful_shutdown=1)
     )
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            server.run([listener])
+        finally:
+            ended.set()
+
     # In a thread of its own, which a network that still runs does not hold up.
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(1)
+        while not ended.wait(1):  # a signal interrupts it on all systems
+            pass
     finally:
         server.should_exit = True
-        thread.join(2)
+        ended.wait(10)  # it takes less than a second, unless the machine is busy
     raise RuntimeError("the server of the page has ended by itself")
 
 

@@ -19,7 +19,7 @@ from mmengine.model import BaseModel
 from mmlocal.cli.config import innermost_test_dataset
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 _Layer = TypeVar("_Layer")
 _Records = TypeVar("_Records")
@@ -37,7 +37,7 @@ def check_paths(image: str, out_dir: Path) -> None:
     """
     if not Path(image).is_file():
         raise UsageError(f"image {image!r} is not a file")
-    if not cv2.haveImageReader(image):
+    if not cv2.haveImageReader(image) or cv2.imread(image) is None:
         raise UsageError(f"image {image!r} is not a picture that OpenCV can read")
     if out_dir.exists() and not out_dir.is_dir():
         raise UsageError(f"{str(out_dir)!r} is a file", argument="out_dir")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mmlocal.checkpoints import load_file, save_file
-from mmlocal.checkpoints.files import SUFFIXES, find_file, name_output
+from mmlocal.checkpoints import find_file, load_file, save_file
+from mmlocal.checkpoints.files import SUFFIXES, name_output
 from mmlocal.cli import program
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError

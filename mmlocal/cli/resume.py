@@ -5,7 +5,7 @@ import os.path as osp
 import zipfile
 from pathlib import Path
 
-from mmlocal.checkpoints import load_file
+from mmlocal.checkpoints import find_file, load_file
 from mmlocal.cli.tool import warn
 from mmlocal.errors import UsageError
 
@@ -17,7 +17,7 @@ def check_checkpoint(path: str | None, what: str) -> None:
     plain data is refused before MMEngine sees it.
 
     Args:
-        path: file, URL or ``None``; ``None`` and URLs are not checked.
+        path: file, folder with a checkpoint, URL or ``None``; ``None`` and URLs are not checked.
         what: noun for the message, such as ``"checkpoint"``.
 
     Raises:
@@ -26,16 +26,20 @@ def check_checkpoint(path: str | None, what: str) -> None:
     """
     if not path or "://" in path:
         return
-    if not osp.isfile(osp.expanduser(path)):
+    try:
+        file = find_file(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"{what}: {error}") from error
+    if not file.is_file():
         raise UsageError(f"{what} {path!r} is not a file")
     if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1") != "0":
         try:
-            load_file(path)
+            load_file(file)
         except ImportError as error:
             raise UsageError(f"{what}: {error}") from error
         except ValueError as error:
             advice = ""
-            if "it refers to " in str(error) and _is_of_torch(osp.expanduser(path)):
+            if "it refers to " in str(error) and _is_of_torch(file):
                 advice = ". If you trust it, set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 and repeat"
             raise UsageError(f"{what}: {error}{advice}") from error
 
@@ -80,7 +84,7 @@ def find_last_checkpoint(work_dir: str) -> str | None:
     return str(beside)
 
 
-def _is_of_torch(path: str) -> bool:
+def _is_of_torch(path: Path) -> bool:
     """Whether ``torch.save`` wrote a file: a ZIP archive with a pickle, or an old bare pickle."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -22,7 +22,7 @@ from mmlocal.engine.batches import ONE_VALUE, CheckBatchHook
 from mmlocal.engine.weights import CheckWeightsHook
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 
 def run_config(

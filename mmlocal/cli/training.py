@@ -10,7 +10,7 @@ from mmlocal.cli.resume import check_checkpoint, find_last_checkpoint
 from mmlocal.cli.runner import build_runner, check_phases, complete_loaders, run_config, run_loop
 from mmlocal.cli.settings import check_settings
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 
 def run_training(config: str, **arguments: Any) -> None:

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 
 from mmlocal.cli.config import innermost_test_dataset
 from mmlocal.libraries import library_of
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 
 def augment_test(cfg: Config) -> None:

@@ -271,7 +271,7 @@ def visualize_attention(
                 overview(attention, layers is None, title, *view, heads, divide_border)
                 if "overview" in kinds
                 else (),
-                pictures_of_layers(attention, kinds, heads, *view, center, divide_border),
+                pictures_of_layers(attention, kinds, heads, *view, center, divide_border, title),
                 class_picture(model, cfg, item, title, *view) if "class" in kinds else (),
             )
             for name, figure in figures:

@@ -222,5 +222,5 @@ class Unscripted:
         """
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__}; use torch.export.export "
-            "or torch.compile"
+            "or torch.compile, or torch.onnx.export(dynamo=True) for ONNX"
         )

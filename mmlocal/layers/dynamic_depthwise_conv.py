@@ -10,6 +10,7 @@ from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_int, ch
 from mmlocal.layers.kernel_predictor import KernelPredictor
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.ops import elsa_attention
+from mmlocal.ops.plain_common import entries, pad_sides, sum_of_products, taps_of
 
 
 @register_mixer
@@ -85,7 +86,12 @@ class DynamicDepthwiseConv(Unscripted, nn.Module):
         pooled = x.mean(dim=(1, 2))[:, :, None, None]
         kernels = self.predictor(pooled).view(x.shape[0], -1, self.kernel_size, self.kernel_size)
         trains_on_cpu = x.is_cpu and torch.is_grad_enabled()
-        x = (convolve_by_op if trains_on_cpu else convolve)(x, kernels, self.kernel_size)
+        # ONNX needs the number of groups, so the number of images.
+        exporting = torch.onnx.is_in_onnx_export()
+        by_taps = exporting and not isinstance(x.shape[0], int)
+        by_op = trains_on_cpu and not exporting
+        how = convolve_by_taps if by_taps else convolve_by_op if by_op else convolve
+        x = how(x, kernels, self.kernel_size)
         return x if self.bias is None else x + self.bias
 
 
@@ -136,3 +142,21 @@ def convolve_by_op(x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
         softmax=False,
     )
     return out.view(batch, dims, height, width).permute(0, 2, 3, 1)
+
+
+def convolve_by_taps(x: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
+    """Convolve as :func:`convolve` does, one tap after the other, for ONNX.
+
+    Args:
+        x: ``(B, H, W, C)``.
+        kernels: ``(B, C, kernel_size, kernel_size)``, dtype of ``x``.
+        kernel_size: odd width of the kernels.
+
+    Returns:
+        ``(B, H, W, C)``.
+    """
+    maps = x.permute(0, 3, 1, 2)
+    padded = pad_sides(maps, kernel_size // 2)
+    taps = taps_of(padded, kernel_size)
+    weights = entries(kernels.flatten(2)[..., None], 2)
+    return sum_of_products(zip(taps, weights, strict=True)).permute(0, 2, 3, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.window_msa import (
     WindowMSA,
     channels_as_maps,
+    crop_map,
     maps_as_channels,
     window_partition,
     window_reverse,
@@ -83,8 +85,8 @@ class EvenWindowAttention(Unscripted, nn.Module):
 
     def _windows(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Numbers of windows along both sides of a map, and their height and width."""
-        rows, cols = (-(-side // self.window_size) for side in (height, width))
-        return (rows, cols), (-(-height // rows), -(-width // cols))
+        rows, cols = ((side + self.window_size - 1) // self.window_size for side in (height, width))
+        return (rows, cols), ((height + rows - 1) // rows, (width + cols - 1) // cols)
 
     def _over_windows(
         self, x: Tensor, attend: Callable[[Tensor, tuple[int, int], Tensor | None], Tensor]
@@ -95,11 +97,12 @@ class EvenWindowAttention(Unscripted, nn.Module):
         (rows, cols), size = self._windows(height, width)
         padded_height, padded_width = rows * size[0], cols * size[1]
         mask = None
-        if (padded_height, padded_width) != (height, width):
+        # An ONNX graph has one branch, for maps with and without padding.
+        if torch.onnx.is_in_onnx_export() or (padded_height, padded_width) != (height, width):
             pad = (0, 0, 0, padded_width - width, 0, padded_height - height)
             mask = F.pad(x.new_zeros(1, height, width, 1), pad, value=float("-inf"))
             mask = window_partition(mask, size).transpose(1, 2)
             x = F.pad(x, pad)
         x = attend(window_partition(x, size), size, mask)
         x = window_reverse(x, size, padded_height, padded_width)
-        return x[:, :height, :width]
+        return crop_map(x, height, width)

@@ -143,9 +143,22 @@ class GhostAttention(Unscripted, nn.Module):
     def _matrices(table: Tensor, height: int, width: int) -> Tensor:
         """Spread a table ``(heads, rows, columns)`` of offsets to ``(heads, H * W, H * W)``."""
         size = (2 * height - 1, 2 * width - 1)
-        if table.shape[1:] != size:
+        exporting = torch.onnx.is_in_onnx_export()
+        # An ONNX graph has one branch for all sizes. To resize to the same size changes nothing.
+        if exporting or table.shape[1:] != size:
             table = F.interpolate(table[None], size, mode="bicubic", align_corners=False)[0]
+        if exporting:  # ONNX has no views
+            rows, columns = (_offsets(side, table.device) for side in (height, width))
+            pairs = table.index_select(1, rows).index_select(2, columns)
+            pairs = pairs.unflatten(1, (height, height)).unflatten(3, (width, width))
+            return pairs.transpose(2, 3).reshape(-1, height * width, height * width)
         # Two views replace an index. Entry [h, i, j, y, x] is the table at row i + y and column
         # j + x. The keys of the query in row p begin at i = height - 1 - p.
         pairs = table.unfold(1, height, 1).unfold(2, width, 1).flip(1, 2)
         return pairs.reshape(-1, height * width, height * width)
+
+
+def _offsets(side: int, device: torch.device) -> Tensor:
+    """Return the offset from each query to each key of one side, from 0, ``(side * side,)``."""
+    position = torch.arange(side, device=device)
+    return (position - position[:, None] + side - 1).flatten()

@@ -160,9 +160,13 @@ class HaloAttention(Unscripted, nn.Module):
         check_map(x, self.embed_dims)
         height, width = x.shape[1:3]
         halo = self.halo_size
-        # A comparison rather than min(): torch.compile then sees a plain number or the side itself.
-        bh = height if height < self.block_size else self.block_size
-        bw = width if width < self.block_size else self.block_size
+        bh = bw = self.block_size
+        # An ONNX graph has one size of blocks for all maps. What a block has beyond the map is
+        # masked, and cut off at the end.
+        if not torch.onnx.is_in_onnx_export():
+            # A comparison rather than min(): torch.compile then sees a number or the side itself.
+            bh = height if height < bh else bh
+            bw = width if width < bw else bw
         block = (bh, bw)
         padded_height, padded_width = self._padded(x, block)
         below, right = padded_height - height, padded_width - width

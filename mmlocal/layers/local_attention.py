@@ -96,7 +96,8 @@ class HasWindowAttention(Protocol):
 
         Args:
             x: ``(B, H, W, C)``, the input of ``forward``.
-            *args, **kwargs: the other arguments of ``forward``.
+            *args: the other arguments of ``forward``.
+            **kwargs: the other arguments of ``forward``.
 
         Returns:
             ``(B, num_heads, taps, H_out, W_out)``, or

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -135,5 +136,21 @@ class OutlookAttention(Unscripted, nn.Module):
         """Compute the logits ``(B, rows, columns, num_heads * kernel_size**4)`` of all windows."""
         check_map(x, self.embed_dims)
         # A block at the border is the average of its pixels in the map.
-        blocks = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, ceil_mode=True)
+        x = x.permute(0, 3, 1, 2)
+        if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+            blocks = _means_of_blocks(x, self.stride)
+        else:
+            blocks = F.avg_pool2d(x, self.stride, ceil_mode=True)
         return self.attn(blocks.permute(0, 2, 3, 1)) * self.qk_scale
+
+
+def _means_of_blocks(x: Tensor, side: int) -> Tensor:
+    """Average pooling with ``ceil_mode`` for exported programs.
+
+    PyTorch's pooling asks whether a block is at the border. The answer would limit a program to odd
+    or to even maps.
+    """
+    height, width = x.shape[2:]
+    below, right = (((n - 1) // side + 1) * side - n for n in (height, width))
+    inside = F.pad(torch.ones_like(x[:1, :1]), (0, right, 0, below))
+    return F.avg_pool2d(F.pad(x, (0, right, 0, below)), side) / F.avg_pool2d(inside, side)

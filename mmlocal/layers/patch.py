@@ -10,6 +10,11 @@ from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_int
 from mmlocal.layers.image_checks import check_image
 
 
+def _up(side: int, step: int) -> int:
+    """Round up to a multiple of ``step``."""
+    return (side + step - 1) // step * step
+
+
 class PatchEmbed(Unscripted, nn.Module):
     """Embed patches that do not overlap by a convolution, then normalise them.
 
@@ -53,8 +58,9 @@ class PatchEmbed(Unscripted, nn.Module):
             TypeError: ``x`` is not floating point.
         """
         check_image(x, self.in_channels, self.patch_size)
-        height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        # Sums and products rather than remainders keep the symbols of an exporter short.
+        below, right = (_up(side, self.patch_size) - side for side in x.shape[2:])
+        x = F.pad(x, (0, right, 0, below))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
@@ -82,7 +88,8 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``."""
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        below, right = (_up(side, 2) - side for side in x.shape[1:3])
+        x = F.pad(x, (0, 0, 0, right, 0, below))
         rows, next_rows = x[:, 0::2], x[:, 1::2]
         x = torch.cat(
             (rows[:, :, 0::2], next_rows[:, :, 0::2], rows[:, :, 1::2], next_rows[:, :, 1::2]),

@@ -68,8 +68,17 @@ def fit_windows(
         shift: whether to shift the windows by ``window_size // 2``.
         fit_window: whether a map whose shorter side is at most ``window_size`` has windows as wide
             as that side, without a shift.
+
+    Raises:
+        ValueError: such a map is exported to ONNX with dynamic height and width.
     """
     if fit_window and min(height, width) <= window_size:
+        if torch.onnx.is_in_onnx_export() and not isinstance(height, int):
+            raise ValueError(
+                f"fit_window=True makes windows as small as the map, so an ONNX graph of a map of "
+                f"at most window_size={window_size} serves one size of images; export it without "
+                "dynamic height and width, or build the model with fit_window=False"
+            )
         return min(height, width), 0
     return window_size, window_size // 2 if shift else 0
 

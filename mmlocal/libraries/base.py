@@ -1,15 +1,15 @@
-"""The base class of all libraries, with the behaviour of plain MMEngine, and helpers for them."""
+"""The base class of all libraries, with the behaviour of plain MMEngine."""
 
 from __future__ import annotations
 
 import os
 import os.path as osp
 from collections.abc import Callable
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from mmlocal import compatibility
 from mmlocal.errors import UsageError
+from mmlocal.libraries.config_parts import add_metric
 from mmlocal.libraries.demo import Demo
 
 if TYPE_CHECKING:
@@ -275,6 +275,18 @@ class Library:
         """
         return lambda image: model(image, mode="tensor")
 
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Wrap a model in a function of images (B, C, H, W), to export it.
+
+        Args:
+            model: model of ``cfg``, in evaluation mode.
+            cfg: whole config.
+
+        Raises:
+            UsageError: the shapes of the predictions depend on the data.
+        """
+        return self.inference(model, cfg)
+
     # ---------------------------------------------------------------------------------- data
 
     def counts_classes(self, model: dict) -> bool:
@@ -331,70 +343,3 @@ class Library:
             phase: ``"train"``, ``"val"`` or ``"test"``.
             findings: collects the mistakes.
         """
-
-
-def type_name(kind: object) -> str:
-    """Name of a class, without its scope or module.
-
-    Args:
-        kind: ``type`` in a config, a string or a class.
-    """
-    return str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1]
-
-
-def metrics_of(cfg: Config, phase: str) -> dict[str, dict]:
-    """Map the key of each metric of a phase to its config.
-
-    Args:
-        cfg: whole config.
-        phase: ``"train"``, ``"val"`` or ``"test"``.
-    """
-    key = f"{phase}_evaluator"
-    evaluator = cfg.get(key)
-    if isinstance(evaluator, dict) and "metrics" in evaluator:
-        key, evaluator = f"{key}.metrics", evaluator["metrics"]
-    if isinstance(evaluator, (list, tuple)):
-        metrics = {f"{key}.{index}": metric for index, metric in enumerate(evaluator)}
-    else:
-        metrics = {key: evaluator}
-    return {key: metric for key, metric in metrics.items() if isinstance(metric, dict)}
-
-
-def add_metric(cfg: Config, metric: dict) -> None:
-    """Add a metric to the test.
-
-    Args:
-        cfg: whole config; this function changes it.
-        metric: config of the metric.
-    """
-    owner, key = cfg, "test_evaluator"
-    if isinstance(cfg[key], dict) and "metrics" in cfg[key]:
-        owner, key = cfg[key], "metrics"
-    metrics = owner[key]
-    owner[key] = [*(metrics if isinstance(metrics, (list, tuple)) else [metrics]), metric]
-
-
-def visualization_hook(cfg: Config) -> ConfigDict:
-    """The config of the hook that draws predictions.
-
-    Args:
-        cfg: whole config.
-
-    Raises:
-        UsageError: the config has no such hook.
-    """
-    hook = (cfg.get("default_hooks") or {}).get("visualization")
-    if hook is None:
-        raise UsageError("--show and --show-dir need default_hooks.visualization in the config")
-    return hook
-
-
-def with_flips(pipeline: list[dict], pack: dict) -> list[dict]:
-    """Make a pipeline of test-time augmentation from each image and its mirror image.
-
-    Args:
-        pipeline: configs of the steps before packing.
-        pack: config of the step that packs a sample.
-    """
-    flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
-    return [*deepcopy(pipeline), {"type": "TestTimeAug", "transforms": [flips, [pack]]}]

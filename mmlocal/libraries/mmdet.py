@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import (
-    Library,
+from mmlocal.libraries.base import Library
+from mmlocal.libraries.config_parts import (
     add_metric,
     metrics_of,
     type_name,
@@ -154,6 +154,14 @@ class MMDet(Library):
         if isinstance(model, TwoStageDetector):
             return lambda image: _detect_in_two_stages(model, cfg.model.test_cfg, image)
         return lambda image: _detect(model, image)
+
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Refuse: a detector returns as many objects as it finds."""
+        raise UsageError(
+            "a whole detector cannot be exported, because the shapes of its outputs depend on the "
+            "data; export its feature maps with --part backbone, or --part neck",
+            "part",
+        )
 
     def counts_classes(self, model: dict) -> bool:
         """Not for GLIP and Grounding DINO, which compare images with text."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import (
-    Library,
-    metrics_of,
-    type_name,
-    visualization_hook,
-    with_flips,
-)
+from mmlocal.libraries.base import Library
+from mmlocal.libraries.config_parts import metrics_of, type_name, visualization_hook, with_flips
 from mmlocal.libraries.demo import Demo
 from mmlocal.libraries.registry import register_library
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from mmengine.config import Config, ConfigDict
     from mmengine.visualization import Visualizer
+    from torch import nn
 
     from mmlocal.cli.data.datasets import DataSet
     from mmlocal.cli.data.report import Findings
@@ -117,6 +115,17 @@ class MMPreTrain(Library):
             return (255 * sample.pred_image).round().byte().permute(1, 2, 0).numpy()
         side = max(384, min(image.shape[:2]))  # the text needs some space
         return visualizer.visualize_cls(image, sample, draw_gt=False, resize=side)
+
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Return the scores of a classifier: a softmax, or a sigmoid for several labels."""
+        from mmpretrain.models import ClsHead, MultiLabelClsHead
+
+        head = getattr(model, "head", None)
+        if isinstance(head, MultiLabelClsHead):
+            return lambda image: model(image, mode="tensor").sigmoid()
+        if isinstance(head, ClsHead):
+            return lambda image: model(image, mode="tensor").softmax(dim=1)
+        return super().predictor(model, cfg)
 
     def counts_classes(self, model: dict) -> bool:
         """Only for image classifiers. Heads of other models have other outputs."""

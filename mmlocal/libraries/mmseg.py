@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os.path as osp
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import Library, metrics_of, type_name, visualization_hook
+from mmlocal.libraries.base import Library
+from mmlocal.libraries.config_parts import metrics_of, type_name, visualization_hook
 from mmlocal.libraries.demo import Demo
 from mmlocal.libraries.registry import register_library
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from mmengine.config import Config
     from mmengine.visualization import Visualizer
+    from torch import nn
 
     from mmlocal.cli.data.datasets import DataSet
     from mmlocal.cli.data.report import Findings
@@ -103,6 +107,16 @@ class MMSeg(Library):
     def see_whole_image(self, model: dict) -> None:
         """Turn sliding windows off, because each window sees only a part of the image."""
         model["test_cfg"] = {"mode": "whole"}
+
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Return logits in the size of the images."""
+
+        def logits(image: torch.Tensor) -> Any:
+            size = tuple(image.shape[2:])
+            meta = dict.fromkeys(("img_shape", "pad_shape", "ori_shape"), size)
+            return cast(Any, model).encode_decode(image, [meta])
+
+        return logits
 
     def default_shape(self, cfg: Config) -> tuple[int, int]:
         """512x2048, as in papers."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmlocal.errors import UsageError
-from mmlocal.libraries.base import Library, type_name
+from mmlocal.libraries.base import Library
+from mmlocal.libraries.config_parts import type_name
 from mmlocal.libraries.demo import Demo
 from mmlocal.libraries.mmseg import MMSeg
 from mmlocal.libraries.registry import register_library
@@ -13,8 +15,10 @@ from mmlocal.tasks import TASKS
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from mmengine.config import Config
     from mmengine.visualization import Visualizer
+    from torch import nn
 
     from mmlocal.cli.data.datasets import DataSet
     from mmlocal.cli.data.report import Findings
@@ -67,6 +71,16 @@ class MultiTask(MMSeg):
     def write_predictions(self, cfg: Config, out: str) -> None:
         """Write a pickle with the predictions of all tasks."""
         Library.write_predictions(self, cfg, out)
+
+    def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
+        """Return logits by task, in the size of the images."""
+        if hasattr(model.decode_head, "detection"):
+            raise UsageError(
+                "objects cannot be exported, because their number depends on the data; export the "
+                "feature maps with --part backbone",
+                "part",
+            )
+        return self.inference(model, cfg)
 
     def default_shape(self, cfg: Config) -> tuple[int, int]:
         """The size to which the config pads its images: 425x560 for NYUD-v2, as in papers."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef
+from torch._ops import OpOverload
 
 from mmlocal.ops.backends import Backend, choose_backend
+from mmlocal.ops.derivatives import differentiable
 from mmlocal.ops.layout import new_map
 
 _INT32 = 2**31 - 1
+
+# The plain form of each operator, as a decomposition for ``ExportedProgram.run_decompositions``.
+PLAIN_FORMS: dict[OpOverload, Callable[..., Tensor]] = {}
 
 
 def like_value(value: Tensor, *args: Any) -> Tensor:
@@ -24,7 +28,8 @@ def like_value(value: Tensor, *args: Any) -> Tensor:
 class Operator:
     """A PyTorch operator with several backends: ``mmlocal::<name>`` and its gradient.
 
-    Compiled and exported code sees one node. All other code gets the gradient from a
+    Compiled and exported code sees one node. ONNX has no such node, so ``torch.onnx.export`` sees
+    the function ``plain`` instead. All other code gets the gradient from a
     ``torch.autograd.Function``, because the transforms of ``torch.func`` accept nothing else. The
     backend ``reference`` runs outside the operator, so autograd gives it derivatives of any order.
 
@@ -50,6 +55,9 @@ class Operator:
             neither overflow nor fill the memory in a backend.
         tables: names of the tensors that may have four dimensions but no batch, such as the weight
             ``(C, 1, k, k)`` of a depth-wise convolution.
+        plain: function with the signature of ``definition`` that is made of operators that ONNX
+            has, and holds no windows. Sizes of maps and batches may be symbols. ``None`` for
+            ``definition``.
 
     Raises:
         ValueError: ``tables`` names an argument that is not a tensor, or ``step`` names none.
@@ -64,9 +72,11 @@ class Operator:
         fake: Callable[..., Tensor] = like_value,
         step: str | None = None,
         tables: tuple[str, ...] = (),
+        plain: Callable[..., Tensor] | None = None,
     ) -> None:
         self.name = name
         self.definition = definition
+        self.plain = plain or definition
         self.backends = backends
         schema = torch.library.infer_schema(definition, mutates_args=())
         # Kernels are compiled for one window, so its size is a number and never a symbol. The sizes
@@ -102,7 +112,9 @@ class Operator:
         )
         self._forward_op.register_fake(fake)
         self._backward_op.register_fake(self._fake_backward)
-        self._apply = _differentiable(name, self._forward_op, self._backward_op, self._tables)
+        self._apply = differentiable(name, self._forward_op, self._backward_op, self._tables)
+        overload = getattr(torch.ops.mmlocal, name).default
+        PLAIN_FORMS[overload] = lambda *args: self.plain(*args[:-1])
 
     def __call__(self, *args: Any, backend: str | None) -> Tensor:
         """Run on the named backend, or on the fastest one that can take the first tensor.
@@ -114,9 +126,12 @@ class Operator:
         """
         chosen = choose_backend(self.name, self.backends, args[0], backend).name
         args = self._cut(args, _INT32)  # integers of the schema have 64 bits
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced and torch.onnx.is_in_onnx_export():
+            return self.plain(*args)
         if chosen == "reference":
             return self.definition(*args)
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if traced:
             return self._forward_op(*args, chosen)
         return self._apply(*args, chosen)
 
@@ -170,127 +185,3 @@ def as_for_convolution(
         return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
     return lower(x), lower(weight), None if bias is None else lower(bias)
-
-
-def _differentiable(
-    name: str, forward_op: CustomOpDef, backward_op: CustomOpDef, tables: list[bool]
-) -> Callable[..., Tensor]:
-    """Register the gradients of both operators, and return the first one for ``torch.func``.
-
-    Args:
-        name: public function, for error messages.
-        forward_op: operator that takes tensors and settings. The last setting is the backend.
-        backward_op: operator that takes the gradient of the output, the arguments of
-            ``forward_op``, and which gradients are needed.
-        tables: for each tensor, whether it has no batch even if it has four dimensions.
-
-    Returns:
-        ``forward_op`` as a function that the transforms of ``torch.func`` accept.
-    """
-
-    count = len(tables)
-
-    def remember(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:count])
-        ctx.settings = inputs[count:]
-
-    def remember_settings(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.settings = inputs[1 + count : -1]
-
-    def gradients_by(call: Callable[..., tuple]) -> Callable[..., tuple]:
-        def differentiate(ctx: Any, grad: Tensor) -> tuple:
-            needs_grad = list(ctx.needs_input_grad[:count])
-            grads = call(grad, *ctx.saved_tensors, *ctx.settings, needs_grad)
-            needed = (g if need else None for g, need in zip(grads, needs_grad, strict=True))
-            return *needed, *[None] * len(ctx.settings)
-
-        return differentiate
-
-    def refuse(derivatives: str) -> Callable[..., NoReturn]:
-        def differentiate(ctx: Any, *grads: Tensor) -> NoReturn:
-            raise RuntimeError(
-                f"{name}: backend={ctx.settings[-1]!r} has no {derivatives}; "
-                "pass backend='reference', which has"
-            )
-
-        return differentiate
-
-    no_second = refuse("second derivatives (autograd of the gradient)")
-    no_jvp = refuse("forward-mode derivatives (torch.func.jvp)")
-
-    class Attention(torch.autograd.Function):
-        forward = staticmethod(lambda *args: forward_op(*args))
-        setup_context = staticmethod(remember)
-        backward = staticmethod(gradients_by(lambda *args: Gradients.apply(*args)))
-        vmap = staticmethod(lambda *args: _vmap(Attention.apply, tables, 0, *args))
-        jvp = staticmethod(no_jvp)
-
-    class Gradients(torch.autograd.Function):
-        forward = staticmethod(lambda *args: backward_op(*args))
-        setup_context = staticmethod(remember_settings)
-        backward = staticmethod(no_second)
-        vmap = staticmethod(lambda *args: _vmap(Gradients.apply, tables, 1, *args))
-        jvp = staticmethod(no_jvp)
-
-    forward_op.register_autograd(gradients_by(backward_op), setup_context=remember)
-    backward_op.register_autograd(no_second, setup_context=remember_settings)
-    return Attention.apply
-
-
-def _vmap(
-    call: Callable, tables: list[bool], first: int, info: Any, in_dims: tuple, *args: Any
-) -> tuple:
-    """Run the samples of vmap as one larger batch, or one by one if each has its own tables.
-
-    Args:
-        call: the operator.
-        tables: for each tensor that it takes, whether it has no batch even if it has four
-            dimensions.
-        first: index of the first of these tensors. In a backward pass, the gradient comes before.
-        info: object of ``torch.func`` that has the number of samples.
-        in_dims: dimension of the samples in each argument, or ``None``.
-        *args: arguments of the operator.
-
-    Returns:
-        The result, and the dimension of the samples in each of its tensors.
-    """
-    batched = [isinstance(x, Tensor) and d is not None for x, d in zip(args, in_dims, strict=True)]
-    args = tuple(
-        x.movedim(d, 0) if b else x for x, d, b in zip(args, in_dims, batched, strict=True)
-    )
-    count = len(tables)
-    needed = args[-1] if first else [False] * count
-    samples = info.batch_size
-    of_tables = {first + i for i, table in enumerate(tables) if table}
-    # The gradient of an output has a batch, whatever its dimensions.
-    maps = [
-        isinstance(x, Tensor) and (x.dim() - b >= 4 or i < first) and i not in of_tables
-        for i, (x, b) in enumerate(zip(args, batched, strict=True))
-    ]
-    if any(
-        isinstance(x, Tensor) and not is_map and (b or need)
-        for x, is_map, b, need in zip(
-            args[first:], maps[first:], batched[first:], needed, strict=False
-        )
-    ):
-        results = [
-            call(*(x[i] if b else x for x, b in zip(args, batched, strict=True)))
-            for i in range(samples)
-        ]
-        if not first:
-            return torch.stack(results), 0
-        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * count
-
-    def merged(x: Tensor, b: bool) -> Tensor:
-        return (x if b else x.expand(samples, *x.shape)).flatten(0, 1)
-
-    results = call(*(merged(x, b) if m else x for x, b, m in zip(args, batched, maps, strict=True)))
-    if not first:
-        return results.unflatten(0, (samples, results.shape[0] // samples)), 0
-    return (
-        tuple(
-            x.unflatten(0, (samples, x.shape[0] // samples)) if need else x
-            for x, need in zip(results, needed, strict=True)
-        ),
-        tuple(0 if need else None for need in needed),
-    )

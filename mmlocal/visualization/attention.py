@@ -289,8 +289,11 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
         Layers by name, each with the methods of :class:`~mmlocal.layers.HasLocalAttention` or
         :class:`~mmlocal.layers.HasWindowAttention`.
     """
-    kinds = (HasLocalAttention, HasWindowAttention)
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    return dict(filter(lambda item: _has_attention(item[1]), model.named_modules()))
+
+
+def _has_attention(layer: nn.Module) -> bool:
+    return isinstance(layer, (HasLocalAttention, HasWindowAttention))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from mmlocal.visualization.figures import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# An image, the size of the network's input, and the centre of the enlarged region.
+_Where: TypeAlias = tuple[np.ndarray, tuple[int, int], tuple[int, int] | None]
 # The picture of a ghost head has a row for each of the first heads, with some of its channels.
 _GHOST_HEADS, _GHOST_CHANNELS = 2, 3
 # Label of the colour scale of attention received, by whether the border effect is divided out.
@@ -93,13 +95,13 @@ def draw_overview(
     for row, (name, attention) in zip(axes, layers.items(), strict=True):
         shown = attention.received(mean)[0].mean(0)
         panels = torch.cat([shown.mean(0, True), shown[:max_heads]])
-        panels = enlarge(panels[None], input_size, image.shape[:2])[0].numpy()
+        panels = enlarge(panels[None], input_size, image.shape[:2])[0]
         show_image(row[0], image)
         show_frame(row[0], _window_frame(attention, input_size))
         row[0].set_ylabel("\n".join(filter(None, (
             name.removeprefix(prefix), describe(attention), notes.get(name, "")
         ))), fontsize=7)  # fmt: skip
-        drawn = show_over(row[1:], panels, as_grey(image))
+        drawn = show_over(row[1:], panels.numpy(), as_grey(image))
         colour_bar(figure, drawn, row, _UNITS[mean])
     titles = ["image, one window", "mean of heads", *(f"head {head}" for head in range(heads))]
     for column, text in zip(axes.T, titles, strict=True):  # the first rows may have fewer heads
@@ -108,7 +110,7 @@ def draw_overview(
 
 
 def draw_received(
-    name: str,
+    title: str,
     attention: LayerAttention,
     max_heads: int,
     image: np.ndarray,
@@ -118,7 +120,7 @@ def draw_received(
     """Draw the attention that positions receive from each query and head of one layer.
 
     Args:
-        name: name of the layer, for the title.
+        title: title of the whole figure.
         attention: attention of the layer, to the first image of a batch.
         max_heads: largest number of heads to draw.
         image: ``(h, w, 3)`` uint8 in RGB.
@@ -131,7 +133,6 @@ def draw_received(
     shown = attention.received(mean)[0]
     shown = torch.cat([shown.mean(1, True), shown[:, :max_heads]], dim=1)
     queries, columns = shown.shape[:2]
-    title = f"{name} ({describe(attention)}): attention that each position receives"
     figure, axes = grid(queries, 1 + columns, image, title)
     panels = enlarge(shown, input_size, image.shape[:2]).flatten(0, 1).numpy()
     show_image(axes[0, 0], image)
@@ -224,11 +225,11 @@ def draw_kernels(
     return figure
 
 
-def draw_tiles(name: str, attention: LayerAttention, max_heads: int) -> Figure:
+def draw_tiles(title: str, attention: LayerAttention, max_heads: int) -> Figure:
     """Draw the kernels of all windows side by side, as far as the size of a picture allows.
 
     Args:
-        name: name of the layer, for the title.
+        title: title of the whole figure.
         attention: attention of the layer, to the first image of a batch.
         max_heads: largest number of heads to draw.
 
@@ -239,8 +240,6 @@ def draw_tiles(name: str, attention: LayerAttention, max_heads: int) -> Figure:
     maps = _writers(attention)[:, :max_heads]
     tiles = tile_kernels(maps, attention.window_size).numpy()
     queries, heads = tiles.shape[:2]
-    windows = f"{len(attention.rows)}x{len(attention.columns)}"
-    title = f"{name}: the {_window(attention)} attention of all {windows} windows"
     figure, axes = grid(queries, heads, tiles[0, 0], title, panel=6)
     style = _style(tiles, signed=False, power=True)
     for query in range(queries):
@@ -263,6 +262,7 @@ def draw_layer(
     input_size: tuple[int, int],
     center: tuple[int, int] | None = None,
     mean: bool = True,
+    note: str = "",
 ) -> dict[str, Figure]:
     """Draw the attention of one layer to the first image of a batch.
 
@@ -277,32 +277,43 @@ def draw_layer(
         input_size: as for :func:`draw_overview`.
         center: as for :func:`draw_kernels`.
         mean: as for :meth:`~mmlocal.visualization.attention.LayerAttention.received`.
+        note: second line of the titles, such as the weights and the image.
 
     Returns:
         Matplotlib figures by kind.
     """
     figures = {}
-    where = (image, input_size, center)
+    where: _Where = (image, input_size, center)
+    layer = f"{name} ({describe(attention)})"
+    windows = f"{len(attention.rows)}x{len(attention.columns)}"
+    titles = {
+        "received": f"{layer}: attention that each position receives",
+        "kernels": f"{layer}: attention of each window",
+        "ghost": f"{layer}: filters of each window after the ghost head",
+        "tiles": f"{layer}: attention of all {windows} windows",
+    }
+    titles = {kind: f"{title}\n{note}".rstrip() for kind, title in titles.items()}
     maps = _writers(attention)[:, :max_heads]
     queries, heads = maps.shape[:2]
     if "received" in kinds:
-        figures["received"] = draw_received(name, attention, max_heads, image, input_size, mean)
+        figures["received"] = draw_received(
+            titles["received"], attention, max_heads, image, input_size, mean
+        )
     if "kernels" in kinds:
-        titles = [[f"head {head}" for head in range(heads)]] * queries
+        names = [[f"head {head}" for head in range(heads)]] * queries
         labels = [""] if queries == 1 else [f"query {query}" for query in range(queries)]
-        title = f"{name}: {_window(attention)} attention of each window"
-        size = attention.window_size
-        figures["kernels"] = draw_kernels(maps, size, titles, labels, title, "attention", *where)
+        shape = (attention.window_size, names, labels, titles["kernels"], "attention")
+        figures["kernels"] = draw_kernels(maps, *shape, *where)
     if "ghost" in kinds and isinstance(attention.layer, HasGhostHead):
         width = attention.layer.v_dims // attention.num_heads
-        figures["ghost"] = _draw_ghost(name, attention, maps[0], width, where)
+        figures["ghost"] = _draw_ghost(titles["ghost"], attention, maps[0], width, where)
     if "tiles" in kinds:
-        figures["tiles"] = draw_tiles(name, attention, max_heads)
+        figures["tiles"] = draw_tiles(titles["tiles"], attention, max_heads)
     return figures
 
 
 def _draw_ghost(
-    name: str, attention: LayerAttention, attn: Tensor, width: int, where: tuple
+    title: str, attention: LayerAttention, attn: Tensor, width: int, where: _Where
 ) -> Figure:
     """Draw some heads: the attention, and the filters of some of the head's ``width`` channels."""
     panels, titles, labels = [], [], []
@@ -312,7 +323,6 @@ def _draw_ghost(
         panels.append(torch.cat([attn[head : head + 1], layer.ghost_filters(attn, channels)]))
         titles.append(["attention", *(f"filter of channel {c}" for c in channels)])
         labels.append(f"head {head}")
-    title = f"{name}: filters after the ghost head, of each window"
     size = attention.window_size
     return draw_kernels(
         torch.stack(panels), size, titles, labels, title, "weight", *where, signed=True

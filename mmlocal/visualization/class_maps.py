@@ -181,7 +181,8 @@ def draw_class_maps(
     drawn = show_over(axes[0, 1:], shown, as_grey(image), signed=True)
     for axis, index, score in zip(axes[0, 1:], maps.classes, maps.scores, strict=False):
         name = names[index] if names and index < len(names) else f"class {index}"
-        axis.set_title(f"{name}: {100 * score:.2g} %{' of pixels' * maps.of_pixels}", fontsize=9)
+        share = f"{100 * score:.0f} %" if score >= 0.01 else "under 1 %"
+        axis.set_title(f"{name}: {share}{' of pixels' * maps.of_pixels}", fontsize=9)
     colour_bar(figure, drawn, axes[0, : 1 + number], "← against    for →")
     if blocks:
         shown = enlarge(maps.attention[None], input_size, image.shape[:2])[0].numpy()

@@ -302,8 +302,13 @@ def describe_input(view: View, steps: Sequence[str]) -> str:
     done = []
     if view.seen_size != start:
         names = [name.lower() for name in steps]
-        done += ["scaled"] * any("resize" in name or "scale" in name for name in names)
-        done += ["cropped"] * any("crop" in name for name in names)
+        crops = any("crop" in name for name in names)
+        (height, width), (seen_height, seen_width) = start, view.seen_size
+        even = abs(seen_height * width / (height * seen_width) - 1) < 0.05
+        if any(word in name for name in names for word in ("resize", "scale", "efficientnet")):
+            done.append("scaled" if even or crops else "scaled out of proportion")
+        if crops:
+            done.append("cropped")
         done = done or ["changed"]
         by = f" by {', '.join(steps)}" if steps else ""
         text.append(

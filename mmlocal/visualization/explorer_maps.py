@@ -226,7 +226,7 @@ def mark_pixel(image: np.ndarray, pixel: tuple[int, int]) -> np.ndarray:
     """
     factor, marked = enlargement(image.shape[:2]), enlarge_pixels(image)
     x, y = (int((part + 0.5) * factor) for part in pixel)
-    radius = max(marked.shape[:2]) // 40
-    for colour, thickness in (((255, 255, 255), 5), ((20, 150, 20), 3)):
+    radius = max(marked.shape[:2]) // 32
+    for colour, thickness in (((255, 255, 255), 7), ((20, 150, 20), 3)):
         cv2.circle(marked, (x, y), radius, colour, thickness, cv2.LINE_AA)
     return marked

@@ -151,7 +151,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Save a figure in its resolution, as JPEG or as PNG. The suffix of ``path`` decides."""
     from PIL import Image
 
-    figure.canvas.draw()  # type: ignore[no-untyped-call]
+    figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.save(path, **({} if path.suffix == ".png" else {"quality": 82}))
+    if path.suffix == ".png":
+        image.save(path)
+    else:
+        image.save(path, quality=82)

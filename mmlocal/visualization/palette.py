@@ -61,7 +61,7 @@ _STYLES = {
     "DDF": Style("decoupled dynamic filters (DDF)", _PEER, "*", (0, (5, 1, 1, 1))),
     "WrittenOut": Style("windows written out", "#404040", "x", "-"),
     "ExpConv": Style("two convolutions of exponentials", _PEER, "p", (0, (3, 1))),
-    "BilinearConv": Style("bilinear upsampling + convolution", _PEER, "s", "--"),
+    "BilinearConv": Style("bilinear + convolution", _PEER, "s", "--"),
     "TransposedConv": Style("transposed convolution", _PEER, "^", ":"),
 }
 # Names that the code has for the same things.

@@ -60,12 +60,15 @@ def draw_sheet(
         raise ValueError("rows must hold at least one picture")
     height, length = next(panels[0].image.shape[:2] for _, panels in rows if panels)
     inches = width / _DPI
-    roughly = inches / columns * height / length
-    names = [textwrap.wrap(name, max(8, int(roughly / _LETTER))) for name, _ in rows]
-    label = _LINE * max(map(len, names))
+    letters = max(1, int(inches / columns * height / length / _LETTER))
+    names = [textwrap.wrap(name, letters, break_long_words=False) for name, _ in rows]
+    longest = max(len(line) for name in names for line in ["", *name])
+    size = 18 * min(1.0, letters / max(longest, 1))
+    label = _LINE * max(map(len, names)) * size / 18
     side = (inches - label - _GAP) / columns - _GAP
     high = side * height / length
-    heading = _LINE if any(panel.title for _, panels in rows for panel in panels) else 0.0
+    titles = [panel.title for _, panels in rows for panel in panels if panel.title]
+    heading = 0.1 + 0.2 * max(len(text.splitlines()) for text in titles) if titles else 0.0
     steps = [high + heading + _GAP if panels else 2 * _GAP for _, panels in rows]
     per_line = max(1, int(inches / 1.6))
     lines = -(-len(legend or ()) // per_line)
@@ -81,9 +84,8 @@ def draw_sheet(
             left = label + _GAP + column * (side + _GAP)
             box = (left / inches, bottom / total, side / inches, high / total)
             _draw_panel(figure.add_axes(box), panel)
-        place = (label / 2 / inches, (bottom + high / 2) / total)
-        words = dict(rotation=90, ha="center", va="center", fontsize=18)
-        figure.text(*place, "\n".join(name), **words)
+        x, y, words = label / 2 / inches, (bottom + high / 2) / total, "\n".join(name)
+        figure.text(x, y, words, rotation=90, ha="center", va="center", fontsize=size)
         top -= step
     if legend:
         _explain(figure, legend, -(-len(legend) // lines))

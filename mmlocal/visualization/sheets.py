@@ -40,7 +40,7 @@ class SheetHook(Hook):
 
     - ``predictions.jpg``: image, truth and prediction of a few images, without scores. These are
       the images with the highest panoptic quality, among those with several objects. For classes,
-      it shows the first images;
+      it shows images at equal distances in the test, good or bad;
     - ``first_images.jpg``: truth and prediction of the first images of the test, whatever their
       quality, with the scores in percent. There is none for classes.
 
@@ -67,21 +67,28 @@ class SheetHook(Hook):
         self.threshold = threshold
         self.columns, self.objects = columns, objects
         self.first, self.classes = first, classes
+        self._number = 0
         self._first: list[_Picture] = []
         self._good: list[tuple[tuple[bool, float], _Picture]] = []
 
     def before_test_epoch(self, runner: Any) -> None:
         """Forget the pictures of an earlier test."""
-        self._first, self._good = [], []
+        self._number, self._first, self._good = 0, [], []
 
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Keep the first pictures, and the good ones."""
+        """Keep the pictures of both sheets."""
         names = runner.test_dataloader.dataset.metainfo.get("classes", ())
+        stride = max(1, len(runner.test_dataloader.dataset) // self.classes)
         for sample in outputs or ():
             picture = _picture_of(sample, self.threshold, names)
-            if len(self._first) < max(self.first, self.classes):
+            number, self._number = self._number, self._number + 1
+            if picture.classes is not None:  # a data set is often sorted by its classes
+                if number % stride == 0:
+                    self._first.append(picture)
+                continue
+            if number < self.first:
                 self._first.append(picture)
             quality = agreement(picture.truth, picture.prediction)
             self._good.append(((len(picture.truth) >= self.objects, quality), picture))
@@ -119,7 +126,7 @@ class SheetHook(Hook):
         draw_sheet(rows, self.folder / "predictions.jpg", legend)
 
     def _draw_first(self, palette: Sequence, legend: dict) -> None:
-        pictures = self._first[: self.first]
+        pictures = self._first
         scale = _scale(pictures[0])
         rows: list[tuple[str, list[Panel]]] = []
         for begin in range(0, len(pictures), 4):
@@ -133,10 +140,10 @@ class SheetHook(Hook):
         shown = any(panel.texts for _, panels in rows for panel in panels)
         note = f", scores from {self.threshold:.0%} up, in percent" if shown else ""
         title = f"The first {len(pictures)} images of the test{note}"
-        draw_sheet(rows[:-1], self.folder / "first_images.jpg", legend, title, width=1100)
+        draw_sheet(rows[:-1], self.folder / "first_images.jpg", legend, title, width=1000)
 
     def _draw_classes(self, names: Sequence[str]) -> None:
-        pictures = self._first[: self.classes]
+        pictures = self._first[: self.classes]  # division may leave one more
         panels = []
         for picture in pictures:
             true, found, score = picture.classes or (0, 0, 0.0)

@@ -13,8 +13,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmlocal.checkpoints import load_file, save_file
-from mmlocal.checkpoints.files import find_file, sha256_of
+from mmlocal.checkpoints import find_file, load_file, save_file
+from mmlocal.checkpoints.files import sha256_of
 from mmlocal.checkpoints.safetensors_files import is_safetensors
 from mmlocal.cli import publish
 from mmlocal.cli.models import load_weights
@@ -174,8 +174,12 @@ def test_folders(run_file, published, tmp_path):
     copy.write_bytes(published.read_bytes())
     assert find_file(alone) == copy
     (alone / "other.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds 2 checkpoints, name one: other\.pth, small-"):
-        load_file(alone)
+    for read in (load_file, find_file):
+        with pytest.raises(ValueError, match=r"holds 2 checkpoints, name one: other\.pth, small-"):
+            read(alone)
+    with pytest.raises(UsageError, match=r"checkpoint: folder .* holds 2 checkpoints"):
+        check_checkpoint(str(alone), "checkpoint")
+    check_checkpoint(str(run_file.parent), "checkpoint")
 
 
 ARCH = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2))

@@ -241,8 +241,8 @@ def test_comparison(folder):
     # The middle of the first test image. JPEG is decoded alike in both places.
     first = cv2.imread(str(folder / "data/shapes/val/000001.jpg"))[64:128, 64:128]
     assert np.array_equal(cv2.imread(str(folder / "out/01/image_00.png")), first)
-    for name in ("reconstructions", "curves"):
-        assert cv2.imread(str(folder / f"out/{name}.png")).std() > 10
+    for name in ("reconstructions.jpg", "curves.png"):
+        assert cv2.imread(str(folder / "out" / name)).std() > 10
 
 
 def test_comparison_of_other_models(tmp_path):

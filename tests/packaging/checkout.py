@@ -5,7 +5,7 @@ from shutil import copyfile, copytree, ignore_patterns
 
 ROOT = Path(__file__).resolve().parents[2]
 # Files and folders that a release is built from.
-PARTS = ["benchmarks", "configs", "mmlocal", "requirements", "tools"]
+PARTS = ["benchmarks", "configs", "mmlocal", "requirements", "tools", "weights"]
 PARTS += ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "NOTICE"]
 PARTS += ["README.md", "model-index.yml", "pyproject.toml", "setup.py"]
 

@@ -21,7 +21,7 @@ from checkout import copy_tree
 import mmlocal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MIM = ["configs", "model-index.yml", "tools"]
+MIM = ["configs", "model-index.yml", "tools", "weights"]
 ASK = """
 import json, sys, mmlocal
 names = mmlocal.list_configs()
@@ -119,7 +119,7 @@ def tracked_files(*folders):
     return {
         str(path.relative_to(ROOT))
         for path in files
-        if path.suffix in (".py", ".md", ".yml", ".sh") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".md", ".yml", ".sh", ".pth") and "__pycache__" not in path.parts
     }
 
 
@@ -133,7 +133,7 @@ def test_wheel_holds_mim_and_types(form, request):
             archive.read(next(name for name in names if name.endswith("/METADATA")))
         )
     assert "mmlocal/py.typed" in names
-    expected = tracked_files("configs", "tools") | {"model-index.yml"}
+    expected = tracked_files("configs", "tools", "weights") | {"model-index.yml"}
     # They need the folder benchmarks/ of a clone.
     only_in_clones = {
         f"tools/benchmark_{kind}.py" for kind in ("choosing", "models", "multitask", "ops")

@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 import pytest
 
+from mmlocal import config_path
 from mmlocal.cli.explore import explore
 from mmlocal.errors import UsageError
 
-from .conftest import TOOLS, environment, load_tool, write_config
+from .conftest import TOOLS, environment, load_tool
 
 CONFIG = "elsa_swin_nano_shapes"
 
@@ -73,12 +74,20 @@ def test_without_gradio(monkeypatch):
         explore(CONFIG, port=0)
 
 
-def test_model_without_attention(data, tmp_path):
+WITHOUT_ATTENTION = """
+_base_ = "{base}"
+backbone = dict(_delete_=True, type="ResNet_CIFAR", depth=18, base_channels=8, stem_channels=8)
+model = dict(backbone=backbone, head=dict(in_channels=64))
+"""
+
+
+def test_models_that_cannot_be_shown(tmp_path):
     pytest.importorskip("gradio")
-    config = write_config("mmpretrain", data, tmp_path / "tiny.py")
+    config = tmp_path / "config.py"
+    config.write_text(WITHOUT_ATTENTION.format(base=config_path(CONFIG)))
     with pytest.raises(UsageError, match="has no layer whose attention can be drawn"):
         explore(str(config), port=0)
-    config.write_text(config.read_text().replace("test_dataloader", "another_dataloader"))
+    config.write_text(config.read_text() + "test_dataloader = None\n")
     with pytest.raises(UsageError, match="has no test_dataloader, whose pipeline prepares"):
         explore(str(config), port=0)
 
@@ -118,7 +127,7 @@ def serving(*arguments: str, temporary: Path) -> Iterator[Served]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    killer = threading.Timer(100, process.kill)  # a server that never answers
+    killer = threading.Timer(300, process.kill)  # a server that never answers
     killer.start()
     try:
         lines = []

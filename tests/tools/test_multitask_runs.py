@@ -73,7 +73,7 @@ def test_demo(folder):
     assert len(drawn) == 2
     assert cv2.imread(str(drawn[0])).shape == (2 * (256 + 26), 7 * (256 + 4), 3)
     assert "constant_depth_RMSE" in result.stdout
-    assert "scenes 64x64" in result.stdout
+    assert "4 training and 2 test images of 64x64 pixels" in result.stdout
 
 
 def shrinking_options(config: str) -> list[str]:

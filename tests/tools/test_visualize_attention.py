@@ -1,6 +1,5 @@
 """tools/visualize_attention.py draws pictures for the three libraries, and explains mistakes."""
 
-from itertools import chain
 from pathlib import Path
 from unittest.mock import patch
 
@@ -131,7 +130,7 @@ def pictures(folder: Path) -> dict[str, np.ndarray]:
 
 def test_elsa_detector(run, image, tmp_path):
     name = "backbone.stages.1.blocks.0.attn"
-    kinds = ("received", "kernels", "ghost", "tiles")
+    kinds = ("received", "ghost")
     options = ("--kinds", *kinds, "--pixel", "5,70")
     lines = run(DETECTOR, image, "--out-dir", tmp_path / "out", "--layers", name, *options)
     assert "note: no checkpoint is given; the weights are random" in lines
@@ -179,19 +178,16 @@ def test_qna_classifier(run, qna, image, tmp_path):
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         state_dict = MODELS.build(cfg.model).state_dict()
     torch.save({"state_dict": state_dict}, tmp_path / "weights.pth")
-    kinds = ("--kinds", "received", "kernels", "class")
+    kinds = ("--kinds", "received", "class")
     lines = run(qna, tmp_path / "weights.pth", image, "--out-dir", "a", "--heads", "2", *kinds)
     assert not any("random" in line for line in lines)
-    one = ("--heads", "2", "--layers", QNA_LAYERS[2], *kinds)
+    one = ("--heads", "2", "--layers", QNA_LAYERS[-1], *kinds)
     run(qna, tmp_path / "weights.pth", image, "--out-dir", "b", *one)
     run(qna, image, "--out-dir", "random", *one)
     a, b, random = (pictures(tmp_path / folder) for folder in ("a", "b", "random"))
-    names = {
-        layer: [f"disc_{layer}_{kind}{KINDS[kind]}" for kind in ("received", "kernels")]
-        for layer in QNA_LAYERS
-    }
-    assert set(a) == {"disc_class.jpg", *chain(*names.values())}
-    assert set(b) == set(random) == {"disc_class.jpg", *names[QNA_LAYERS[2]]}
+    names = [f"disc_{layer}_received.jpg" for layer in QNA_LAYERS]
+    assert set(a) == {"disc_class.jpg", *names}
+    assert set(b) == set(random) == {"disc_class.jpg", names[-1]}
     for name, picture in b.items():
         assert picture.std() > 10
         assert np.array_equal(picture, a[name])
@@ -213,10 +209,9 @@ def test_layers_of_another_package(run, qna, image, tmp_path, monkeypatch):
         assert run(qna, "--list-layers") == [
             "backbone.attn  Bright 3x3", "backbone.ghost  BrightGhost 3x3"
         ]  # fmt: skip
-        run(qna, image, "--out-dir", "out", "--kinds", "overview", "kernels", "ghost")
+        run(qna, image, "--out-dir", "out", "--kinds", "overview", "ghost")
         drawn = pictures(tmp_path / "out")
-        names = ("backbone.attn_kernels", "backbone.ghost_kernels", "backbone.ghost_ghost")
-        assert set(drawn) == {"disc_overview.jpg", *(f"disc_{name}.png" for name in names)}
+        assert set(drawn) == {"disc_overview.jpg", "disc_backbone.ghost_ghost.png"}
         for picture in drawn.values():
             assert picture.std() > 10
 
@@ -236,11 +231,11 @@ def test_segmentor_sees_the_whole_image(run, image, tmp_path, monkeypatch):
     slide = ("model.test_cfg.mode=slide", "model.test_cfg.crop_size=(64,64)")
     options = (*slide, "model.test_cfg.stride=(32,32)")
     layers = ("--layers", "*.stages.2.blocks.1.*", "--heads", "3")
-    kinds = ("--kinds", "kernels", "ghost", "class")
+    kinds = ("--kinds", "ghost", "class")
     run(SEGMENTOR, image, "--out-dir", "out", *layers, *kinds, "--cfg-options", *options)
-    assert len(pictures(tmp_path / "out")) == 3
+    assert len(pictures(tmp_path / "out")) == 2
     # a window for each 16 pixels of 75x101, and for the ghost head two heads with three channels
-    assert seen == [(1, 3, 49, 5, 7), (2, 4, 49, 5, 7)]
+    assert seen == [(2, 4, 49, 5, 7)]
 
 
 def test_arguments():
@@ -285,13 +280,14 @@ def test_bad_arguments(argv, message, capsys):
     [
         (["{tmp}/no.png"], r"image '.*/no.png' is not a file"),
         (["{tmp}/qna.py"], r"image '.*/qna.py' is not a picture that OpenCV can read"),
+        (["{tmp}/empty", "{tmp}/cut.png"], r"folder '.*/empty' has no image \(.bmp, .jpeg"),
+        (["{tmp}/cut.png", "{image}"], r"image '.*/cut.png' is not a picture that OpenCV can read"),
         (["{image}", "--out-dir", "{tmp}/qna.py"], r"out_dir: '.*/qna.py' is a file"),
         (
             ["{image}", "--layers", "*.stages.0.*", "backbone.stages.0.blocks.1.attn"],
             "layers: no layer of local attention matches 'backbone.stages.0.blocks.1.attn'; "
             f"did you mean .*{QNA_LAYERS[0]}.*--list-layers prints all 4",
         ),
-        (["{tmp}/empty"], r"folder '.*/empty' has no image \(.bmp, .jpeg"),
         (["{image}", "--kinds", "ghost"], "kinds: none of these layers has a ghost head"),
         (
             ["{image}", "--kinds", "kernels", "--pixel", "101,0"],
@@ -304,11 +300,12 @@ def test_bad_arguments(argv, message, capsys):
 )
 def test_mistakes(run, qna, image, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:100])
     arguments = [text.format(tmp=tmp_path, image=image) for text in arguments]
     with pytest.raises(UsageError, match=message) as error:
         run(qna, *arguments)
     assert "\n" not in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "qna.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.png", "empty", "qna.py"]
 
 
 def test_no_heads(qna, image, tmp_path):

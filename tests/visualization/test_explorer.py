@@ -21,6 +21,7 @@ from mmlocal.cli.explore import build_network
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
 from mmlocal.visualization import explorer as module
+from mmlocal.visualization import explorer_maps
 from mmlocal.visualization.explorer import (
     Choice,
     Explorer,
@@ -47,6 +48,12 @@ from mmlocal.visualization.explorer_pictures import (
     pack_pictures,
     read_photograph,
 )
+
+
+@pytest.fixture(autouse=True)
+def _quick_figures(monkeypatch):
+    monkeypatch.setattr(explorer_maps, "_DPI", 50)
+
 
 # ---------------------------------------------------------------------------------- photographs
 
@@ -458,6 +465,14 @@ def test_a_layer_that_does_not_run(classifier):
             ["Resize"],
             "This page scaled it to 800x600. The network sees a picture of 1067x800, scaled by "
             "Resize. It is padded to 1088x800; the padding is black here.",
+        ),
+        (
+            (300, 451),
+            (300, 451),
+            (128, 128),
+            (128, 128),
+            ["Resize"],
+            "The network sees a picture of 128x128, scaled out of proportion by Resize.",
         ),
         ((9, 9), (9, 9), (8, 8), (8, 8), [], "The network sees a picture of 8x8, changed."),
     ],

@@ -89,9 +89,13 @@ def image_file(folder, number: int) -> str:
     return str(path)
 
 
+class Samples(list):
+    metainfo = dict(classes=NAMES, palette=PALETTE)  # noqa: RUF012
+
+
 def run_hook(folder, samples, **settings):
     hook = HOOKS.build(dict(type=HOOK, folder=str(folder), **settings))
-    dataset = SimpleNamespace(metainfo=dict(classes=NAMES, palette=PALETTE))
+    dataset = Samples(samples)
     runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
     hook.before_test_epoch(runner)
     for index in range(0, len(samples), 2):
@@ -144,13 +148,14 @@ def test_label_maps(tmp_path):
 
 def test_classes(tmp_path):
     samples = []
-    for number in range(3):
+    for number in range(7):
         sample = BaseDataElement(metainfo=dict(img_path=image_file(tmp_path, number)))
         sample.set_field(torch.tensor([1]), "gt_label")
         sample.set_field(torch.tensor([1 + number % 2]), "pred_label")
         sample.set_field(torch.tensor([0.0, 0.4, 0.6]), "pred_score")
         samples.append(sample)
-    run_hook(tmp_path, samples)
+    hook = run_hook(tmp_path, samples, classes=2)
+    assert [picture.image[0, 0, 0] for picture in hook._first] == [60, 90, 120]
     drawn = cv2.imread(str(tmp_path / "predictions.jpg"))[..., ::-1].astype(int)
     for colour in ((0x1A, 0x7F, 0x37), (0xC0, 0x1C, 0x28)):  # right and wrong
         assert (abs(drawn - colour) < 40).all(axis=-1).any()

@@ -9,7 +9,7 @@ from typing import Any
 from mmlocal.cli.data.coco_file import AnnotationError, CocoFile, read_coco
 from mmlocal.cli.data.datasets import DataSet, is_local
 from mmlocal.cli.data.report import Findings, shorten
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 # Up to this share of boxes without width is no reason to warn: public data sets hold a few.
 _HARMLESS = 1e-3

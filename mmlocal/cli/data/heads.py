@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from mmlocal.cli.data.report import Findings
 from mmlocal.libraries import Library, library_of
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from mmengine.dataset import Compose
 
 from mmlocal.cli.data.datasets import DataSet, is_local
 from mmlocal.cli.data.report import Findings, shorten
-from mmlocal.libraries.base import metrics_of, type_name
+from mmlocal.libraries.config_parts import metrics_of, type_name
 from mmlocal.tasks import IGNORE, TASKS
 
 _SAMPLE = 32  # number of images whose labels are read

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmlocal.cli.data.datasets import leaf_datasets
 from mmlocal.errors import UsageError
 from mmlocal.libraries import Library, library_of
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 
 def check_data(cfg: Config, phases: Sequence[str]) -> None:

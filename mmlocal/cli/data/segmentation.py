@@ -14,7 +14,7 @@ from PIL import Image
 from mmlocal.cli.data.datasets import DataSet, is_local
 from mmlocal.cli.data.heads import Head, heads_of
 from mmlocal.cli.data.report import Findings, shorten
-from mmlocal.libraries.base import type_name
+from mmlocal.libraries.config_parts import type_name
 
 _SAMPLE = 32  # number of label maps to read
 _IGNORED = 255  # label that losses ignore by default

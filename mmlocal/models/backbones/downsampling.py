@@ -23,7 +23,8 @@ def pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Te
     """
     pad = []
     for size in (x.shape[3], x.shape[2]):
-        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+        places = (size + stride - 1) // stride
+        total = max((places - 1) * stride + kernel_size - size, 0)
         pad += [total // 2, total - total // 2]
     return F.pad(x, pad, value=value)
 

@@ -48,6 +48,7 @@ def add_position(x: Tensor, embed: Tensor) -> Tensor:
     Returns:
         ``(B, H, W, C)``.
     """
-    if embed.shape[2:] != x.shape[1:3]:
+    # An ONNX graph has one branch for all sizes. To resize to the same size changes nothing.
+    if torch.onnx.is_in_onnx_export() or embed.shape[2:] != x.shape[1:3]:
         embed = F.interpolate(embed, x.shape[1:3], mode="bicubic", align_corners=False)
     return x + embed.permute(0, 2, 3, 1)

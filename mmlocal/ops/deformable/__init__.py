@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmlocal.ops.backends import make_backends
 from mmlocal.ops.checks import check_tensors
-from mmlocal.ops.deformable import reference
+from mmlocal.ops.deformable import plain, reference
 from mmlocal.ops.operator import Operator
 from mmlocal.ops.registry import Op, register_op
 
@@ -42,9 +42,7 @@ BACKENDS = make_backends(
 _FUSED = tuple(
     replace(b, module=f"{__name__}.{module}")
     for b, module in zip(
-        BACKENDS,
-        ("triton_fused", "cpp_fused", "eager_fused", "reference"),
-        strict=True,
+        BACKENDS, ("triton_fused", "cpp_fused", "eager_fused", "reference"), strict=True
     )
 )
 _PADDINGS = ("zeros", "border")
@@ -54,12 +52,15 @@ def _empty_output(value: Tensor, positions: Tensor, *args: Any) -> Tensor:
     return value.new_empty(value.shape[0], positions.shape[1], value.shape[2] * value.shape[3])
 
 
-_operator = Operator("deformable_attention", reference.forward, BACKENDS, fake=_empty_output)
+_operator = Operator(
+    "deformable_attention", reference.forward, BACKENDS, fake=_empty_output, plain=plain.forward
+)
 _fused_operator = Operator(
     "deformable_attention_from_offsets",
     reference.forward_from_offsets,
     _FUSED,
     fake=_empty_output,
+    plain=plain.forward_from_offsets,
 )
 
 

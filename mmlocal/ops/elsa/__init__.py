@@ -24,7 +24,7 @@ from mmlocal.ops.checks import (
     check_tensors,
     count_heads,
 )
-from mmlocal.ops.elsa import reference
+from mmlocal.ops.elsa import plain, reference
 from mmlocal.ops.operator import Operator, as_for_convolution
 from mmlocal.ops.registry import Op, register_op
 
@@ -35,12 +35,18 @@ BACKENDS = make_backends(
     triton=dict(description="Triton kernels, pixels of a head together"),
     cpp=dict(description="C++ extension, vectors of channels"),
 )
-_operator = Operator("elsa_attention", reference.forward, BACKENDS, step="dilation")
+_operator = Operator(
+    "elsa_attention", reference.forward, BACKENDS, step="dilation", plain=plain.forward
+)
 
 # These backends fold the convolution into the op. The others get their logits from PyTorch.
 _FOLDING = (replace(BACKENDS[0], module=f"{__name__}.triton_projected"), BACKENDS[-1])
 _projected_operator = Operator(
-    "elsa_attention_projected", reference.forward_projected, _FOLDING, step="dilation"
+    "elsa_attention_projected",
+    reference.forward_projected,
+    _FOLDING,
+    step="dilation",
+    plain=plain.forward_projected,
 )
 
 

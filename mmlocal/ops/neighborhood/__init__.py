@@ -14,7 +14,7 @@ from torch import Tensor
 from mmlocal.ops.backends import make_backends
 from mmlocal.ops.checks import check_counts, check_maps, check_positive, check_tensors
 from mmlocal.ops.layout import new_map
-from mmlocal.ops.neighborhood import reference
+from mmlocal.ops.neighborhood import plain, reference
 from mmlocal.ops.operator import Operator
 from mmlocal.ops.registry import Op, register_op
 
@@ -35,7 +35,12 @@ def _empty_scores(
 
 
 _operator = Operator(
-    "neighborhood_scores", reference.forward, BACKENDS, fake=_empty_scores, step="dilation"
+    "neighborhood_scores",
+    reference.forward,
+    BACKENDS,
+    fake=_empty_scores,
+    step="dilation",
+    plain=plain.forward,
 )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmlocal.ops.backends import make_backends
 from mmlocal.ops.checks import check_counts, check_flags, check_maps, check_positive, check_tensors
 from mmlocal.ops.operator import Operator
-from mmlocal.ops.outlook import reference
+from mmlocal.ops.outlook import plain, reference
 from mmlocal.ops.outlook.reference import output_size
 from mmlocal.ops.registry import Op, register_op
 
@@ -25,7 +25,9 @@ BACKENDS = make_backends(
     triton=dict(description="Triton kernels, pixels of a head together"),
     cpp=dict(description="C++ extension, vectors of channels"),
 )
-_operator = Operator("outlook_attention", reference.forward, BACKENDS, step="stride")
+_operator = Operator(
+    "outlook_attention", reference.forward, BACKENDS, step="stride", plain=plain.forward
+)
 
 
 def outlook_attention(

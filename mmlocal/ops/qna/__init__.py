@@ -21,7 +21,7 @@ from mmlocal.ops.checks import (
 )
 from mmlocal.ops.layout import new_map
 from mmlocal.ops.operator import Operator
-from mmlocal.ops.qna import reference
+from mmlocal.ops.qna import plain, reference
 from mmlocal.ops.qna.reference import attention_maps, output_size
 from mmlocal.ops.registry import Op, register_op
 
@@ -176,6 +176,8 @@ def _fake(
     return new_map(value, (batch, *queries, channels, *size))
 
 
-_operator = Operator("qna_attention", reference.forward, BACKENDS, fake=_fake, step="stride")
+_operator = Operator(
+    "qna_attention", reference.forward, BACKENDS, fake=_fake, step="stride", plain=plain.forward
+)
 
 register_op(Op("qna", qna_attention, BACKENDS, "mmlocal.ops.qna.analysis"))
