@@ -50,9 +50,7 @@ class EvenWindowAttention(Unscripted, nn.Module):
         """
         check_map(x, self.embed_dims)
         height, width = x.shape[1:3]
-        rows, cols = (
-            (side + self.window_size - 1) // self.window_size for side in (height, width)
-        )
+        rows, cols = ((side + self.window_size - 1) // self.window_size for side in (height, width))
         size = ((height + rows - 1) // rows, (width + cols - 1) // cols)
         padded_height, padded_width = rows * size[0], cols * size[1]
         mask = None
