@@ -1,5 +1,6 @@
 """Training, from the arguments of ``mmlocal train`` to MMEngine's runner."""
 
+import os.path as osp
 from typing import Any
 
 from mmengine.config import Config
@@ -78,17 +79,24 @@ def config_for_training(
         cfg.load_from = None if resume == "auto" else resume
     if cfg.get("resume") and not cfg.get("load_from"):
         cfg.load_from = find_last_checkpoint(cfg.work_dir)
-    if cfg.get("resume") and type_name((cfg.get("strategy") or {}).get("type")) == "FSDPStrategy":
+    _check_strategy(cfg)
+    check_checkpoint(cfg.get("load_from"), "checkpoint to start from")
+    complete_loaders(cfg, True, no_pin_memory, no_persistent_workers)
+    check_phases(cfg, phases, no_data_check)
+    return cfg
+
+
+def _check_strategy(cfg: Config) -> None:
+    """Refuse to resume a sharded run, which would end in an error of PyTorch."""
+    strategy = type_name((cfg.get("strategy") or {}).get("type"))
+    starts = not cfg.get("load_from") and not osp.exists(osp.join(cfg.work_dir, "last_checkpoint"))
+    if cfg.get("resume") and not starts and strategy == "FSDPStrategy":
         raise UsageError(
             "MMEngine's FSDPStrategy cannot resume a run, because it calls PyTorch in a way that "
             "PyTorch no longer takes; to start from the weights, use --cfg-options "
             "load_from=CHECKPOINT",
             "resume",
         )
-    check_checkpoint(cfg.get("load_from"), "checkpoint to start from")
-    complete_loaders(cfg, True, no_pin_memory, no_persistent_workers)
-    check_phases(cfg, phases, no_data_check)
-    return cfg
 
 
 def _train_with_amp(cfg: Config) -> None:

@@ -114,6 +114,16 @@ def test_resume(config, tmp_path):
     assert cfg.load_from == str(checkpoint)
 
 
+def test_a_sharded_run_starts_but_does_not_resume(config, tmp_path):
+    sharded = ["--resume", "--work-dir", str(tmp_path), "--cfg-options"]
+    sharded += ["runner_type=FlexibleRunner", "strategy.type=FSDPStrategy"]
+    assert cfg_for_training(config, *sharded).resume is True  # the first start of a run
+    torch.save({}, tmp_path / "iter_1.pth")
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_1.pth"))
+    with pytest.raises(UsageError, match="FSDPStrategy cannot resume a run"):
+        cfg_for_training(config, *sharded)
+
+
 def test_resume_from_a_damaged_run(config, tmp_path):
     flags = ["--work-dir", str(tmp_path / "run"), "--resume"]
     assert cfg_for_training(config, *flags).resume is True  # the first start of a run

@@ -22,7 +22,7 @@ from .conftest import TOOLS, load_tool, start, write_config
 MODELS = [
     ("mmdet", ["model.type=Foo"], "model: Foo is not in the mmdet::model registry"),
     ("mmdet", ["model.backbone.type=ResNot"], "model.backbone = {.*ResNot is not in"),
-    ("mmdet", ["model.backbone.type=ELSASwin"], "model.backbone: .* its name is mmlocal.ELSASwin"),
+    ("mmdet", ["model.backbone.type=ELSASwin"], "model.backbone = {.*name is mmlocal.ELSASwin"),
     ("mmdet", ["model.backbone.foo=1"], "model.backbone.foo = 1: .*'foo'"),
     ("mmdet", ["model.backbone.depth=17"], "model.backbone = .*invalid depth 17"),
     ("mmdet", ["model.backbone.norm_cfg.type=XBN"], "model.backbone.norm_cfg .*'XBN'"),
