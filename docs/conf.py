@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 from mmlocal.version import __version__  # noqa: E402
 
 project = "mmlocal"
-author = copyright = "the mmlocal contributors"
+author = copyright = "the mmlocal authors"
 version = release = __version__
 
 extensions = [
@@ -29,6 +29,7 @@ extensions = [
 ]
 # These folders hold files that pages show or link, and no pages.
 exclude_patterns = ["_ext", "_static", "benchmarks", "images"]
+highlight_language = "none"  # a block without a language is commands, output or a formula
 smartquotes_action = "D"  # dashes, and no curly quotes
 nitpicky = True  # a name in a docstring without an entry is an error
 

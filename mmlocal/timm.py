@@ -300,6 +300,7 @@ def _build(
     num_classes: int = 1000,
     global_pool: str = "avg",
     drop_rate: float = 0.0,
+    img_size: object = None,  # timm's scripts pass it, and our models take any size
     **arguments: Any,
 ) -> LocalModel:
     backbone = family(in_channels=in_chans, **arguments)

@@ -295,10 +295,13 @@ class _Part(nn.Module):
 def _numbers(model: nn.Module) -> dict[str, list[float]] | None:
     """Mean and standard deviation of each channel of the images, if the model has them."""
     preprocessor = getattr(model, "data_preprocessor", None)
-    found = {name: getattr(preprocessor, name, None) for name in ("mean", "std")}
-    if not all(isinstance(x, Tensor) for x in found.values()):
-        return None
-    return {name: [round(n, 6) for n in x.flatten().tolist()] for name, x in found.items()}
+    numbers = {}
+    for name in ("mean", "std"):
+        found = getattr(preprocessor, name, None)
+        if not isinstance(found, Tensor):
+            return None
+        numbers[name] = [round(number, 6) for number in found.flatten().tolist()]
+    return numbers
 
 
 def _metadata(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def prepare(model: nn.Module) -> nn.Module:
 
 def _several(module: nn.AdaptiveAvgPool2d) -> tuple[int, int] | None:
     """Rows and columns of a pooling, if both are numbers and one is above 1."""
-    size = module.output_size
+    size: Any = module.output_size
     rows, columns = (size, size) if isinstance(size, int) else size
     if rows is None or columns is None or rows == columns == 1:
         return None

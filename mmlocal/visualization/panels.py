@@ -84,8 +84,9 @@ def draw_sheet(
             left = label + _GAP + column * (side + _GAP)
             box = (left / inches, bottom / total, side / inches, high / total)
             _draw_panel(figure.add_axes(box), panel)
-        x, y, words = label / 2 / inches, (bottom + high / 2) / total, "\n".join(name)
-        figure.text(x, y, words, rotation=90, ha="center", va="center", fontsize=size)
+        place = (label / 2 / inches, (bottom + high / 2) / total)
+        words: dict[str, Any] = dict(rotation=90, ha="center", va="center", fontsize=size)
+        figure.text(*place, "\n".join(name), **words)
         top -= step
     if legend:
         _explain(figure, legend, -(-len(legend) // lines))

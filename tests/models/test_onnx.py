@@ -73,12 +73,20 @@ def export(model: nn.Module, path) -> None:
     export_onnx(model.eval(), image, path, others=others)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+# The exporter takes its time for each node, and longer where sizes are long expressions.
+QUICK = {"elsa_swin", "dwnet dynamic", "ghost_deit"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES],
+)
 def test_backbone(name, tmp_path):
     torch.manual_seed(0)
     export(BACKBONES[name](), tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0, 1])
 def test_mixers(part, tmp_path):
     """All mixers, in two networks."""

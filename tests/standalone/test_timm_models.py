@@ -120,7 +120,7 @@ def test_features_that_are_none(indices):
 
 
 def test_classifier(image):
-    model = create("qna_vit_tiny", num_classes=7, drop_rate=0.5)
+    model = create("qna_vit_tiny", num_classes=7, drop_rate=0.5, img_size=384)
     logits = model(image)
     assert logits.shape == (2, 7)
     pooled = model.forward_head(model.forward_features(image), pre_logits=True)
@@ -139,6 +139,11 @@ def test_classifier(image):
         model.reset_classifier(5, "max")
     with pytest.raises(ValueError, match="num_classes must be at least 0"):
         create("qna_vit_tiny", num_classes=-1)
+
+
+def test_unknown_arguments():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mixer'"):
+        create("local_swin_tiny", mixer="SASA")
 
 
 def test_optimizer_of_timm():

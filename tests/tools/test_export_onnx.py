@@ -1,0 +1,88 @@
+"""tools/export_onnx.py writes files that compute the same as the model, and explains mistakes."""
+
+import json
+import re
+
+import onnx
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime")
+
+import onnxruntime
+
+from mmlocal.cli.export_onnx import export, parse_args, run
+from mmlocal.errors import UsageError
+
+
+def call(*argv) -> None:
+    run(**vars(parse_args([*map(str, argv)])))
+
+
+def test_classifier(tmp_path, capsys):
+    """Scores that sum to 1, the names of the classes, and a row of the table."""
+    out = tmp_path / "new" / "model.onnx"
+    options = ("--cfg-options", "model.backbone.kernel_size=3", "model.backbone.fit_window=False")
+    call("elsa_swin_nano_shapes", "--out", out, "--size", 40, 48, "--rounds", 1, *options,
+         "--normalize")  # fmt: skip
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+    printed = capsys.readouterr().out
+    (row,) = [line for line in printed.splitlines() if line.startswith("| elsa_swin_nano_shapes")]
+    assert re.fullmatch(
+        r"\| elsa_swin_nano_shapes \| model \| 2 x 40x48 \| \d+ \| [\d,]+ \| [\d.]+ \| "
+        r"\d\.\de-\d\d \| \d+ \| \d+ \|",
+        row,
+    )
+    assert "input 3x3x33x51: largest error" in printed
+    meta = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert meta["mmlocal.config"] == "elsa_swin_nano_shapes"
+    assert json.loads(meta["mmlocal.normalized_in_graph"]) is True
+    assert len(json.loads(meta["mmlocal.mean"])) == len(json.loads(meta["mmlocal.std"])) == 3
+    assert meta["mmlocal.channels"] == "RGB"
+    classes = json.loads(meta["mmlocal.classes"])
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, {"image": 255 * torch.rand(1, 3, 64, 32).numpy()})
+    assert scores.shape == (1, len(classes))
+    torch.testing.assert_close(torch.from_numpy(scores).sum(1), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("elsa_swin_nano_maskrcnn_shapes",), "part: a whole detector cannot .* --part backbone"),
+        (("elsa_swin_nano_shapes", "--part", "neck"), "has no neck"),
+        (("elsa_swin_nano_shapes", "--tolerance", "0"), "tolerance: must be above 0"),
+        (("elsa_swin_nano_shapes", "--rounds", "-1"), "rounds: must be at least 0"),
+        (("elsa_swin_nano_shapes", "missing.pth"), "missing.pth"),
+    ],
+)
+def test_mistakes(argv, message, tmp_path):
+    out = tmp_path / "model.onnx"
+    with pytest.raises(UsageError, match=message):
+        call(*argv, "--out", out, "--size", 32)
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_must_be_a_file(tmp_path):
+    with pytest.raises(UsageError, match=r"out: .* is a folder; name a file"):
+        call("elsa_swin_nano_shapes", "--out", tmp_path)
+    with pytest.raises(SystemExit):
+        parse_args(["elsa_swin_nano_shapes"])
+
+
+def test_a_difference_leaves_no_file(tmp_path):
+    """An old file stays as it was."""
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"old")
+    with pytest.raises(UsageError, match=r"differ from PyTorch by .* and the limit is 1\.0e-12"):
+        export(
+            "elsa_swin_nano_shapes",
+            out,
+            size=(32, 32),
+            batch_size=1,
+            dynamic=False,
+            tolerance=1e-12,
+            rounds=0,
+        )
+    assert out.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
