@@ -20,6 +20,7 @@ TOOLS = {
     "compare_operators": "compare-operators",
     "convert_checkpoint": "convert",
     "demo": "demo",
+    "export_onnx": "export-onnx",
     "get_flops": "flops",
     "make_shapes": "make-shapes",
     "print_config": "print-config",
