@@ -20,11 +20,8 @@ TOOLS = {
     "compare_operators": "compare-operators",
     "convert_checkpoint": "convert",
     "demo": "demo",
-<<<<<<< HEAD
     "explore": "explore",
-=======
     "export_onnx": "export-onnx",
->>>>>>> export
     "get_flops": "flops",
     "make_shapes": "make-shapes",
     "print_config": "print-config",
