@@ -27,7 +27,6 @@ PAGES = sorted(
     [
         *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
         *ROOT.glob("docs/**/*.md"),
-        *ROOT.glob("docs/tutorials/*.md"),
         *ROOT.glob("configs/*/README.md"),
     ]
 )
