@@ -61,8 +61,8 @@ class Mixers(nn.Module):
         small = dict(kernel_size=3, window_size=3, shift=True)
         self.mixers = nn.ModuleDict()
         for name, mixer in MIXERS.items():
-            taken = inspect.signature(mixer).parameters
-            settings = {key: value for key, value in small.items() if key in taken}
+            defaults = {k: p.default for k, p in inspect.signature(mixer).parameters.items()}
+            settings = {k: v for k, v in small.items() if defaults.get(k) is not None}
             self.mixers[name] = mixer(12, 3, **settings)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
