@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, number_of
-from mmlocal.cli.config import innermost_test_dataset, load_config
+from mmlocal.cli.config import class_names, load_config
 from mmlocal.cli.models import build_model, load_weights
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
@@ -30,6 +30,7 @@ from mmlocal.libraries import library_of
 from mmlocal.version import __version__
 
 PARTS = ("model", "backbone", "neck")
+#: Configs and their parts in the table of docs/export.md, at the size of their images.
 TABLE = (
     ("elsa_swin_t_in1k_300e", "model"),
     ("elsa_volo_d1_in1k_300e", "model"),
@@ -46,7 +47,6 @@ TABLE = (
     ("elsa_swin_t_maskrcnn_1x", "neck"),
     ("qna_vit_t_maskrcnn_1x", "neck"),
 )
-"""Configs and their parts in the table of docs/export.md, at the size of their images."""
 
 _HEADINGS = (
     "config", "part", "image", "opset", "nodes", "MB", "worst error", "PyTorch ms",
@@ -87,19 +87,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="images in the example (default: %(default)s)",
     )
     parser.add_argument("--opset", type=int, help="version of ONNX's operators; default: PyTorch's")
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument(
-        "--dynamic",
-        dest="dynamic",
-        action="store_true",
-        default=True,
-        help="leave batch, height and width free (default)",
-    )
-    sizes.add_argument(
+    parser.add_argument(
         "--static",
         dest="dynamic",
         action="store_false",
-        help="fix them to the example, for runtimes that need it",
+        help="fix batch, height and width to the example, for runtimes that need it; default: "
+        "they are free",
     )
     parser.add_argument(
         "--normalize",
@@ -329,14 +322,7 @@ def _classes(cfg: Config, checkpoint: str | None) -> Iterable[str] | None:
     """Names of the classes, from the checkpoint, the config or the class of the data set."""
     meta = load_file(checkpoint).get("meta", {}) if checkpoint else {}
     found = (meta.get("dataset_meta") or {}) if isinstance(meta, dict) else {}
-    if not found.get("classes") and cfg.get("test_dataloader"):
-        dataset = innermost_test_dataset(cfg)
-        found = dataset.get("metainfo") or {}
-        if not found.get("classes"):
-            kind = dataset.get("type")
-            kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-            found = getattr(kind, "METAINFO", {})
-    return found.get("classes")
+    return found.get("classes") or class_names(cfg)
 
 
 def table_row(config: str, part: str, found: Exported) -> list[str]:
