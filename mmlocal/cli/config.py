@@ -85,7 +85,9 @@ def class_names(cfg: Config) -> list[str] | None:
     names = (dataset.get("metainfo") or {}).get("classes")
     if not names:
         kind = dataset.get("type")
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if isinstance(kind, str):
+            with DATASETS.switch_scope_and_registry(None) as registry:  # of the default scope
+                kind = registry.get(kind)
         names = (getattr(kind, "METAINFO", None) or {}).get("classes")
     return list(names) if names else None
 
