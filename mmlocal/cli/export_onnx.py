@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file
+from mmlocal.checkpoints.files import meta_of
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, number_of
 from mmlocal.cli.config import innermost_test_dataset, load_config
@@ -224,6 +225,7 @@ def export(
     library = library_of(cfg)
     library.require()
     check_settings(cfg, [])
+    _check_folder(out)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         torch.manual_seed(0)
         model = build_model(cfg)
@@ -233,10 +235,10 @@ def export(
         image = _image(batch_size, height, width, normalize)
         others = []
         if dynamic:  # neither a multiple of a stride, nor of a window
-            others.append(_image(batch_size + 1, height - height // 5 + 1, width + 3, normalize))
+            other = height - height // 5 + 1 if height > 32 else height + 1  # at least a patch
+            others.append(_image(batch_size + 1, other, width + 3, normalize))
         metadata = _metadata(cfg, model, checkpoint, part, normalize)
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
             return export_onnx(
                 runner,
                 image,
@@ -250,6 +252,16 @@ def export(
             )
         except (ExportError, OSError) as error:
             raise UsageError(str(error)) from error
+
+
+def _check_folder(out: Path) -> None:
+    """Make the folder of a file, and raise unless it takes files, before minutes of work."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{str(out)!r} cannot be written: {error.strerror}", "out") from error
 
 
 def _image(batch: int, height: int, width: int, raw: bool) -> Tensor:
@@ -327,8 +339,9 @@ def _metadata(
 
 def _classes(cfg: Config, checkpoint: str | None) -> Iterable[str] | None:
     """Names of the classes, from the checkpoint, the config or the class of the data set."""
-    meta = load_file(checkpoint).get("meta", {}) if checkpoint else {}
-    found = (meta.get("dataset_meta") or {}) if isinstance(meta, dict) else {}
+    found = meta_of(load_file(checkpoint)).get("dataset_meta") if checkpoint else None
+    if not isinstance(found, dict) or not isinstance(found.get("classes"), (list, tuple, set)):
+        found = {}
     if not found.get("classes") and cfg.get("test_dataloader"):
         dataset = innermost_test_dataset(cfg)
         found = dataset.get("metainfo") or {}
