@@ -125,8 +125,8 @@ $(VENV)/docs.done: requirements/docs.txt $(VENV)/mmlocal.done
 	@$(INSTALL) -r $<
 	@touch $@
 
-docs: $(VENV)/docs.done
-	$(RUN) -m sphinx -W --keep-going -b html docs work_dirs/docs
+docs: $(VENV)/docs.done $(VENV)/ops.done
+	$(RUN) -m sphinx -W --keep-going -b html -d build/doctrees docs work_dirs/docs
 	@echo "docs: open work_dirs/docs/index.html"
 
 # clean keeps .venv, which takes long to build, and mmlocal/.mim, which belongs to it. It also keeps

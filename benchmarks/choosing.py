@@ -175,12 +175,12 @@ def measure(
 
 def _load(name: str, images: torch.Tensor) -> tuple[Callable[[], object], dict]:
     """Build a classifier with random weights: a function that runs it, and its size."""
-    from mmpretrain import get_model
+    from mmpretrain import ModelHub, get_model
 
     model = get_model(name)
     model.init_weights()
     model.to(images.device)
-    found = model_complexity(model._config, tuple(images.shape[2:]))
+    found = model_complexity(ModelHub.get(name).config, tuple(images.shape[2:]))
 
     def call() -> object:
         with torch.no_grad():

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmlocal.visualization.palette import style_of
+
 Point = tuple[str, str, float, float]
 
-# Strong colours for ours, in a palette that colour-blind readers can tell apart; grey for others.
-COLORS = {"ELSA-Swin": "#d55e00", "QnA-ViT": "#0072b2", "DWNet": "#009e73", "VOLO": "#cc79a7"}
-OTHERS = "#8a8a8a"
+# A family has the colour that its operator has in all plots.
+_OPERATORS = {
+    "ELSA-Swin": "ELSA",
+    "QnA-ViT": "QnA",
+    "DWNet": "DynamicDepthwiseConv",
+    "VOLO": "OutlookAttention",
+}
+COLORS = {family: style_of(name).colour for family, name in _OPERATORS.items()}
+OTHERS = style_of("others").colour
 REFERENCE = "Swin-T"
 _FONT = 9  # points
 _TICKS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000)

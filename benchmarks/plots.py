@@ -22,7 +22,7 @@ _AXES = {
     "figure2": ("kernel_size", "side of the window, pixels"),
     "resolution": ("height", "side of the map, pixels"),
 }
-# Our ways to compute an op: words, line style, and how strong.
+# Our ways to compute an op: words and line style. The fastest comes first.
 _OURS = {
     "triton": ("Triton", (0, (4, 1))),
     "cpp": ("C++", "-"),
@@ -83,7 +83,7 @@ def headline(op: str, rows: list[dict]) -> str:
     if not pairs:
         return f"{op}: time and memory"
     faster = [other["median_ms"] / row["median_ms"] for row, other in pairs]
-    # Less than a byte for each byte of a pixel's window is as good as nothing.
+    # An op may need no extra memory at all.
     leaner = [other["extra_bytes"] / max(row["extra_bytes"], 1) for row, other in pairs]
     return (
         f"{op} takes 1/{_round(min(faster))} to 1/{_round(max(faster))} of the time of written-out "

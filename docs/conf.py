@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 from mmlocal.version import __version__  # noqa: E402
 
 project = "mmlocal"
-author = copyright = "the mmlocal contributors"
+author = copyright = "the mmlocal authors"
 version = release = __version__
 
 extensions = [

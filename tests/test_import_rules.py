@@ -98,6 +98,30 @@ RULES = {
         for library in libraries.LIBRARIES.values()
     },
     "mmlocal/libraries/*.py": {"numpy", "torch", "cv2", "mmengine", "mmlocal"},
+    "mmlocal/export/**/*.py": {
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "mmlocal.analysis",
+        "mmlocal.export",
+        "mmlocal.ops",
+    },
+    "mmlocal/visualization/**/*.py": {
+        "cv2",
+        "matplotlib",
+        "mmengine",
+        "numpy",
+        "PIL",
+        "torch",
+        "mmlocal.datasets.scenes",
+        "mmlocal.datasets.shapes",
+        "mmlocal.errors",
+        "mmlocal.files",
+        "mmlocal.layers",
+        "mmlocal.registry",
+        "mmlocal.tasks",
+        "mmlocal.visualization",
+    },
     "mmlocal/checkpoints/**/*.py": {
         "torch",
         "msgpack",
@@ -208,7 +232,7 @@ RULES = {
         "benchmarks",
         "mmlocal",
     },
-    "benchmarks/choosing_plot.py": {"matplotlib"},
+    "benchmarks/choosing_plot.py": {"matplotlib", "mmlocal.visualization"},
     "benchmarks/plots.py": {"benchmarks", "mmlocal.visualization"},
     "benchmarks/**/*.py": {"torch", "benchmarks", "mmlocal"},
     "tools/benchmark_*.py": {"benchmarks", "mmlocal"},
@@ -257,7 +281,9 @@ def test_each_rule_has_modules(pattern):
     assert list(ROOT.glob(pattern))
 
 
-@pytest.mark.parametrize("folder", ["ops", "layers", "models", "checkpoints", "engine"])
+@pytest.mark.parametrize(
+    "folder", ["ops", "layers", "models", "checkpoints", "engine", "export", "visualization"]
+)
 def test_every_module_has_a_rule(folder):
     found = {path.relative_to(ROOT).as_posix() for path in (PACKAGE / folder).rglob("*.py")}
     assert found

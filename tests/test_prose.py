@@ -26,8 +26,7 @@ CONFIGS = [path for path in CODE if ROOT / "configs" in path.parents]
 PAGES = sorted(
     [
         *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
-        *ROOT.glob("docs/*.md"),
-        *ROOT.glob("docs/tutorials/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("configs/*/README.md"),
     ]
 )

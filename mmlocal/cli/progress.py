@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -151,10 +152,13 @@ def _read(path: Path) -> dict | None:
 
 def _end(process: subprocess.Popen) -> None:
     """End a process, gently first. A terminal has sent it the user's interrupt already."""
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    stops: list[Callable[[], None]] = [process.terminate, process.kill]
+    if os.name == "posix":  # elsewhere, Python cannot interrupt one process alone
+        stops.insert(0, lambda: process.send_signal(signal.SIGINT))
+    for stop in stops:
         if process.poll() is not None:
             return
-        process.send_signal(stop)
+        stop()
         try:
             process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 import torch
 from torch import Tensor, nn
 

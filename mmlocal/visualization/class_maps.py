@@ -101,6 +101,10 @@ class _Recorder:
 
     The last map is the backbone's last output. If this is a pair of a map and a class token, it is
     the output of the last stage, from which both come.
+
+    Attributes:
+        attention: the attention of each class-attention block.
+        channels: dimension of one image's last map that holds the channels, after :meth:`features`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -113,6 +117,7 @@ class _Recorder:
             )
         self.backbone = backbone
         self.attention: list[Tensor] = []
+        self.channels = 0
         self._output: Any = None
         self._stage: Any = None
         self._handles: list[Any] = []
@@ -168,7 +173,6 @@ def draw_class_maps(
         image: ``(h, w, 3)`` uint8 in RGB.
         input_size: height and width in pixels of the network's input: the image, padded at the
             bottom and right.
-        of_pixels: whether the scores of ``maps`` are shares of the pixels.
 
     Returns:
         A matplotlib figure, to save.

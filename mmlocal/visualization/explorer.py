@@ -26,9 +26,9 @@ from mmlocal.visualization.explorer_maps import (
     draw_sums,
     draw_weights,
     enlarge_pixels,
-    rasterize,
 )
 from mmlocal.visualization.explorer_pictures import Photograph
+from mmlocal.visualization.figures import rasterize
 from mmlocal.visualization.multitask_maps import colour_map
 from mmlocal.visualization.sampling import collect_samples, draw_samples, find_sampling_layers
 

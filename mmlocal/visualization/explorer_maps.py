@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from mmlocal.visualization.attention import token_size
+from mmlocal.visualization.figures import as_grey, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize
@@ -143,22 +144,19 @@ def _draw(
     pixel: tuple[int, int] | None = None,
     box: tuple[int, int, int, int] | None = None,
 ) -> Figure:
-    # This canvas needs no display, and leaves the caller's pyplot alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     height, width = image.shape[:2]
     left, top, right, bottom = box or (0, 0, width, height)
     aspect = (bottom - top) / (right - left)
-    figure = Figure((_WIDTH, np.clip(_WIDTH * aspect, 1.5, 8.0) + 1), _DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH, float(np.clip(_WIDTH * aspect, 1.5, 8.0)) + 1, dpi=_DPI)
     axis = figure.subplots()
     axis.axis("off")
-    grey = image @ np.array([0.299, 0.587, 0.114])
     place = (0, width, height, 0)
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=place, interpolation="nearest")
+    axis.imshow(
+        as_grey(image), cmap="gray", vmin=0, vmax=255, extent=place, interpolation="nearest"
+    )
     axis.imshow(colours, extent=place, interpolation="nearest")
     if pixel is not None:
         x, y = pixel[0] + 0.5, pixel[1] + 0.5
@@ -177,22 +175,6 @@ def _draw(
     bar.set_label(label, fontsize=10)
     bar.ax.tick_params(labelsize=10)
     return figure
-
-
-def rasterize(figure: Figure) -> np.ndarray:
-    """Turn a figure into a picture.
-
-    Args:
-        figure: figure with a canvas of matplotlib's ``agg``.
-
-    Returns:
-        ``(h, w, 3)`` uint8 in RGB.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    assert isinstance(figure.canvas, FigureCanvasAgg)
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def enlargement(size: tuple[int, int]) -> int:

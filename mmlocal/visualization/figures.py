@@ -147,13 +147,20 @@ def colour_bar(figure: Figure, drawn: ScalarMappable, axes: Any, label: str) -> 
         bar.solids.set_alpha(1)
 
 
+def rasterize(figure: Figure) -> np.ndarray:
+    """Turn a figure of :func:`new_figure` into a picture ``(h, w, 3)``, uint8 in RGB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    assert isinstance(figure.canvas, FigureCanvasAgg)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Save a figure in its resolution, as JPEG or as PNG. The suffix of ``path`` decides."""
     from PIL import Image
 
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image = Image.fromarray(rasterize(figure))
     if path.suffix == ".png":
         image.save(path)
     else:

@@ -87,12 +87,11 @@ _ALIASES = {
 }
 
 
-def style_of(name: str, words: str | None = None) -> Style:
+def style_of(name: str) -> Style:
     """The look of a contestant.
 
     Args:
         name: name of a mixer, of an op, of a peer in the benchmarks, or any other name.
-        words: words for a name that is unknown here; ``None`` for the name itself.
 
     Returns:
         The same style for the same name, always. An unknown name gets a grey one.
@@ -101,4 +100,4 @@ def style_of(name: str, words: str | None = None) -> Style:
     if key in _STYLES:
         return _STYLES[key]
     marker = _OTHERS[sum(name.encode()) % len(_OTHERS)]
-    return Style(words or name, marker=marker)
+    return Style(name, marker=marker)

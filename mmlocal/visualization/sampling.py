@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlocal.layers import DeformableAttention, InterTaskAttention
+from mmlocal.visualization.figures import as_grey, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,18 +138,14 @@ def draw_samples(
     Returns:
         A matplotlib figure, to save.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
 
     height, width = image.shape[:2]
     levels, number = samples.weights.shape[1:3]
     panel_height = _PANEL * height / width + 0.35
-    size = (number * _PANEL + 0.9, levels * panel_height + 0.4)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(number * _PANEL + 0.9, levels * panel_height + 0.4, dpi=110)
     axes = figure.subplots(levels, number, squeeze=False)
-    grey = np.repeat((image @ np.array([0.299, 0.587, 0.114]))[..., None], 3, axis=-1)
+    grey = np.repeat(as_grey(image)[..., None], 3, axis=-1)
     highest = float(samples.weights.max())
     norm = Normalize(0, highest)
     heads = len(samples.weights)

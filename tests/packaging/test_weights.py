@@ -36,6 +36,7 @@ def test_file(entry):
     assert entry["Metadata"]["File"] == f"weights/{path.name}"
     assert digest in PAGE
     assert f"weights/{path.name}" in PAGE
+    assert torch.load(path, weights_only=True)
     content = load_file(path)
     assert content["meta"]["dataset_meta"]["classes"] == CLASSES
     assert "work_dir" not in content["meta"]["cfg"]
@@ -81,7 +82,8 @@ def test_three_lines_of_the_page(pictures, monkeypatch, capsys):
     picture = pictures.joinpath(*named)
     assert picture.is_file()
     exec(block.replace(f"data/few/cls/val/{'/'.join(named)}", str(picture)), {})
-    assert capsys.readouterr().out.splitlines()[-1] == named[0]
+    # MMPreTrain may show its progress in the same line.
+    assert capsys.readouterr().out.rstrip().endswith(named[0])
     assert "# " + named[0] in block
 
 
@@ -92,5 +94,5 @@ def test_attention_pictures(pictures, tmp_path):
     (picture, *_) = sorted(pictures.rglob("*.jpg"))
     main([NAME, mmlocal.weights_path(NAME), str(picture), "--out-dir", str(tmp_path),
           "--layers", "*stages.0*"])  # fmt: skip
-    assert any(file.suffix == ".png" for file in tmp_path.rglob("*"))
-    assert torch.load(mmlocal.weights_path(NAME), weights_only=True)
+    (drawn,) = tmp_path.iterdir()
+    assert drawn.name == f"{picture.stem}_overview.jpg"

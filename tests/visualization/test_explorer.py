@@ -37,7 +37,6 @@ from mmlocal.visualization.explorer_maps import (
     draw_weights,
     enlargement,
     mark_pixel,
-    rasterize,
 )
 from mmlocal.visualization.explorer_pictures import (
     MOST_PIXELS,
@@ -48,6 +47,7 @@ from mmlocal.visualization.explorer_pictures import (
     pack_pictures,
     read_photograph,
 )
+from mmlocal.visualization.figures import rasterize
 
 
 @pytest.fixture(autouse=True)

@@ -67,7 +67,6 @@ def test_palette():
     assert style_of("swin") == style_of("WindowAttention")
     assert style_of("elsa") == style_of("ELSA")
     assert len({style_of(name).colour for name in ("ELSA", "QnA", "OutlookAttention")}) == 3
-    unknown = style_of("mine", words="my operator")
-    assert (unknown.words, unknown.ours) == ("my operator", False)
+    unknown = style_of("mine")
+    assert (unknown.words, unknown.ours) == ("mine", False)
     assert unknown.colour == style_of("halo").colour
-    assert style_of("mine").words == "mine"
