@@ -44,7 +44,7 @@ class _Watch(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        # Another finder may ask all finders in turn, such as this class of a second copy of mmlocal.
+        # Another finder may ask all finders, too, such as this class of a second copy of mmlocal.
         question = (threading.get_ident(), fullname)
         if fullname not in self.actions or question in self._asking:
             return None

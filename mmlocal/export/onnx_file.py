@@ -87,8 +87,8 @@ def export_onnx(
         The file, and the results of the comparison.
 
     Raises:
-        ExportError: the model cannot take an input, PyTorch cannot export it, the file does not run, or the error exceeds
-            ``tolerance``.
+        ExportError: the model cannot take an input, PyTorch cannot export it, the file does not
+            run, or the error exceeds ``tolerance``.
         OSError: the file cannot be written.
     """
     runner = _Flat(prepare(model))
