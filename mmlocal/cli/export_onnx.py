@@ -18,6 +18,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file
+from mmlocal.checkpoints.files import meta_of
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, number_of
 from mmlocal.cli.config import class_names, load_config
@@ -217,6 +218,7 @@ def export(
     library = library_of(cfg)
     library.require()
     check_settings(cfg, [])
+    _check_folder(out)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         torch.manual_seed(0)
         model = build_model(cfg)
@@ -226,10 +228,10 @@ def export(
         image = _image(batch_size, height, width, normalize)
         others = []
         if dynamic:  # neither a multiple of a stride, nor of a window
-            others.append(_image(batch_size + 1, height - height // 5 + 1, width + 3, normalize))
+            other = height - height // 5 + 1 if height > 32 else height + 1  # at least a patch
+            others.append(_image(batch_size + 1, other, width + 3, normalize))
         metadata = _metadata(cfg, model, checkpoint, part, normalize)
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
             return export_onnx(
                 runner,
                 image,
@@ -243,6 +245,16 @@ def export(
             )
         except (ExportError, OSError) as error:
             raise UsageError(str(error)) from error
+
+
+def _check_folder(out: Path) -> None:
+    """Make the folder of a file, and raise unless it takes files, before minutes of work."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{str(out)!r} cannot be written: {error.strerror}", "out") from error
 
 
 def _image(batch: int, height: int, width: int, raw: bool) -> Tensor:
@@ -320,9 +332,9 @@ def _metadata(
 
 def _classes(cfg: Config, checkpoint: str | None) -> Iterable[str] | None:
     """Names of the classes, from the checkpoint, the config or the class of the data set."""
-    meta = load_file(checkpoint).get("meta", {}) if checkpoint else {}
-    found = (meta.get("dataset_meta") or {}) if isinstance(meta, dict) else {}
-    return found.get("classes") or class_names(cfg)
+    found = meta_of(load_file(checkpoint)).get("dataset_meta") if checkpoint else None
+    names = found.get("classes") if isinstance(found, dict) else None
+    return names if isinstance(names, (list, tuple, set)) else class_names(cfg)
 
 
 def table_row(config: str, part: str, found: Exported) -> list[str]:

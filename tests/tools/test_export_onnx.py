@@ -70,6 +70,18 @@ def test_out_must_be_a_file(tmp_path):
         parse_args(["elsa_swin_nano_shapes"])
 
 
+def test_out_must_be_writable(tmp_path):
+    """Said before the model is built, so the size does not matter."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"out: .*model\.onnx' cannot be written: "):
+        call("elsa_swin_nano_shapes", "--out", tmp_path / "file" / "model.onnx", "--size", 1)
+
+
+def test_image_below_a_patch(tmp_path):
+    with pytest.raises(UsageError, match="cannot run on an input of 2x3x3x3: x must be at least"):
+        call("elsa_swin_nano_shapes", "--out", tmp_path / "model.onnx", "--size", 3)
+
+
 def test_a_difference_leaves_no_file(tmp_path):
     """An old file stays as it was."""
     out = tmp_path / "model.onnx"
