@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def load_file(path: str | Path, map_location: Any = "cpu") -> dict:
     return checkpoint
 
 
-def weights_of(checkpoint: dict, path: str | Path) -> Mapping[str, Any]:
+def weights_of(checkpoint: dict, path: str | Path) -> dict[str, Any]:
     """Find the weights in the content of a checkpoint.
 
     Args:
@@ -136,7 +135,7 @@ def weights_of(checkpoint: dict, path: str | Path) -> Mapping[str, Any]:
         ValueError: ``state_dict`` is no dict.
     """
     weights = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(weights, Mapping):
+    if not isinstance(weights, dict):
         found = type(weights).__name__
         raise ValueError(f"checkpoint {path} has a state_dict without weights, a {found}")
     return weights

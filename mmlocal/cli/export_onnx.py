@@ -26,7 +26,7 @@ from mmlocal.cli.models import build_model, load_weights
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
-from mmlocal.export.onnx_file import Exported, ExportError, export_onnx
+from mmlocal.export.onnx_file import Exported, ExportError, export_onnx, fits_windows
 from mmlocal.libraries import library_of
 from mmlocal.version import __version__
 
@@ -49,8 +49,12 @@ TABLE = (
     ("qna_vit_t_maskrcnn_1x", "neck"),
 )
 
+_FITS = (
+    "the model has fit_window=True, which makes windows as small as the map; for all sizes of "
+    "images, set it to False by --cfg-options, such as model.backbone.fit_window=False"
+)
 _HEADINGS = (
-    "config", "part", "image", "opset", "nodes", "MB", "worst error", "PyTorch ms",
+    "config", "part", "image", "free", "opset", "nodes", "MB", "worst error", "PyTorch ms",
     "onnxruntime ms",
 )  # fmt: skip
 
@@ -59,9 +63,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=program("export-onnx"),
         description=__doc__,
-        epilog="The input of the file is image (B, 3, H, W), float32. A classifier returns scores, "
-        "a segmentor logits in the size of the image. The file keeps its name only if onnxruntime "
-        "gets the numbers of PyTorch, for the example and for another size and batch.",
+        epilog="The input is image (B, 3, H, W), float32. A classifier returns scores, a segmentor "
+        "logits in the size of the image. The file appears only if onnxruntime gets the numbers of "
+        "PyTorch, for the example and for another size and batch.",
     )
     add_config_arguments(parser)
     parser.add_argument("checkpoint", nargs="?", help="file of weights; default: random weights")
@@ -78,8 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=number_of("pixels"),
         nargs="+",
         metavar=("HEIGHT", "WIDTH"),
-        help="size of the example, one number for a square; default: the size that mmlocal flops "
-        "takes",
+        help="size of the example, one number for a square; default: as in mmlocal flops",
     )
     parser.add_argument(
         "--batch-size",
@@ -88,12 +91,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="images in the example (default: %(default)s)",
     )
     parser.add_argument("--opset", type=int, help="version of ONNX's operators; default: PyTorch's")
-    parser.add_argument(
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--dynamic",
+        action="store_true",
+        default=None,
+        help="leave batch, height and width free (default, except for a model whose windows "
+        "shrink to a small map, by fit_window=True: there, only the batch is free by default)",
+    )
+    sizes.add_argument(
         "--static",
         dest="dynamic",
         action="store_false",
-        help="fix batch, height and width to the example, for runtimes that need it; default: "
-        "they are free",
+        help="fix all of them to the example, for runtimes that need it",
     )
     parser.add_argument(
         "--normalize",
@@ -178,7 +188,7 @@ def export(
     size: tuple[int, int] | None = None,
     batch_size: int = 2,
     opset: int | None = None,
-    dynamic: bool = True,
+    dynamic: bool | None = None,
     normalize: bool = False,
     tolerance: float = 1e-4,
     rounds: int = 10,
@@ -194,8 +204,9 @@ def export(
         size: height and width of the example in pixels; ``None`` for the size of published FLOPs.
         batch_size: images in the example.
         opset: version of ONNX's operators; ``None`` for the default of PyTorch.
-        dynamic: whether batch, height and width stay free. The comparison then covers another
-            batch size and another size of images too.
+        dynamic: whether batch, height and width stay free; ``None`` to fix height and width only
+            where windows shrink to a small map. The comparison also covers another batch size
+            and another size of images, if they are free.
         normalize: whether the graph subtracts the mean and divides by the standard deviation.
         tolerance: largest error, relative to the largest value of an output.
         rounds: timed runs of each side; 0 for none.
@@ -224,19 +235,23 @@ def export(
         model = build_model(cfg)
         load_weights(model, checkpoint)
         runner = _Part(model, part, cfg, normalize)
+        free = _free(dynamic, runner)
         height, width = size or library.default_shape(cfg)
         image = _image(batch_size, height, width, normalize)
-        others = []
-        if dynamic:  # neither a multiple of a stride, nor of a window
+        others: list[Tensor] = []
+        if "height" in free:  # neither a multiple of a stride, nor of a window
             other = height - height // 5 + 1 if height > 32 else height + 1  # at least a patch
-            others.append(_image(batch_size + 1, other, width + 3, normalize))
+            others = [_image(batch_size + 1, other, width + 3, normalize)]
+        elif free:
+            others = [_image(batch_size + 1, height, width, normalize)]
+            print(f"note: only the batch is free, and images must have {height}x{width}: {_FITS}.")
         metadata = _metadata(cfg, model, checkpoint, part, normalize)
         try:
             return export_onnx(
                 runner,
                 image,
                 out,
-                dynamic=dynamic,
+                free=free,
                 opset=opset,
                 others=others,
                 tolerance=tolerance,
@@ -255,6 +270,17 @@ def _check_folder(out: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{str(out)!r} cannot be written: {error.strerror}", "out") from error
+
+
+def _free(dynamic: bool | None, runner: nn.Module) -> tuple[str, ...]:
+    """Decide which dimensions of the input are free."""
+    if dynamic is False:
+        return ()
+    if not fits_windows(runner):
+        return ("batch", "height", "width")
+    if dynamic:
+        raise UsageError(f"height and width cannot be free: {_FITS}", "dynamic")
+    return ("batch",)
 
 
 def _image(batch: int, height: int, width: int, raw: bool) -> Tensor:
@@ -354,6 +380,7 @@ def table_row(config: str, part: str, found: Exported) -> list[str]:
         Path(config).stem,
         part,
         f"{shape[0]} x {shape[2]}x{shape[3]}",
+        "all" if "height" in found.free else ", ".join(found.free) or "none",
         str(found.opset),
         f"{found.nodes:,}",
         f"{found.size / 1e6:.1f}",
@@ -369,8 +396,7 @@ def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _print_table() -> None:
     """Export the configs of :data:`TABLE`, and print their rows as they come."""
-    head, line = _lines([])
-    print(head, line, sep="\n", flush=True)
+    print("\n".join(_lines([])), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "model.onnx")
         for config, part in TABLE:

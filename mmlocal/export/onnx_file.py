@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from mmlocal.analysis.measure import summarise, time_interleaved
 from mmlocal.export.plain import prepare
 
 _INPUT = "image"
-_AXES = {0: "batch", 2: "height", 3: "width"}
+_AXES = {"batch": 0, "height": 2, "width": 3}
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Exported:
 
     Attributes:
         path: the file.
+        free: dimensions of the input that stay free.
         opset: version of ONNX's operators.
         nodes: number of nodes of the graph.
         size: size of the file in bytes.
@@ -41,6 +42,7 @@ class Exported:
     """
 
     path: Path
+    free: tuple[str, ...]
     opset: int
     nodes: int
     size: int
@@ -53,6 +55,15 @@ class Exported:
         return max(self.errors.values())
 
 
+def fits_windows(model: nn.Module) -> bool:
+    """Whether windows of a model shrink to a small map, so that its graph serves one size only.
+
+    Args:
+        model: the model.
+    """
+    return any(getattr(module, "fit_window", False) for module in model.modules())
+
+
 class ExportError(ValueError):
     """A model cannot be exported, or its file computes something else."""
 
@@ -62,7 +73,7 @@ def export_onnx(
     image: Tensor,
     path: Path,
     *,
-    dynamic: bool = True,
+    free: Collection[str] = tuple(_AXES),
     opset: int | None = None,
     others: Sequence[Tensor] = (),
     tolerance: float = 1e-4,
@@ -76,7 +87,8 @@ def export_onnx(
             dicts. It does not change.
         image: example of the input, on the CPU.
         path: the file. It appears only if its numbers are right. An older file then goes.
-        dynamic: whether batch size, height and width of the input are free.
+        free: which of ``"batch"``, ``"height"`` and ``"width"`` of the input are free. The others
+            are fixed to the example.
         opset: version of ONNX's operators; ``None`` for the default of PyTorch.
         others: further inputs to compare with, usually of other sizes.
         tolerance: largest error of an output, relative to its largest value.
@@ -95,7 +107,7 @@ def export_onnx(
     expected = {tuple(x.shape): (x, _outputs(runner, x)) for x in (image, *others)}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        _write(runner, image, partial, dynamic, opset, metadata or {})
+        _write(runner, image, partial, free, opset, metadata or {})
         session = _session(partial)
         errors = {
             shape: _error(_infer(session, x), outputs) for shape, (x, outputs) in expected.items()
@@ -110,6 +122,7 @@ def export_onnx(
         graph = onnx.load(str(partial), load_external_data=False)
         found = Exported(
             path,
+            tuple(free),
             next(x.version for x in graph.opset_import if x.domain in ("", "ai.onnx")),
             len(graph.graph.node),
             partial.stat().st_size,
@@ -125,6 +138,10 @@ def export_onnx(
 class _Flat(nn.Module):
     """A model with a flat tuple of named tensors as its output.
 
+    If PyTorch's exporter cannot run a model, it tries TorchDynamo, where our ops and layers do not
+    see an export to ONNX. That ends in an error about an unknown operator, which would hide the
+    cause. So this module refuses TorchDynamo, and the exporter raises its first error.
+
     Args:
         model: the model.
     """
@@ -135,6 +152,8 @@ class _Flat(nn.Module):
         self.names: list[str] = []
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        if torch.compiler.is_dynamo_compiling():
+            raise RuntimeError("only the first way of torch.onnx.export suits this module")
         outputs = dict(_named(self.model(image)))
         self.names = list(outputs)
         return tuple(outputs.values())
@@ -176,10 +195,11 @@ def _write(
     runner: _Flat,
     image: Tensor,
     path: Path,
-    dynamic: bool,
+    free: Collection[str],
     opset: int | None,
     metadata: Mapping[str, str],
 ) -> None:
+    axes = {axis: name for name, axis in _AXES.items() if name in free}
     try:
         with quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
@@ -188,17 +208,11 @@ def _write(
                 dynamo=True,
                 input_names=[_INPUT],
                 output_names=runner.names,
-                dynamic_shapes=(_AXES,) if dynamic else None,
+                dynamic_shapes=(axes,) if axes else None,
                 opset_version=opset,
                 verbose=False,
             )
     except Exception as error:  # PyTorch's exporter can fail in any way
-        if dynamic and any(getattr(module, "fit_window", False) for module in runner.modules()):
-            raise ExportError(
-                "the model has fit_window=True, which makes windows as small as the map, so its "
-                "graph serves one size of images; export it with --static, or add --cfg-options "
-                "model.backbone.fit_window=False for larger images"
-            ) from error
         raise ExportError(f"PyTorch cannot export the model: {reason_of(error)}") from error
     program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)

@@ -11,7 +11,8 @@ pytest.importorskip("onnxruntime")
 
 import onnxruntime
 
-from mmlocal.cli.export_onnx import export, parse_args, run
+from mmlocal import config_path
+from mmlocal.cli.export_onnx import PARTS, TABLE, export, parse_args, run
 from mmlocal.errors import UsageError
 
 
@@ -20,20 +21,20 @@ def call(*argv) -> None:
 
 
 def test_classifier(tmp_path, capsys):
-    """Scores that sum to 1, the names of the classes, and a row of the table."""
+    """Scores that sum to 1, names of the classes, and a size that is fixed for its windows."""
     out = tmp_path / "new" / "model.onnx"
-    options = ("--cfg-options", "model.backbone.kernel_size=3", "model.backbone.fit_window=False")
-    call("elsa_swin_nano_shapes", "--out", out, "--size", 40, 48, "--rounds", 1, *options,
-         "--normalize")  # fmt: skip
+    call("elsa_swin_nano_shapes", "--out", out, "--size", 40, 48, "--rounds", 1, "--normalize",
+         "--cfg-options", "model.backbone.kernel_size=3")  # fmt: skip
     assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
     printed = capsys.readouterr().out
+    assert "note: only the batch is free, and images must have 40x48: the model has" in printed
     (row,) = [line for line in printed.splitlines() if line.startswith("| elsa_swin_nano_shapes")]
     assert re.fullmatch(
-        r"\| elsa_swin_nano_shapes \| model \| 2 x 40x48 \| \d+ \| [\d,]+ \| [\d.]+ \| "
+        r"\| elsa_swin_nano_shapes \| model \| 2 x 40x48 \| batch \| \d+ \| [\d,]+ \| [\d.]+ \| "
         r"\d\.\de-\d\d \| \d+ \| \d+ \|",
         row,
     )
-    assert "input 3x3x33x51: largest error" in printed
+    assert "input 3x3x40x48: largest error" in printed
     meta = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
     assert meta["mmlocal.config"] == "elsa_swin_nano_shapes"
     assert json.loads(meta["mmlocal.normalized_in_graph"]) is True
@@ -41,9 +42,21 @@ def test_classifier(tmp_path, capsys):
     assert meta["mmlocal.channels"] == "RGB"
     classes = json.loads(meta["mmlocal.classes"])
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    (scores,) = session.run(None, {"image": 255 * torch.rand(1, 3, 64, 32).numpy()})
+    (scores,) = session.run(None, {"image": 255 * torch.rand(1, 3, 40, 48).numpy()})
     assert scores.shape == (1, len(classes))
     torch.testing.assert_close(torch.from_numpy(scores).sum(1), torch.ones(1))
+
+
+@pytest.mark.slow
+def test_all_sizes(tmp_path, capsys):
+    out = tmp_path / "model.onnx"
+    call("elsa_swin_nano_shapes", "--out", out, "--size", 33, 41, "--batch-size", 1, "--rounds", 0,
+         "--part", "backbone", "--cfg-options", "model.backbone.fit_window=False",
+         "model.backbone.kernel_size=3", "model.backbone.arch.depths=[1,1,1,1]")  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "note: only the batch" not in printed
+    assert "| backbone | 1 x 33x41 | all |" in printed
+    assert "input 2x3x28x44: largest error" in printed
 
 
 @pytest.mark.parametrize(
@@ -54,6 +67,10 @@ def test_classifier(tmp_path, capsys):
         (("elsa_swin_nano_shapes", "--tolerance", "0"), "tolerance: must be above 0"),
         (("elsa_swin_nano_shapes", "--rounds", "-1"), "rounds: must be at least 0"),
         (("elsa_swin_nano_shapes", "missing.pth"), "missing.pth"),
+        (
+            ("elsa_swin_nano_shapes", "--dynamic"),
+            r"dynamic: height and width cannot be free: .* fit_window=True, .* --cfg-options",
+        ),
     ],
 )
 def test_mistakes(argv, message, tmp_path):
@@ -61,6 +78,10 @@ def test_mistakes(argv, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         call(*argv, "--out", out, "--size", 32)
     assert not list(tmp_path.iterdir())
+
+
+def test_configs_of_the_table_exist():
+    assert all(config_path(config) and part in PARTS for config, part in TABLE)
 
 
 def test_out_must_be_a_file(tmp_path):
