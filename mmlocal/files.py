@@ -29,6 +29,33 @@ def write_whole(path: Path, content: bytes | memoryview | str) -> None:
 
 
 @contextlib.contextmanager
+def only_user_of(folder: Path) -> Iterator[bool]:
+    """Hold a folder, so that no other process that asks gets it. The end of the process frees it.
+
+    Args:
+        folder: the folder. It must exist; it gets a hidden, empty file.
+
+    Yields:
+        Whether no other process holds the folder. Always true on systems without POSIX locks.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
 def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Fill a folder. It appears under its name only when the block ends without error.
 

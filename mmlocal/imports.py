@@ -6,6 +6,7 @@ This module imports the standard library only.
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -38,19 +39,32 @@ class _Watch(MetaPathFinder):
 
     def __init__(self) -> None:
         self.actions: dict[str, list[Action]] = {}
+        self._asking: set[tuple[int, str]] = set()  # thread and module
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in self.actions:
+        # Another finder may ask all finders, too, such as this class of a second copy of mmlocal.
+        question = (threading.get_ident(), fullname)
+        if fullname not in self.actions or question in self._asking:
             return None
-        for finder in sys.meta_path:
+        self._asking.add(question)
+        try:
+            spec = self._ask_others(fullname, path, target)
+        finally:
+            self._asking.discard(question)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ActingLoader(self, spec.loader)
+        return spec
+
+    def _ask_others(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> ModuleSpec | None:
+        for finder in list(sys.meta_path):
             if finder is self or not hasattr(finder, "find_spec"):  # Python skips these, too
                 continue
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _ActingLoader(self, spec.loader)
                 return spec
         return None
 
@@ -69,6 +83,8 @@ class _ActingLoader(Loader):
         self.watch, self.loader = watch, loader
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # a copy has no attributes at first
+            raise AttributeError(name)
         return getattr(self.loader, name)  # such as get_source
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

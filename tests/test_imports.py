@@ -1,5 +1,6 @@
 """Functions that wait for the import of another module."""
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -75,3 +76,20 @@ def test_a_module_that_fails_first(module, tmp_path):
     importlib.invalidate_caches()
     assert importlib.import_module(module).value == 22
     assert len(calls) == 1
+
+
+def test_two_watches(module, monkeypatch):
+    """Two copies of mmlocal ask each other for the module, and both find it."""
+    calls = []
+    for _ in range(2):
+        monkeypatch.setattr(imports, "_WATCH", imports._Watch())
+        after_import(module, calls.append)
+    found = importlib.import_module(module)
+    assert calls == [found, found]
+    assert type(found.__spec__.loader).__name__ == "SourceFileLoader"
+
+
+def test_a_spec_can_be_copied(module):
+    after_import(module, lambda found: None)
+    spec = importlib.util.find_spec(module)
+    assert copy.deepcopy(spec).loader.get_filename() == spec.origin

@@ -121,6 +121,36 @@ def load_file(path: str | Path, map_location: Any = "cpu") -> dict:
     return checkpoint
 
 
+def weights_of(checkpoint: dict, path: str | Path) -> dict[str, Any]:
+    """Find the weights in the content of a checkpoint.
+
+    Args:
+        checkpoint: result of :func:`load_file`.
+        path: path of the file, for the error.
+
+    Returns:
+        The entry ``state_dict``, or the whole content if there is none.
+
+    Raises:
+        ValueError: ``state_dict`` is no dict.
+    """
+    weights = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(weights, dict):
+        found = type(weights).__name__
+        raise ValueError(f"checkpoint {path} has a state_dict without weights, a {found}")
+    return weights
+
+
+def meta_of(checkpoint: dict) -> dict:
+    """Find the entry ``meta`` in the content of a checkpoint; an empty dict if it is none.
+
+    Args:
+        checkpoint: result of :func:`load_file`.
+    """
+    meta = checkpoint.get("meta")
+    return meta if isinstance(meta, dict) else {}
+
+
 def _reason(error: Exception) -> str:
     """Shorten PyTorch's reason to one line, without its advice to turn safety off."""
     text = str(error).strip()

@@ -67,6 +67,9 @@ def match_state_dict(
                 report.missing.append(key)
             continue
         source = state_dict[key]
+        if not isinstance(source, Tensor):
+            report.mismatched.append(f"{key}: {type(source).__name__} for {tuple(tensor.shape)}")
+            continue
         if source.shape == tensor.shape:
             selected[key] = source
             report.loaded.append(key)

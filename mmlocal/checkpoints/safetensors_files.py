@@ -82,6 +82,8 @@ def pack_safetensors(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) 
 
     tensors = {}
     for name, value in state_dict.items():
+        if not isinstance(name, str):
+            raise ValueError(f"safetensors holds tensors with names, and {name!r} is no text")
         if not isinstance(value, Tensor) or value.layout != torch.strided:
             raise ValueError(f"safetensors holds dense tensors only, {name} is {value!r:.60}")
         # The format knows no strides and no tensors that share memory.

@@ -11,9 +11,8 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS
 
-from mmlocal.cli.config import innermost_test_dataset
+from mmlocal.cli.config import class_names
 from mmlocal.errors import UsageError
 from mmlocal.visualization.attention import LayerAttention
 from mmlocal.visualization.attention_figures import draw_layer, draw_overview, representatives
@@ -186,13 +185,4 @@ def class_picture(
     except ValueError as error:
         raise UsageError(str(error), argument="kinds") from error
     title = f"Positions that speak for a class: {title}"
-    yield "class", draw_class_maps(maps, _class_names(cfg), title, image, input_size)
-
-
-def _class_names(cfg: Config) -> Sequence[str] | None:
-    """Names of the classes, from the test data of the config or from the class of the data set."""
-    dataset = innermost_test_dataset(cfg)
-    names = (dataset.get("metainfo") or {}).get("classes")
-    if names is None and (kind := DATASETS.get(dataset.type)) is not None:
-        names = (getattr(kind, "METAINFO", None) or {}).get("classes")
-    return names
+    yield "class", draw_class_maps(maps, class_names(cfg), title, image, input_size)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS
 
 from mmlocal import config_path
 from mmlocal.cli.building import root_registries
@@ -67,6 +68,28 @@ def innermost_test_dataset(cfg: Config) -> Any:
     while "dataset" in dataset:
         dataset = dataset.dataset
     return dataset
+
+
+def class_names(cfg: Config) -> list[str] | None:
+    """Names of the classes of the test data, from the config or from the class of the data set.
+
+    Args:
+        cfg: whole config, of a library that is imported. Its scope is the default scope.
+
+    Returns:
+        The names; ``None`` if the config has no test data, or neither place names the classes.
+    """
+    if not cfg.get("test_dataloader"):
+        return None
+    dataset = innermost_test_dataset(cfg)
+    names = (dataset.get("metainfo") or {}).get("classes")
+    if not names:
+        kind = dataset.get("type")
+        if isinstance(kind, str):
+            with DATASETS.switch_scope_and_registry(None) as registry:  # of the default scope
+                kind = registry.get(kind)
+        names = (getattr(kind, "METAINFO", None) or {}).get("classes")
+    return list(names) if names else None
 
 
 def _path_of(config: str) -> str:

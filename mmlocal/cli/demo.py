@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 from mmlocal.cli import program
 from mmlocal.cli.config import load_config
 from mmlocal.cli.generated_data import DATA_ROOT, prepare_shapes
@@ -16,7 +18,7 @@ from mmlocal.cli.progress import ends_like_an_interrupt, run_step
 from mmlocal.cli.tool import run_tool
 from mmlocal.datasets.shapes import read_manifest
 from mmlocal.errors import UsageError
-from mmlocal.files import write_whole
+from mmlocal.files import only_user_of, write_whole
 from mmlocal.libraries import LIBRARIES, Demo, library_of
 from mmlocal.visualization import contact_sheet, plot_curves
 
@@ -104,8 +106,8 @@ def run_demo(task: str = DEFAULT, work_dir: Path | None = None, config: str | No
 
     Raises:
         ValueError: ``task`` is unknown.
-        UsageError: there is no such config, its library cannot run here, ``data/shapes`` holds
-            something else, or a step failed.
+        UsageError: there is no such config, its library cannot run here, another demo runs in
+            ``work_dir``, ``data/shapes`` holds something else, or a step failed.
     """
     if task not in demos():
         raise ValueError(f"task must be one of {', '.join(demos())}, got {task!r}")
@@ -115,6 +117,18 @@ def run_demo(task: str = DEFAULT, work_dir: Path | None = None, config: str | No
     library_of(cfg).require()  # before it spends minutes on the data
     work_dir = work_dir or Path("work_dirs") / ("demo" if task == DEFAULT else f"demo-{task}")
     work_dir = work_dir.resolve()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with only_user_of(work_dir) as alone:
+        if not alone:
+            raise UsageError(
+                f"another demo runs in {_relative(work_dir)}; wait for it, or name another folder",
+                "work_dir",
+            )
+        return _run_alone(demo, config, cfg, work_dir)
+
+
+def _run_alone(demo: Demo, config: str, cfg: Config, work_dir: Path) -> dict:
+    """Run the demo in a folder that no other demo uses."""
     (work_dir / "summary.json").unlink(missing_ok=True)
     train_dir, test_dir, pictures = (work_dir / name for name in ("train", "test", "pictures"))
 

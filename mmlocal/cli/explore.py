@@ -15,7 +15,6 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
 from mmengine.registry import VISUALIZERS, DefaultScope
 
 from mmlocal.cli import program
@@ -196,7 +195,7 @@ def build_network(cfg: Config, checkpoint: str | None, device: str | None) -> Ne
         run,
         draw,
         steps=_steps(cfg),
-        tasks=_tasks(cfg, model),
+        tasks=_tasks(cfg),
     )
 
 
@@ -219,7 +218,8 @@ def _steps(cfg: Config) -> list[str]:
     return [name for name in names if not name.startswith(("Load", "Pack", "MarkIgnored"))]
 
 
-def _tasks(cfg: Config, model: BaseModel) -> list[str]:
+def _tasks(cfg: Config) -> list[str]:
+    """Names of the tasks of a multi-task network, in the order of its head."""
     head = cfg.model.get("decode_head")
     tasks = head.get("tasks") if isinstance(head, dict) else None
     return list(tasks or ())

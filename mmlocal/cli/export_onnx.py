@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file
+from mmlocal.checkpoints.files import meta_of
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, number_of
-from mmlocal.cli.config import innermost_test_dataset, load_config
+from mmlocal.cli.config import class_names, load_config
 from mmlocal.cli.models import build_model, load_weights
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
@@ -30,6 +31,7 @@ from mmlocal.libraries import library_of
 from mmlocal.version import __version__
 
 PARTS = ("model", "backbone", "neck")
+#: Configs and their parts in the table of docs/export.md, at the size of their images.
 TABLE = (
     ("elsa_swin_t_in1k_300e", "model"),
     ("elsa_volo_d1_in1k_300e", "model"),
@@ -46,7 +48,6 @@ TABLE = (
     ("elsa_swin_t_maskrcnn_1x", "neck"),
     ("qna_vit_t_maskrcnn_1x", "neck"),
 )
-"""Configs and their parts in the table of docs/export.md, at the size of their images."""
 
 _FITS = (
     "the model has fit_window=True, which makes windows as small as the map; for all sizes of "
@@ -228,6 +229,7 @@ def export(
     library = library_of(cfg)
     library.require()
     check_settings(cfg, [])
+    _check_folder(out)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         torch.manual_seed(0)
         model = build_model(cfg)
@@ -238,13 +240,13 @@ def export(
         image = _image(batch_size, height, width, normalize)
         others: list[Tensor] = []
         if "height" in free:  # neither a multiple of a stride, nor of a window
-            others = [_image(batch_size + 1, height - height // 5 + 1, width + 3, normalize)]
+            other = height - height // 5 + 1 if height > 32 else height + 1  # at least a patch
+            others = [_image(batch_size + 1, other, width + 3, normalize)]
         elif free:
             others = [_image(batch_size + 1, height, width, normalize)]
             print(f"note: only the batch is free, and images must have {height}x{width}: {_FITS}.")
         metadata = _metadata(cfg, model, checkpoint, part, normalize)
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
             return export_onnx(
                 runner,
                 image,
@@ -258,6 +260,16 @@ def export(
             )
         except (ExportError, OSError) as error:
             raise UsageError(str(error)) from error
+
+
+def _check_folder(out: Path) -> None:
+    """Make the folder of a file, and raise unless it takes files, before minutes of work."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{str(out)!r} cannot be written: {error.strerror}", "out") from error
 
 
 def _free(dynamic: bool | None, runner: nn.Module) -> tuple[str, ...]:
@@ -346,16 +358,9 @@ def _metadata(
 
 def _classes(cfg: Config, checkpoint: str | None) -> Iterable[str] | None:
     """Names of the classes, from the checkpoint, the config or the class of the data set."""
-    meta = load_file(checkpoint).get("meta", {}) if checkpoint else {}
-    found = (meta.get("dataset_meta") or {}) if isinstance(meta, dict) else {}
-    if not found.get("classes") and cfg.get("test_dataloader"):
-        dataset = innermost_test_dataset(cfg)
-        found = dataset.get("metainfo") or {}
-        if not found.get("classes"):
-            kind = dataset.get("type")
-            kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-            found = getattr(kind, "METAINFO", {})
-    return found.get("classes")
+    found = meta_of(load_file(checkpoint)).get("dataset_meta") if checkpoint else None
+    names = found.get("classes") if isinstance(found, dict) else None
+    return names if isinstance(names, (list, tuple, set)) else class_names(cfg)
 
 
 def table_row(config: str, part: str, found: Exported) -> list[str]:

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
+from mmlocal.checkpoints.files import weights_of
 from mmlocal.cli.building import build_errors
 from mmlocal.errors import UsageError
 from mmlocal.libraries import library_of
@@ -45,10 +46,9 @@ def load_weights(model: BaseModel, checkpoint: str | None) -> None:
         model.init_weights()
         return
     try:
-        content = load_file(checkpoint)
+        source = weights_of(load_file(checkpoint), checkpoint)
     except (FileNotFoundError, ImportError, ValueError) as error:
         raise UsageError(str(error)) from error
-    source = content.get("state_dict", content)
     _, report = match_state_dict(source, model.state_dict())
     if report.missing or report.mismatched:
         raise UsageError(

@@ -39,8 +39,9 @@ def check_paths(image: str, out_dir: Path) -> None:
         raise UsageError(f"image {image!r} is not a file")
     if not cv2.haveImageReader(image) or cv2.imread(image) is None:
         raise UsageError(f"image {image!r} is not a picture that OpenCV can read")
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UsageError(f"{str(out_dir)!r} is a file", argument="out_dir")
+    for folder in (out_dir, *out_dir.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{str(folder)!r} is a file", argument="out_dir")
 
 
 def select_layers(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mmlocal.checkpoints import find_file, load_file, save_file
-from mmlocal.checkpoints.files import SUFFIXES, name_output
+from mmlocal.checkpoints.files import SUFFIXES, meta_of, name_output
 from mmlocal.cli import program
 from mmlocal.cli.tool import run_tool
 from mmlocal.errors import UsageError
@@ -95,7 +95,7 @@ def publish(
         raise ValueError(f"checkpoint {source} has no state_dict")
     if half:
         weights = {name: _half(name, value) for name, value in weights.items()}
-    content = {"meta": _plain_entries(checkpoint.get("meta", {})), "state_dict": dict(weights)}
+    content = {"meta": _plain_entries(meta_of(checkpoint)), "state_dict": dict(weights)}
     return save_file(content, *target)
 
 

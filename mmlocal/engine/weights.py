@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from mmlocal.checkpoints import match_state_dict
+from mmlocal.checkpoints.files import weights_of
 from mmlocal.errors import UsageError
 from mmlocal.registry import HOOKS
 
@@ -50,8 +51,11 @@ class CheckWeightsHook(Hook):
             model = model.module
         if is_model_wrapper(model):  # this wrapper spreads the parameters over the processes
             return
-        # copy() keeps the versions of the modules, which dict() would drop.
-        state_dict = copy(checkpoint.get("state_dict", checkpoint))
+        try:
+            # copy() keeps the versions of the modules, which dict() would drop.
+            state_dict = copy(weights_of(checkpoint, path))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         consume_prefix_in_state_dict_if_present(state_dict, "module.")
         _, report = match_state_dict(state_dict, model.state_dict())
         if resumes and report.resized:

@@ -99,12 +99,12 @@ def export_onnx(
         The file, and the results of the comparison.
 
     Raises:
-        ExportError: PyTorch cannot export the model, the file does not run, or the error exceeds
-            ``tolerance``.
+        ExportError: the model cannot take an input, PyTorch cannot export it, the file does not
+            run, or the error exceeds ``tolerance``.
         OSError: the file cannot be written.
     """
     runner = _Flat(prepare(model))
-    expected = {tuple(x.shape): (x, _run(runner, x)) for x in (image, *others)}
+    expected = {tuple(x.shape): (x, _outputs(runner, x)) for x in (image, *others)}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         _write(runner, image, partial, free, opset, metadata or {})
@@ -178,6 +178,17 @@ def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _run(model: nn.Module, image: Tensor) -> list[Tensor]:
     return list(model(image))
+
+
+def _outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
+    """Run the model for the first time on an image, which may be too small for it."""
+    try:
+        return _run(model, image)
+    except ExportError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        size = "x".join(map(str, image.shape))
+        raise ExportError(f"the model cannot run on an input of {size}: {error}") from error
 
 
 def _write(

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -77,7 +78,7 @@ def read_photograph(path: str | Path, longest_side: int) -> Photograph:
             file.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
             picture = ImageOps.exif_transpose(file)
             turned = (picture.width < picture.height) != (width < height)
-            image = np.array(picture.convert("RGB"))
+            image = _as_rgb(picture, path.name, sixteen_bits=file.format == "PNG")
     except UsageError:
         raise
     except UnidentifiedImageError as error:
@@ -87,6 +88,25 @@ def read_photograph(path: str | Path, longest_side: int) -> Photograph:
     except Exception as error:  # the decoders raise errors of many types
         raise UsageError(f"{path.name!r} is damaged: {error}") from error
     return Photograph(path.name, image, (width, height) if turned else (height, width))
+
+
+def _as_rgb(picture: Any, name: str, sixteen_bits: bool) -> np.ndarray:
+    """Convert a picture of Pillow to 8 bits. Pillow itself makes larger numbers white.
+
+    Args:
+        picture: the picture.
+        name: name of its file.
+        sixteen_bits: whether its format has at most 16 bits, which older Pillow reads as 32.
+    """
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and sixteen_bits):
+        grey = (np.array(picture) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise UsageError(
+            f"{name!r} has pixels of 32 bits, whose black and white are unknown; save it with 8 or "
+            "16 bits"
+        )
+    return np.array(picture.convert("RGB"))
 
 
 def _too_large(name: str, found: str) -> str:

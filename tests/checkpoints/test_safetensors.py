@@ -150,6 +150,25 @@ def test_what_the_format_cannot_hold(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_odd_contents(tmp_path):
+    """Entries of other types give one clear error, or are left out."""
+    path = tmp_path / "x.pth"
+    model = nn.Linear(1, 1)
+    for weights, message in (
+        (None, "has a state_dict without weights, a NoneType"),
+        ({"weight": 3, "bias": 0.5}, r"2 mismatched \(weight: int for \(1, 1\), bias: float"),
+    ):
+        torch.save(dict(state_dict=weights), path)
+        with pytest.raises(UsageError, match=message):
+            load_weights(model, str(path))
+    torch.save(dict(state_dict={7: torch.ones(1)}), path)
+    with pytest.raises(ValueError, match="tensors with names, and 7 is no text"):
+        publish.publish(path, tmp_path, format="safetensors")
+    torch.save(dict(state_dict=model.state_dict(), meta=["list"]), path)
+    for suffix in ("pth", "safetensors"):
+        assert load_file(publish.publish(path, tmp_path, format=suffix))["meta"] == {}
+
+
 def test_without_the_package(published, run_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     needed = r"needs the package safetensors: pip install 'mmlocal\[safetensors\]'"

@@ -321,7 +321,8 @@ def test_opcheck(ghost, backend):
             )
 
 
-@pytest.mark.parametrize("backend", NAMES)
+# The reference is plain PyTorch, which Inductor knows.
+@pytest.mark.parametrize("backend", [b.name for b in FAST])
 @pytest.mark.parametrize(
     ("compiler", "dynamic"),
     [("inductor", False), ("aot_eager", False), ("aot_eager", True)],

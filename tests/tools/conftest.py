@@ -15,6 +15,8 @@ import pytest
 
 import mmlocal
 
+from .copies import run_copy
+
 TOOLS = Path(__file__).parents[2] / "tools"
 LIBRARIES = ["mmdet", "mmseg", "mmpretrain"]
 
@@ -43,6 +45,8 @@ def start(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedPr
     """Run a Python or shell script from ``cwd``, and capture its output as text."""
     command = [str(part) for part in command]
     if command[0].endswith(".py"):
+        if not env:
+            return run_copy(command, cwd, environment(), timeout=300)
         command = [sys.executable, *command]
     return subprocess.run(
         command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300

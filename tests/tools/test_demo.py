@@ -24,6 +24,7 @@ from mmlocal.datasets.shapes import (
     read_manifest,
 )
 from mmlocal.errors import UsageError
+from mmlocal.files import only_user_of
 from mmlocal.tasks import TASKS
 
 from .conftest import TOOLS, environment, start
@@ -132,6 +133,19 @@ def test_library_is_missed_before_data_is_made(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"mmdet cannot run here: mmcv's compiled ops do not load"):
         run_demo(work_dir=tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_demos_in_a_folder(tmp_path, monkeypatch):
+    """The second one says so, and leaves the files of the first one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    with only_user_of(tmp_path) as alone:
+        assert alone
+        with pytest.raises(UsageError, match="work_dir: another demo runs in "):
+            run_demo(work_dir=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "summary.json"]
+    with only_user_of(tmp_path) as alone:
+        assert alone
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 import onnxruntime
 
 from mmlocal import config_path
-from mmlocal.cli.export_onnx import PARTS, TABLE, parse_args, run
+from mmlocal.cli.export_onnx import PARTS, TABLE, export, parse_args, run
 from mmlocal.errors import UsageError
 
 
@@ -89,3 +89,33 @@ def test_out_must_be_a_file(tmp_path):
         call("elsa_swin_nano_shapes", "--out", tmp_path)
     with pytest.raises(SystemExit):
         parse_args(["elsa_swin_nano_shapes"])
+
+
+def test_out_must_be_writable(tmp_path):
+    """Said before the model is built, so the size does not matter."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"out: .*model\.onnx' cannot be written: "):
+        call("elsa_swin_nano_shapes", "--out", tmp_path / "file" / "model.onnx", "--size", 1)
+
+
+def test_image_below_a_patch(tmp_path):
+    with pytest.raises(UsageError, match="cannot run on an input of 2x3x3x3: x must be at least"):
+        call("elsa_swin_nano_shapes", "--out", tmp_path / "model.onnx", "--size", 3)
+
+
+def test_a_difference_leaves_no_file(tmp_path):
+    """An old file stays as it was."""
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"old")
+    with pytest.raises(UsageError, match=r"differ from PyTorch by .* and the limit is 1\.0e-12"):
+        export(
+            "elsa_swin_nano_shapes",
+            out,
+            size=(32, 32),
+            batch_size=1,
+            dynamic=False,
+            tolerance=1e-12,
+            rounds=0,
+        )
+    assert out.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

@@ -283,6 +283,7 @@ def test_bad_arguments(argv, message, capsys):
         (["{tmp}/empty", "{tmp}/cut.png"], r"folder '.*/empty' has no image \(.bmp, .jpeg"),
         (["{tmp}/cut.png", "{image}"], r"image '.*/cut.png' is not a picture that OpenCV can read"),
         (["{image}", "--out-dir", "{tmp}/qna.py"], r"out_dir: '.*/qna.py' is a file"),
+        (["{image}", "--out-dir", "{tmp}/qna.py/new"], r"out_dir: '.*/qna.py' is a file"),
         (
             ["{image}", "--layers", "*.stages.0.*", "backbone.stages.0.blocks.1.attn"],
             "layers: no layer of local attention matches 'backbone.stages.0.blocks.1.attn'; "

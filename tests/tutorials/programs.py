@@ -1,24 +1,15 @@
-"""Run commands as a shell does, but with PyTorch and MMEngine imported already.
+"""Run commands as a shell does, but with PyTorch and MMEngine imported already."""
 
-The pages of the tutorials have dozens of short commands, and each would spend seconds on imports.
-So they start as copies of one process that has imported what all of them need. No library is among
-this (mmdet, mmseg, mmpretrain), because a command has to import its library by itself.
-"""
-
-import multiprocessing
 import os
-import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from tools.copies import run_copy
+
 import mmlocal
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    ["torch", "torchvision", "matplotlib.pyplot", "mmengine.runner", "mmcv.ops"]
-)
 _SECONDS = 600  # the longest that a command may take
 
 
@@ -78,35 +69,9 @@ def _run(command: list[str], text: str, folder: Path) -> tuple[int, str]:
 
 
 def _run_copy(words: list[str], folder: Path) -> tuple[int, str]:
-    log = folder.with_name(f"{folder.name}.log")
-    process = _SERVER.Process(target=_program, args=(words, folder, log, _environment(folder)))
-    process.start()
-    process.join(_SECONDS)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    return process.exitcode or 0, log.read_text()
-
-
-def _program(words: list[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
-    """The copy: it does what the command ``mmlocal``, or Python itself, does with its arguments."""
-    import torch
-
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.chdir(folder)
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    if words[0] == "mmlocal":
-        sys.argv = words
-        from mmlocal.cli import main
-
-        main()
-    else:
-        sys.argv = words[1:]
-        sys.path.insert(0, str(folder))
-        runpy.run_path(words[1], run_name="__main__")
+    file = words[1:] if words[0] == "python" else words
+    done = run_copy(file, folder, {**os.environ, **_environment(folder)}, _SECONDS)
+    return done.returncode, done.stdout + done.stderr
 
 
 def _environment(folder: Path) -> dict[str, str]:

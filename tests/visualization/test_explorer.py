@@ -82,6 +82,22 @@ def test_modes(tmp_path, mode):
     assert read_photograph(path, 30).image.shape == (20, 30, 3)
 
 
+@pytest.mark.parametrize("name", ["deep.png", "deep.tiff"])
+def test_sixteen_bits(tmp_path, name):
+    """Grey stays grey, also in a picture that is scaled down."""
+    Image.fromarray(np.full((40, 60), 128 << 8, np.uint16)).save(tmp_path / name)
+    image = read_photograph(tmp_path / name, 30).image
+    assert image.shape == (20, 30, 3)
+    assert image.min() == image.max() == 128
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_unknown_range(tmp_path, dtype):
+    Image.fromarray(np.ones((4, 6), dtype)).save(tmp_path / "x.tiff")
+    with pytest.raises(UsageError, match=r"'x\.tiff' has pixels of 32 bits, .* save it with 8"):
+        read_photograph(tmp_path / "x.tiff", 30)
+
+
 def test_a_photograph_of_a_phone(tmp_path):
     """The file lies on its side, says so, and is larger than the limit."""
     exif = Image.Exif()

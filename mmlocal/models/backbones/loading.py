@@ -13,6 +13,7 @@ from mmengine.logging import MMLogger, print_log
 from torch import Tensor, nn
 
 from mmlocal.checkpoints import load_file, match_state_dict
+from mmlocal.checkpoints.files import weights_of
 
 
 def initialize_quietly(init_weights: Callable[[], None]) -> None:
@@ -61,7 +62,7 @@ def load_pretrained(
     # MMEngine's CheckpointLoader would run the code that an unsafe file holds.
     with get_local_path(checkpoint) as path:
         content = load_file(path, map_location)
-    state_dict = content.get("state_dict", content)
+    state_dict = weights_of(content, checkpoint)
     if prefix:
         state_dict = _part(state_dict, prefix.rstrip(".") + ".")
     check_names(state_dict.keys())
