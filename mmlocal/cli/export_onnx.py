@@ -31,7 +31,7 @@ from mmlocal.libraries import library_of
 from mmlocal.version import __version__
 
 PARTS = ("model", "backbone", "neck")
-#: Configs and their parts in the table of docs/export.md, at the size of their images.
+#: Configs and parts that --table exports, at the size of their images.
 TABLE = (
     ("elsa_swin_t_in1k_300e", "model"),
     ("elsa_volo_d1_in1k_300e", "model"),
@@ -129,7 +129,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action=_PrintTable,
         nargs=0,
         default=argparse.SUPPRESS,
-        help="print the table of docs/export.md, and exit",
+        help="export full-size configs of all families, print a table, and exit",
     )
     args = parser.parse_args(argv)
     if args.out is None:

@@ -200,6 +200,8 @@ def _write(
     metadata: Mapping[str, str],
 ) -> None:
     axes = {axis: name for name, axis in _AXES.items() if name in free}
+    if "batch" in free and len(image) == 1:  # PyTorch would take one image for a fixed number
+        image = image.repeat(2, 1, 1, 1)
     try:
         with quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
