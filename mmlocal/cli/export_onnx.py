@@ -236,7 +236,10 @@ def export(
         load_weights(model, checkpoint)
         runner = _Part(model, part, cfg, normalize)
         free = _free(dynamic, runner)
-        height, width = size or library.default_shape(cfg)
+        try:
+            height, width = size or library.default_shape(cfg)
+        except UsageError as error:  # another command calls the argument "shape"
+            raise UsageError(error.message, argument="size") from error
         image = _image(batch_size, height, width, normalize)
         others: list[Tensor] = []
         if "height" in free:  # neither a multiple of a stride, nor of a window

@@ -63,7 +63,7 @@ def test_all_sizes(tmp_path, capsys):
     ("argv", "message"),
     [
         (("elsa_swin_nano_maskrcnn_shapes",), "part: a whole detector cannot .* --part backbone"),
-        (("elsa_swin_nano_shapes", "--part", "neck"), "has no neck"),
+        (("elsa_swin_nano_upernet_shapes", "--part", "neck"), "has no neck"),
         (("elsa_swin_nano_shapes", "--tolerance", "0"), "tolerance: must be above 0"),
         (("elsa_swin_nano_shapes", "--rounds", "-1"), "rounds: must be at least 0"),
         (("elsa_swin_nano_shapes", "missing.pth"), "missing.pth"),
@@ -78,6 +78,11 @@ def test_mistakes(argv, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         call(*argv, "--out", out, "--size", 32)
     assert not list(tmp_path.iterdir())
+
+
+def test_size_of_a_config_without_one(tmp_path):
+    with pytest.raises(UsageError, match="size: must be given: no transform"):
+        call("elsa_swin_nano_shapes", "--out", tmp_path / "model.onnx")
 
 
 def test_configs_of_the_table_exist():
