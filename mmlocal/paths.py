@@ -52,9 +52,9 @@ def config_path(name: str) -> str:
         ValueError: no config has this name. The message names similar configs.
     """
     paths = {stem: path for configs in _configs().values() for stem, path in configs.items()}
-    path = paths.get(name.removesuffix(".py"))
+    path = paths.get(str(name).removesuffix(".py"))
     if path is None:
-        near = get_close_matches(name.removesuffix(".py"), paths, n=3, cutoff=0.5)
+        near = get_close_matches(str(name).removesuffix(".py"), paths, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see mmlocal.list_configs()"
         raise ValueError(f"name must be the name of a config of mmlocal, got {name!r}: {hint}")
     return str(path)
@@ -78,7 +78,7 @@ def weights_path(name: str) -> str:
             have some.
     """
     paths = _weights()
-    path = paths.get(name.removesuffix(".py"))
+    path = paths.get(str(name).removesuffix(".py"))
     if path is None:
         known = ", ".join(sorted(paths)) or "none"
         raise ValueError(

@@ -29,7 +29,7 @@ from mmlocal.cli.config import load_config
 from mmlocal.cli.models import build_model, load_weights, move_model
 from mmlocal.cli.network_inputs import check_paths, load_input, run_model, select_layers
 from mmlocal.cli.settings import check_settings
-from mmlocal.cli.tool import run_tool
+from mmlocal.cli.tool import run_tool, warn
 from mmlocal.cli.visualize_sampling import visualize_sampling
 from mmlocal.errors import UsageError
 from mmlocal.layers import HasGhostHead
@@ -233,8 +233,9 @@ def visualize_attention(
 
     Raises:
         UsageError: the config, its library, an image, the checkpoint, the device or a layer is
-            missing; the checkpoint does not fit the model; the pixel is not in an image; or the
-            model has nothing of this kind to draw.
+            missing; the checkpoint does not fit the model; the pixel is not in an image, or the
+            model cannot take it, after the pictures of the others; or the model has nothing of
+            this kind to draw.
         ValueError: ``heads`` is below 1, or a kind is unknown.
     """
     check_int(heads=heads)
@@ -258,10 +259,18 @@ def visualize_attention(
         weights = Path(checkpoint).name if checkpoint else "random weights"
         about = f"{Path(config).stem}, {weights}"
         written: list[Path] = []
+        failed: list[UsageError] = []
         for stem, path in zip(stems_of(files), files, strict=True):
-            shown, item = load_input(cfg, path)
-            center = _center(pixel, shown, path)
-            input_size, attention, _ = run_model(model, item, path, collect_attention(selected))
+            try:
+                shown, item = load_input(cfg, path)
+                center = _center(pixel, shown, path)
+                input_size, attention, _ = run_model(model, item, path, collect_attention(selected))
+            except UsageError as error:
+                if len(files) == 1:
+                    raise
+                warn(str(error))  # the other images get their pictures
+                failed.append(error)
+                continue
             for name in selected:
                 if name not in attention:
                     print(f"{name}: did not run on this image")
@@ -279,6 +288,9 @@ def visualize_attention(
                 written.append(out_dir / f"{stem}_{name}{KINDS[name.rsplit('_', 1)[-1]]}")
                 save_figure(figure, written[-1])
                 print(written[-1], flush=True)
+    if failed:
+        count = f"{len(failed)} of {len(files)} images have no pictures"
+        raise UsageError(f"{count}: {failed[0].message}", failed[0].argument) from failed[0]
     return written
 
 

@@ -315,22 +315,32 @@ def run_op(site, tmp_path):
     return reason
 
 
-def test_kernels_can_be_compiled_after_the_installation(wheel, tmp_path):
+@pytest.fixture
+def compiler(tmp_path) -> Path:
+    """The C++ compiler without optimisation, which takes a fifth of the time."""
+    path = tmp_path / "compiler"
+    path.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_kernels_can_be_compiled_after_the_installation(wheel, compiler, tmp_path):
     """A wheel without kernels is pure Python, works, and can compile them later."""
     assert wheel.name.endswith("-py3-none-any.whl")
     site = tmp_path / "site"
     pip("install", "--no-deps", "--no-index", "--target", site, wheel)
     assert run_op(site, tmp_path).startswith("the C++ kernels are not compiled: `mmlocal build`")
-    env = {"PYTHONPATH": str(site)}
+    env = {"PYTHONPATH": str(site), "CXX": str(compiler)}
     output = call(sys.executable, "-m", "mmlocal", "build", cwd=tmp_path, env=env)
     assert output.endswith(f"the C++ kernels are compiled: {site}/mmlocal/ops/_C.so\n")
     assert run_op(site, tmp_path) == "None"
 
 
 @pytest.mark.slow
-def test_a_wheel_with_kernels_is_for_any_python_and_torch(source, tmp_path):
+def test_a_wheel_with_kernels_is_for_any_python_and_torch(source, compiler, tmp_path):
     """The README's command builds the wheel in isolation, without torch."""
-    pip("wheel", "--no-deps", "-w", tmp_path, source, env={"MMLOCAL_BUILD_EXT": "1"})
+    env = {"MMLOCAL_BUILD_EXT": "1", "CXX": str(compiler)}
+    pip("wheel", "--no-deps", "-w", tmp_path, source, env=env)
     wheel = next(tmp_path.glob("mmlocal-*.whl"))
     assert re.search(r"-py3-none-(?!any).*\.whl$", wheel.name)
     site = tmp_path / "site"

@@ -47,6 +47,9 @@ def test_file(entry):
 def test_other_names():
     with pytest.raises(ValueError, match=rf"come with mmlocal \({NAME}\), got 'elsa_swin_t_in1k"):
         mmlocal.weights_path("elsa_swin_t_in1k_300e")
+    for find in (mmlocal.weights_path, mmlocal.config_path):
+        with pytest.raises(ValueError, match=r"name must be .*, got None"):
+            find(None)
 
 
 @pytest.fixture(scope="module")

@@ -339,6 +339,15 @@ def test_image_that_the_model_refuses(run, qna, tmp_path):
         run(qna, tmp_path / "small.png")
 
 
+def test_one_image_that_the_model_refuses(run, qna, image, tmp_path, capsys):
+    """The others get their pictures, and the tool fails at its end."""
+    cv2.imwrite(str(tmp_path / "dot.png"), np.zeros((1, 1, 3), dtype=np.uint8))
+    with pytest.raises(UsageError, match=r"1 of 2 images have no pictures: .*dot.png': x must be"):
+        run(qna, tmp_path / "dot.png", image, "--out-dir", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["disc_overview.jpg"]
+    assert "warning: the model cannot take image" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_model_without_local_attention(data, image, tmp_path):
     """A mistake on the command line gives one line and exit code 2."""
