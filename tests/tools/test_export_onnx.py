@@ -52,7 +52,8 @@ def test_all_sizes(tmp_path, capsys):
     out = tmp_path / "model.onnx"
     call("elsa_swin_nano_shapes", "--out", out, "--size", 33, 41, "--batch-size", 1, "--rounds", 0,
          "--part", "backbone", "--cfg-options", "model.backbone.fit_window=False",
-         "model.backbone.kernel_size=3", "model.backbone.arch.depths=[1,1,1,1]")  # fmt: skip
+         "model.backbone.kernel_size=3", "model.backbone.arch.depths=[1,1]",
+         "model.backbone.arch.num_heads=[2,4]", "model.backbone.out_indices=[1]")  # fmt: skip
     printed = capsys.readouterr().out
     assert "note: only the batch" not in printed
     assert "| backbone | 1 x 33x41 | all |" in printed
