@@ -22,6 +22,7 @@ from mmlocal.checkpoints.files import meta_of
 from mmlocal.cli import program
 from mmlocal.cli.arguments import add_config_arguments, number_of
 from mmlocal.cli.config import class_names, load_config
+from mmlocal.cli.export_table import TABLE, table_lines, table_row
 from mmlocal.cli.models import build_model, load_weights
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tool import run_tool
@@ -31,32 +32,10 @@ from mmlocal.libraries import library_of
 from mmlocal.version import __version__
 
 PARTS = ("model", "backbone", "neck")
-#: Configs and parts that --table exports, at the size of their images.
-TABLE = (
-    ("elsa_swin_t_in1k_300e", "model"),
-    ("elsa_volo_d1_in1k_300e", "model"),
-    ("volo_d1_in1k_300e", "model"),
-    ("qna_vit_t_in1k_300e", "model"),
-    ("qna_vit_t_7x7_in1k_300e", "model"),
-    ("dwnet_t_in1k_300e", "model"),
-    ("dwnet_t_dynamic_in1k_300e", "model"),
-    ("dwnet_t_idynamic_in1k_300e", "model"),
-    ("ghost_deit_ti_in1k_300e", "model"),
-    ("swin_t_window_in1k_300e", "model"),
-    ("elsa_swin_t_upernet_160k", "model"),
-    ("dwnet_t_upernet_160k", "model"),
-    ("elsa_swin_t_maskrcnn_1x", "neck"),
-    ("qna_vit_t_maskrcnn_1x", "neck"),
-)
-
 _FITS = (
     "the model has fit_window=True, which makes windows as small as the map; for all sizes of "
     "images, set it to False by --cfg-options, such as model.backbone.fit_window=False"
 )
-_HEADINGS = (
-    "config", "part", "image", "free", "opset", "nodes", "MB", "worst error", "PyTorch ms",
-    "onnxruntime ms",
-)  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -173,7 +152,7 @@ def run(config: str, out: Path, part: str = "model", **arguments: Any) -> None:
     """
     _silence()
     found = export(config, out, part=part, **arguments)
-    print("\n".join(_lines([table_row(config, part, found)])))
+    print("\n".join(table_lines([table_row(config, part, found)])))
     for shape, error in found.errors.items():
         print(f"input {'x'.join(map(str, shape))}: largest error {error:.1e}")
     print(f"wrote {found.path}")
@@ -366,43 +345,12 @@ def _classes(cfg: Config, checkpoint: str | None) -> Iterable[str] | None:
     return names if isinstance(names, (list, tuple, set)) else class_names(cfg)
 
 
-def table_row(config: str, part: str, found: Exported) -> list[str]:
-    """Format the result of an export as a row of the table.
-
-    Args:
-        config: path or name of the config.
-        part: the part of the model.
-        found: result of :func:`export`.
-    """
-    shape = next(iter(found.errors))
-    times = [
-        f"{found.milliseconds[name]:.0f}" if name in found.milliseconds else "-"
-        for name in ("PyTorch", "onnxruntime")
-    ]
-    return [
-        Path(config).stem,
-        part,
-        f"{shape[0]} x {shape[2]}x{shape[3]}",
-        "all" if "height" in found.free else ", ".join(found.free) or "none",
-        str(found.opset),
-        f"{found.nodes:,}",
-        f"{found.size / 1e6:.1f}",
-        f"{found.worst:.1e}",
-        *times,
-    ]
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
-    return [f"| {' | '.join(row)} |" for row in (_HEADINGS, ["---"] * len(_HEADINGS), *rows)]
-
-
 def _print_table() -> None:
     """Export the configs of :data:`TABLE`, and print their rows as they come."""
-    print("\n".join(_lines([])), flush=True)
+    print("\n".join(table_lines([])), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "model.onnx")
         for config, part in TABLE:
             with contextlib.redirect_stdout(io.StringIO()):  # a note about random weights
                 found = export(config, out, part=part, batch_size=1)
-            print(_lines([table_row(config, part, found)])[-1], flush=True)
+            print(table_lines([table_row(config, part, found)])[-1], flush=True)

@@ -12,7 +12,8 @@ pytest.importorskip("onnxruntime")
 import onnxruntime
 
 from mmlocal import config_path
-from mmlocal.cli.export_onnx import PARTS, TABLE, export, parse_args, run
+from mmlocal.cli.export_onnx import PARTS, export, parse_args, run
+from mmlocal.cli.export_table import TABLE
 from mmlocal.errors import UsageError
 
 
