@@ -115,7 +115,7 @@ def test_unusable_sources(convert, official, tmp_path):
     before = sorted(tmp_path.iterdir())
     for name, words in {
         "no.pth": "no.pth does not exist",
-        ".": "does not exist",
+        ".": "holds 4 checkpoints, name one",
         "truncated.pth": "cannot be read safely",
         "text.pth": "cannot be read safely: it is damaged, or was not written by PyTorch",
         "resnet.pth": "cannot be converted: it is not an official ELSA-Swin: "
@@ -139,7 +139,7 @@ def test_unusable_outputs(convert, official, tmp_path):
     assert "'file" in fails(convert("--from", "elsa", official, "file"))
     assert "'file" in fails(convert("--from", "elsa", official, "file/out"))
     assert "'file" in fails(convert("--from", "elsa", official, "file/out.pth"))
-    assert "end in .pth, got out.tar" in fails(convert("--from", "elsa", official, "out.tar"))
+    assert "end in .pth or .safetensors, got out.tar" in fails(convert("--from", "elsa", official, "out.tar"))
     assert sorted(tmp_path.iterdir()) == before
 
 
