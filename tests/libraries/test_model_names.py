@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 import mmlocal
 from mmlocal.cli.publish import publish
@@ -91,9 +92,11 @@ def test_arguments_of_the_model():
 def test_inferencers(trained, tmp_path):
     picture = tmp_path / "a.png"
     cv2.imwrite(str(picture), np.full((64, 64, 3), 90, np.uint8))
-    inferencer = mmpretrain.ImageClassificationInferencer(NANO, pretrained=str(trained))
-    (result,) = inferencer(str(picture))
+    # Another test of this process may have left the scope of another library.
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        inferencer = mmpretrain.ImageClassificationInferencer(NANO, pretrained=str(trained))
+        (result,) = inferencer(str(picture))
+        again = mmpretrain.inference_model(NANO, str(picture), pretrained=str(trained))
     assert result["pred_class"] == CLASSES[result["pred_label"]]
     assert sum(result["pred_scores"]) == pytest.approx(1, abs=1e-5)
-    again = mmpretrain.inference_model(NANO, str(picture), pretrained=str(trained))
     assert again["pred_score"] == pytest.approx(result["pred_score"], abs=1e-6)
