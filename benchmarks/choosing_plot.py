@@ -72,6 +72,9 @@ def plot_choices(points: Sequence[Point], path: Path) -> None:
     # Text as text, and no date and no random names: equal figures give an equal file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "choosing"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
+    # matplotlib ends some lines with spaces, which the checks of a commit remove.
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
 
 
 def _message(points: Sequence[Point]) -> str:

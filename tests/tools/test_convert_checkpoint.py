@@ -139,7 +139,9 @@ def test_unusable_outputs(convert, official, tmp_path):
     assert "'file" in fails(convert("--from", "elsa", official, "file"))
     assert "'file" in fails(convert("--from", "elsa", official, "file/out"))
     assert "'file" in fails(convert("--from", "elsa", official, "file/out.pth"))
-    assert "end in .pth or .safetensors, got out.tar" in fails(convert("--from", "elsa", official, "out.tar"))
+    assert "end in .pth or .safetensors, got out.tar" in fails(
+        convert("--from", "elsa", official, "out.tar")
+    )
     assert sorted(tmp_path.iterdir()) == before
 
 
