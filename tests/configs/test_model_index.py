@@ -64,7 +64,7 @@ def test_every_figure_has_its_source(index):
         "listing of the article": "listing of the article",
     }
     for name, model in index.items():
-        if name in mmlocal.list_weights():  # its figure is ours, see test_weights.py
+        if name in mmlocal.list_weights():  # its figure is ours, see test_shipped_weights.py
             continue
         path = ROOT / model.config
         docstring, readme = docstring_of(path), (path.parent / "README.md").read_text()
