@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import mmlocal
-
-from .copies import run_copy
+from tools.copies import run_copy
 
 TOOLS = Path(__file__).parents[2] / "tools"
 LIBRARIES = ["mmdet", "mmseg", "mmpretrain"]
