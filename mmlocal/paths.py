@@ -90,7 +90,5 @@ def weights_path(name: str) -> str:
 
 def _weights() -> dict[str, Path]:
     """Map the names of configs to their files. The name of a file ends in a part of its SHA-256."""
-    # An editable installation from before there were weights has a ``.mim`` without them.
-    roots = (Path(__file__).resolve().parents[1], home())
-    files = [path for root in roots for path in (root / "weights").glob("*-????????.pth")]
+    files = (home() / "weights").glob("*-????????.pth")
     return {path.stem.rpartition("-")[0]: path.resolve() for path in files}

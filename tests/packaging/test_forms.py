@@ -317,7 +317,7 @@ def run_op(site, tmp_path):
 
 @pytest.fixture
 def compiler(tmp_path) -> Path:
-    """The C++ compiler without optimisation, which takes a fifth of the time."""
+    """The C++ compiler without optimisation, which takes less time."""
     path = tmp_path / "compiler"
     path.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
     path.chmod(0o755)
