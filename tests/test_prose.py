@@ -73,7 +73,7 @@ def headings(page: Path) -> list[str]:
 def code_of(page: Path) -> list[str]:
     """Code spans and lines of code blocks of a page, without comments."""
     text = page.read_text()
-    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^ *```[^\n]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
     spans = [one_line(span) for span in re.findall(r"`([^`]+)`", prose)]

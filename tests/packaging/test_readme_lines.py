@@ -20,7 +20,8 @@ CONFIGS = {
 
 def readme_lines() -> list[str]:
     """The commands of the README's first block that installs the OpenMMLab libraries."""
-    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.S | re.M)
     block = next(block for block in blocks if "[onedl]" in block)
     lines = [line.split(" #")[0].strip() for line in block.splitlines()]
     return [line for line in lines if line]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mmengine.registry import DefaultScope
 
 import mmlocal
 from mmlocal.checkpoints import load_file
@@ -16,6 +17,13 @@ from mmlocal.datasets.shapes import CLASSES, generate_shapes
 ROOT = Path(__file__).parents[2]
 NAME = "elsa_swin_nano_shapes"
 PAGE = (ROOT / "docs/inference.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """MMPreTrain's inferencer takes the default scope that an earlier test may have left."""
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        yield
 
 
 @pytest.fixture(scope="module")
