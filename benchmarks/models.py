@@ -6,96 +6,24 @@ import datetime
 import itertools
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.backbones import build_model, list_models
 from benchmarks.by_kind import KINDS, time_by_kind
+from benchmarks.peak import matrix_products, peak_gflops
 from benchmarks.report import environment, first_line, format_table, write_json
 from mmlocal.analysis import count_macs
 from mmlocal.analysis.measure import choose_device, peak_memory, summarise, time_interleaved
 from mmlocal.errors import UsageError
-from mmlocal.libraries import LIBRARIES
-from mmlocal.models.backbones.base import LocalBackbone
 from mmlocal.ops import OPS
 from mmlocal.ops.backends import choose_backend
-from mmlocal.registry import MODELS
 
-Build = Callable[[], nn.Module]
-
-
-def _swin(arch: str) -> nn.Module:
-    from mmpretrain.models import SwinTransformer
-
-    # As in dense prediction: all four maps, and images of any size.
-    return SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3), pad_small_map=True)
-
-
-def _resnet(depth: int) -> nn.Module:
-    from mmpretrain.models import ResNet
-
-    return ResNet(depth=depth, out_indices=(0, 1, 2, 3))
-
-
-class _TimmFeatures(nn.Module):
-    """All tokens and the class token of a model of timm, as ours returns them."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        import timm
-
-        self.model = timm.create_model(name, num_classes=0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.forward_features(x)
-
-
-def _with_cls_token(name: str) -> nn.Module:
-    return MODELS.get(name)(arch="d1", with_cls_token=True, out_indices=(3,))
-
-
-# Backbones of other libraries.
-PEERS: dict[str, Build] = {
-    **{f"swin_{arch}": partial(_swin, arch) for arch in ("tiny", "small", "base")},
-    **{f"resnet_{depth}": partial(_resnet, depth) for depth in (50, 101)},
-    "timm_volo_d1": partial(_TimmFeatures, "volo_d1_224"),
-}
-# Ours as in a classifier, where they do the same work as timm's.
-CLASSIFIERS: dict[str, Build] = {
-    "volo_d1_cls": partial(_with_cls_token, "mmlocal.VOLO"),
-    "elsa_volo_d1_cls": partial(_with_cls_token, "mmlocal.ELSAVOLO"),
-}
-
-
-def list_models() -> dict[str, Build]:
-    """Map the names of all backbones to measure to functions that build them.
-
-    Our backbones come from ``mmlocal.registry.MODELS``. Each name joins the file of a class and a
-    published size, such as ``elsa_swin_tiny``. VOLO as in a classifier and some backbones of
-    mmpretrain and timm follow.
-    """
-    ours = {
-        f"{kind.__module__.rpartition('.')[2]}_{arch}": partial(kind, arch=arch)
-        for kind in MODELS.module_dict.values()
-        if isinstance(kind, type) and issubclass(kind, LocalBackbone)
-        for arch in kind.arch_zoo
-    }
-    return ours | CLASSIFIERS | PEERS
-
-
-def _build_model(name: str) -> nn.Module:
-    models = list_models()
-    if name not in models:
-        raise UsageError(f"must be among {', '.join(models)}, got {name!r}", "models")
-    try:
-        return models[name]()
-    except ImportError as error:
-        library = "timm" if name.startswith("timm") else "mmpretrain"
-        reason = LIBRARIES["mmpretrain"].why_not() if library == "mmpretrain" else None
-        raise UsageError(f"{name} comes from {library}. {reason or error}", "models") from error
+# A backward pass multiplies twice as many matrices as the forward pass.
+_PASSES = dict(inference=1, training=3)
 
 
 def _macs(model: nn.Module, size: tuple[int, int]) -> int:
@@ -156,9 +84,9 @@ def benchmark_models(
     """Measure speed and peak memory of backbones, at inference and in a training step.
 
     A step is a forward pass, a backward pass from random gradients of all outputs, and SGD with
-    momentum. Weights and images are random. Writes
-    ``out/models_<device>_<height>x<width>_b<batch_size>.json``; the name ends in ``_amp`` or
-    ``_compile`` with these settings.
+    momentum. Weights and images are random. Plain matrix products take part in the same rounds.
+    Writes ``out/models_<device>_<height>x<width>_b<batch_size>.json`` after each mode; the name
+    ends in ``_amp`` or ``_compile`` with these settings.
 
     Args:
         out: folder for the results.
@@ -171,12 +99,14 @@ def benchmark_models(
         device: ``"cpu"`` or ``"cuda"``; ``None`` for the GPU if there is one.
 
     Returns:
-        The contents of the JSON file: ``hardware``, ``versions``, ``settings`` and ``results``.
+        The contents of the JSON file: ``hardware``, ``versions``, ``settings``, ``peak_gflops``
+        and ``results``. ``peak_gflops`` holds GFLOP/s of the matrix products by mode and way.
         ``results`` holds one dict per model and mode (``inference``, ``training``), with
         ``parameters``, ``macs`` (of one image) and ``compiled``. If the model cannot run,
         ``skipped`` holds the reason. Otherwise the dict holds the figures of :func:`summarise`,
-        ``images_per_second``, ``peak_bytes`` (without weights and momentum) and, unless compiled,
-        ``ms_by_kind``, the result of :func:`time_by_kind`.
+        ``images_per_second``, ``peak_bytes`` (without weights and momentum), ``gflops`` (GFLOP/s;
+        a training step counts as three forward passes), ``share_of_peak`` (of the fastest matrix
+        product) and, unless compiled, ``ms_by_kind``, the result of :func:`time_by_kind`.
 
     Raises:
         UsageError: a model is unknown or its library is missing, a number is below 1, or there is
@@ -189,7 +119,7 @@ def benchmark_models(
     torch.manual_seed(0)
     image = torch.randn(batch_size, 3, *size, device=target)
     names = list(list_models()) if models is None else models
-    networks = {name: _build_model(name).to(target) for name in names}
+    networks = {name: build_model(name, size).to(target) for name in names}
     about = {
         name: dict(
             model=name,
@@ -198,11 +128,33 @@ def benchmark_models(
         )
         for name, model in networks.items()
     }
-    rows = []
-    for mode in ("inference", "training"):
+    like = torch.empty(0, dtype=torch.bfloat16 if amp else torch.float32, device=target)
+    backends = {
+        op.name: choose_backend(op.name, op.backends, like, None).name for op in OPS.values()
+    }
+    rows: list[dict] = []
+    peaks: dict[str, dict[str, float]] = {}
+    result = environment(target) | dict(
+        date=datetime.date.today().isoformat(),
+        settings=dict(
+            batch_size=batch_size,
+            size=list(size),
+            amp=amp,
+            compile=compiled,
+            rounds=rounds,
+            backends=backends,
+        ),
+        peak_gflops=peaks,
+        results=rows,
+    )
+    stem = f"models_{target.type}_{size[0]}x{size[1]}_b{batch_size}"
+    path = out / f"{stem}{'_amp' * amp}{'_compile' * compiled}.json"
+    for mode, passes in _PASSES.items():
         # PyTorch limits the number of compiled variants, and the last mode must not count.
         torch.compiler.reset()
-        running, figures = {}, {}
+        running = matrix_products(like)
+        products = list(running)
+        figures = {}
         for name, through in itertools.product(networks, (False, True)[: 1 + compiled]):
             row = about[name] | dict(mode=mode, compiled=through)
             try:
@@ -220,43 +172,35 @@ def benchmark_models(
             else:
                 running[_label(row)] = call
             figures[_label(row)] = row
-        for label, samples in time_interleaved(running, target, rounds).items():
+        times = {
+            label: summarise(samples)
+            for label, samples in time_interleaved(running, target, rounds).items()
+        }
+        peaks[mode] = peak_gflops({name: times.pop(name) for name in products})
+        for label, summary in times.items():
             row = figures[label]
-            row |= summarise(samples)
+            row |= summary
             row["images_per_second"] = 1e3 * batch_size / row["median_ms"]
+            row["gflops"] = 2e-9 * passes * row["macs"] * row["images_per_second"]
+            row["share_of_peak"] = row["gflops"] / max(peaks[mode].values())
         rows += figures.values()
-    like = torch.empty(0, dtype=torch.bfloat16 if amp else torch.float32, device=target)
-    backends = {
-        op.name: choose_backend(op.name, op.backends, like, None).name for op in OPS.values()
-    }
-    result = environment(target) | dict(
-        date=datetime.date.today().isoformat(),
-        settings=dict(
-            batch_size=batch_size,
-            size=list(size),
-            amp=amp,
-            compile=compiled,
-            rounds=rounds,
-            backends=backends,
-        ),
-        results=rows,
-    )
-    stem = f"models_{target.type}_{size[0]}x{size[1]}_b{batch_size}"
-    write_json(result, out / f"{stem}{'_amp' * amp}{'_compile' * compiled}.json")
+        write_json(result, path)
     return result
 
 
 def format_models(result: dict) -> str:
     """Format two tables: speed and memory, and shares of time by kind of operation.
 
+    ``of peak`` is the speed in GFLOP/s, divided by the fastest matrix product.
+
     Args:
         result: result of :func:`benchmark_models`.
     """
     by_mode = {
         mode: {_label(row): row for row in result["results"] if row["mode"] == mode}
-        for mode in ("inference", "training")
+        for mode in _PASSES
     }
-    titles = [f"{mode} {unit}" for mode in by_mode for unit in ("img/s", "MiB")]
+    titles = [f"{mode} {unit}" for mode in by_mode for unit in ("img/s", "of peak", "MiB")]
     table = [["backbone", "parameters (M)", "GMACs", *titles]]
     notes = []
     for name, row in by_mode["inference"].items():
@@ -264,14 +208,18 @@ def format_models(result: dict) -> str:
         for mode, rows in by_mode.items():
             found = rows[name]
             if "skipped" in found:
-                cells += ["-", "-"]
+                cells += ["-"] * 3
                 notes.append(f"not run, {mode}: {name}: {found['skipped']}")
             else:
                 cells += [
                     f"{found['images_per_second']:.2f}",
+                    f"{found['share_of_peak']:.0%}",
                     f"{found['peak_bytes'] / 2**20:.0f}",
                 ]
         table.append(cells)
+    for mode, products in result["peak_gflops"].items():
+        speeds = ", ".join(f"{speed:.0f} by {name}" for name, speed in products.items())
+        notes.append(f"matrix product, {mode}: GFLOP/s {speeds}")
     shares = [["backbone", "mode", *KINDS]]
     for row in result["results"]:
         if "ms_by_kind" in row and "skipped" not in row:

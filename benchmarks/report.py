@@ -53,6 +53,8 @@ def environment(device: torch.device) -> dict:
         cuda=torch.version.cuda,
         triton=version("triton"),
         natten=version("natten"),
+        torchvision=version("torchvision"),
+        timm=version("timm"),
         mmpretrain=version("onedl-mmpretrain") or version("mmpretrain"),
     )
     return dict(hardware=hardware, versions=versions)

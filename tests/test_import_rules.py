@@ -221,7 +221,7 @@ RULES = {
         "mmlocal.ops",
     },
     # Peers of our ops and backbones may be missing.
-    "benchmarks/models.py": {"torch", "mmpretrain", "timm", "benchmarks", "mmlocal"},
+    "benchmarks/backbones.py": {"torch", "torchvision", "mmpretrain", "timm", "mmlocal"},
     "benchmarks/multitask.py": {"torch", "mmcv.ops", "mmengine", "mmseg", "benchmarks", "mmlocal"},
     "benchmarks/peers.py": {"torch", "natten", "benchmarks", "mmlocal"},
     "benchmarks/choosing.py": {

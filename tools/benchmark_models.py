@@ -1,4 +1,4 @@
-"""Measure speed and memory of our backbones, and of Swin and ResNet of mmpretrain."""
+"""Measure speed and memory of our backbones, and of their peers in other libraries."""
 
 import argparse
 import sys
@@ -11,7 +11,8 @@ from mmlocal.cli.tool import run_tool
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arguments import add_run_arguments
-from benchmarks.models import benchmark_models, format_models, list_models
+from benchmarks.backbones import list_models
+from benchmarks.models import benchmark_models, format_models
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

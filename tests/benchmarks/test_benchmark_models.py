@@ -8,12 +8,15 @@ import torch
 from tool_scripts import TIMES, run_tool
 from torch import nn
 
-from benchmarks import models
+from benchmarks import backbones, models, peak
 from benchmarks.by_kind import KINDS
 from mmlocal.errors import UsageError
 from mmlocal.models.backbones.base import LocalBackbone
 from mmlocal.ops import OPS
 from mmlocal.registry import MODELS
+
+# Width and channels of the maps of a 64x64 image.
+SIZES = ((16, 96), (8, 192), (4, 384), (2, 768))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def test_benchmark_models(tmp_path):
         "benchmark_models.py", "--models", *names, *arguments, MMLOCAL_BACKEND="eager"
     )
     result = json.loads((tmp_path / "models_cpu_64x32_b1.json").read_text())
-    assert result.keys() == {"hardware", "versions", "date", "settings", "results"}
+    assert result.keys() == {"hardware", "versions", "date", "settings", "peak_gflops", "results"}
     assert result["settings"] == dict(
         batch_size=1,
         size=[64, 32],
@@ -55,6 +58,10 @@ def test_benchmark_models(tmp_path):
             ours = row["model"] in names[:2]
             assert (row["ms_by_kind"]["local attention"] > 0) == ours
             assert row["images_per_second"] == pytest.approx(1e3 / row["median_ms"])
+            flops = 2 * row["macs"] * (3 if mode == "training" else 1)
+            assert row["gflops"] == pytest.approx(1e-6 * flops / row["median_ms"])
+            peak = max(result["peak_gflops"][mode].values())
+            assert row["share_of_peak"] == pytest.approx(row["gflops"] / peak)
         # torchvision's without the classifier
         assert rows["resnet_50"]["parameters"] == 25_557_032 - 2_049_000
         if mode == "training":  # gradients of all weights are held at once
@@ -82,14 +89,31 @@ def test_all_registered_backbones_are_listed(monkeypatch):
             self.arch = arch
 
     monkeypatch.setitem(MODELS.module_dict, "Other", Other)
-    found = models.list_models()
-    assert found["test_benchmark_models_tiny"]().arch == "tiny"
+    found = backbones.list_models()
+    assert found["test_benchmark_models_tiny"]((32, 32)).arch == "tiny"
     ours = {"elsa_swin_base", "ghost_deit_tiny", "qna_vit_tiny_7x7"}
-    assert found.keys() > ours | models.PEERS.keys()
+    assert found.keys() > ours | backbones.PEERS.keys()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torchvision_swin_tiny", "torchvision_convnext_tiny", "timm_swin_tiny", "timm_convnext_tiny"],
+)
+def test_peers_give_four_maps(name):
+    model = backbones.build_model(name, (64, 64)).to("meta")
+    maps = model(torch.zeros(1, 3, 64, 64, device="meta"))
+    channels_last = "swin" in name
+    sizes = [((s, s, c) if channels_last else (c, s, s)) for s, c in SIZES]
+    assert [tuple(x.shape[1:]) for x in maps] == sizes
+
+
+def test_plain_matrix_products_are_products():
+    for call in peak.matrix_products(torch.empty(0, device="meta")).values():
+        assert torch.Size([s for s in call().shape if s > 1]) == (1536, 1536)
 
 
 def test_compiled_models_stand_beside_the_others(tmp_path, monkeypatch):
-    monkeypatch.setitem(models.PEERS, "tiny", Tiny)
+    monkeypatch.setitem(backbones.PEERS, "tiny", lambda size: Tiny())
     result = models.benchmark_models(
         tmp_path, ["tiny"], size=(32, 32), compiled=True, rounds=1, device="cpu"
     )
@@ -109,7 +133,7 @@ def test_peers_that_do_not_compile_are_left_out(tmp_path, monkeypatch):
         raise RuntimeError("no compiler\nhere")
 
     monkeypatch.setattr(torch, "compile", fail)
-    monkeypatch.setitem(models.PEERS, "tiny", Tiny)
+    monkeypatch.setitem(backbones.PEERS, "tiny", lambda size: Tiny())
     settings = dict(size=(32, 32), compiled=True, rounds=1, device="cpu")
     result = models.benchmark_models(tmp_path, ["tiny"], **settings)
     assert [row.get("skipped") for row in result["results"]] == [None, "no compiler"] * 2
