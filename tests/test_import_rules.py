@@ -85,6 +85,7 @@ RULES = {
     },
     "mmlocal/models/*.py": {"mmlocal.models"},
     "mmlocal/engine/**/*.py": {
+        "cv2",
         "numpy",
         "torch",
         "mmengine",
@@ -92,6 +93,7 @@ RULES = {
         "mmlocal.errors",
         "mmlocal.files",
         "mmlocal.registry",
+        "mmlocal.visualization",
     },
     **{
         f"{type(library).__module__.replace('.', '/')}.py": {*library.packages, "mmlocal"}

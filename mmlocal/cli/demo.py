@@ -25,7 +25,6 @@ from mmlocal.visualization import contact_sheet, plot_curves
 NUM_PICTURES = 6
 DEFAULT = "det"
 SHEETS = ("predictions.jpg", "first_images.jpg")
-SHEET_HOOK = "mmlocal.visualization.sheets.SheetHook"
 
 
 def demos() -> dict[str, Demo]:
@@ -289,7 +288,7 @@ def _start(step: str, work_dir: Path, arguments: Sequence[str], sheets: bool = F
     options = [f"default_hooks.progress.{key}={value}" for key, value in
                (("type", "mmlocal.ProgressHook"), ("path", state))]  # fmt: skip
     if sheets:
-        options += [f"default_hooks.sheets.type={SHEET_HOOK}"]
+        options += ["default_hooks.sheets.type=mmlocal.SheetHook"]
         options += [f"default_hooks.sheets.folder={work_dir}"]
     command = [sys.executable, "-m", "mmlocal", *arguments, "--cfg-options", *options]
     try:

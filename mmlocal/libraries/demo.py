@@ -20,7 +20,7 @@ class Demo:
         scale: factor that brings the metrics to [0, 1].
         size: argument of the generator with the size of the pictures in pixels: a number for a
             square, or height and width.
-        sheets: whether :class:`mmlocal.visualization.sheets.SheetHook` knows the samples. If not,
+        sheets: whether :class:`mmlocal.engine.sheets.SheetHook` knows the samples. If not,
             ``predictions.jpg`` shows pictures of the config's visualizer, one below the other.
         references: name in the summary -> keys that lead to the figure of a trivial predictor, in
             the manifest of the generated data.

@@ -2,11 +2,10 @@
 
 from mmlocal.visualization.multitask_visualizer import MultiTaskVisualizer
 from mmlocal.visualization.palette import style_of
-from mmlocal.visualization.panels import Panel, draw_sheet
+from mmlocal.visualization.panels import Panel, contact_sheet, draw_sheet
 from mmlocal.visualization.runs import (
     Contender,
     Metric,
-    contact_sheet,
     plot_contenders,
     plot_curves,
     plot_metrics,

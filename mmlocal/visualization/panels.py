@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from mmlocal.visualization.figures import new_figure
@@ -92,6 +93,32 @@ def draw_sheet(
         _explain(figure, legend, -(-len(legend) // lines))
     compression = _JPEG if Path(out).suffix in (".jpg", ".jpeg") else None
     figure.savefig(out, dpi=_DPI, pil_kwargs=compression)
+
+
+def contact_sheet(images: Sequence[str | Path], out: str | Path, columns: int = 1) -> None:
+    """Tile pictures of one size into one, row by row.
+
+    Args:
+        images: picture files, all of one height and width.
+        out: picture to write.
+        columns: pictures per row.
+
+    Raises:
+        ValueError: ``images`` is empty, or one of them cannot be read.
+        OSError: ``out`` cannot be written.
+    """
+    if not images:
+        raise ValueError("images must name at least one picture")
+    tiles = []
+    for path in images:
+        tile = cv2.imread(str(path))
+        if tile is None:
+            raise ValueError(f"images: {path} cannot be read")
+        tiles.append(cv2.copyMakeBorder(tile, 4, 4, 4, 4, cv2.BORDER_CONSTANT, value=(255,) * 3))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    if not cv2.imwrite(str(out), np.vstack(rows)):
+        raise OSError(f"out={str(out)!r} cannot be written")
 
 
 def _draw_panel(axis: Any, panel: Panel) -> None:
