@@ -2,9 +2,7 @@
 
 import ast
 import importlib.util
-import os
 import os.path as osp
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,6 @@ from mmlocal.libraries import LIBRARIES, Library, library_of
 def load_config(config: str, cfg_options: dict | None = None) -> Config:
     """Read a config, merge settings into it, and set its ``default_scope`` if it has none.
 
-    ``custom_imports`` finds modules in the working directory too. Modules that are installed come
-    first.
-
     Args:
         config: path of a config file, or the name of a config of mmlocal, such as
             ``elsa_swin_t_maskrcnn_1x``.
@@ -34,8 +29,6 @@ def load_config(config: str, cfg_options: dict | None = None) -> Config:
             or the options do not fit the config.
     """
     path = _path_of(config)
-    if os.getcwd() not in sys.path:  # for custom_imports of the user's own modules
-        sys.path.append(os.getcwd())
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: it can fail in any way

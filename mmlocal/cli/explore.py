@@ -76,8 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: Sequence[str] | None) -> None:
+    arguments = vars(parse_args(argv))
+    MMLogger.get_current_instance().setLevel("ERROR")  # it logs to stdout
     try:
-        explore(**vars(parse_args(argv)))
+        with tempfile.TemporaryDirectory(prefix="mmlocal-explore-") as folder:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder goes, too
+            # Gradio reads these when it is imported and when it makes a page.
+            os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
+            explore(**arguments, folder=Path(folder))
     except KeyboardInterrupt:  # the usual end, for which a network that still runs has to stop
         sys.stdout.flush()
         sys.stderr.flush()
@@ -88,6 +94,7 @@ def explore(
     config: str,
     checkpoint: str | None = None,
     *,
+    folder: Path,
     host: str = "127.0.0.1",
     port: int = 7860,
     max_side: int | None = None,
@@ -96,12 +103,13 @@ def explore(
 ) -> None:
     """Serve a page that shows the attention of a model, until the process is interrupted.
 
-    The page sends nothing to other hosts. Pictures of visitors lie in a temporary folder, which
-    this function removes at its end.
+    The page sends nothing to other hosts. Gradio keeps the pictures that visitors upload in its own
+    temporary folder; its environment variable ``GRADIO_TEMP_DIR`` names another one.
 
     Args:
         config: path of a config file, or the name of a config of mmlocal.
         checkpoint: path of the weights; ``None`` for random weights, which the page says.
+        folder: folder for the pictures that visitors may save. They stay when the server ends.
         host: address to serve at. ``"0.0.0.0"`` opens the page to the network.
         port: port to serve at; 0 for any free one.
         max_side: photographs are scaled down to this width and height, in pixels; ``None`` for
@@ -115,40 +123,35 @@ def explore(
             checkpoint does not fit; the model has no attention to draw; or the address or the port
             cannot be used.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reads it
-    with tempfile.TemporaryDirectory(prefix="mmlocal-explore-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        try:
-            from mmlocal.cli.explore_page import application, build_page
-        except ImportError as error:
-            if (error.name or "").startswith("mmlocal"):
-                raise
-            raise UsageError(
-                f"the page needs Gradio ({error}): pip install 'mmlocal[explore]'"
-            ) from error
+    try:
+        from mmlocal.cli.explore_page import application, build_page
+    except ImportError as error:
+        if (error.name or "").startswith("mmlocal"):
+            raise
+        raise UsageError(
+            f"the page needs Gradio ({error}): pip install 'gradio>=6.31,<7'"
+        ) from error
 
-        with listen(host, port) as listener:
-            MMLogger.get_current_instance().setLevel("ERROR")  # it logs to stdout
-            cfg = load_config(config, cfg_options)
-            library_of(cfg).require()
-            with DefaultScope.overwrite_default_scope(cfg.default_scope):
-                network = build_network(cfg, checkpoint, device)
-                scales = any("resize" in name.lower() for name in network.steps)
-                page = build_page(
-                    Explorer(network),
-                    title=Path(cfg.filename).stem,
-                    weights=Path(checkpoint).name if checkpoint else None,
-                    folder=Path(folder),
-                    first_example=_example_for(cfg),
-                    max_side=max_side or _MAX_SIDE[scales],
-                )
-                number = listener.getsockname()[1]
-                shown = f"[{host}]" if ":" in host else host
-                if host not in _LOCAL:
-                    warn(f"whoever reaches {host} can use this page; it has no password")
-                print(f"open http://{shown}:{number} in a browser; Ctrl-C ends it", flush=True)
-                signal.signal(signal.SIGTERM, signal.default_int_handler)  # it cleans up
-                serve(application(page), listener)
+    with listen(host, port) as listener:
+        cfg = load_config(config, cfg_options)
+        library_of(cfg).require()
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            network = build_network(cfg, checkpoint, device)
+            scales = any("resize" in name.lower() for name in network.steps)
+            page = build_page(
+                Explorer(network),
+                title=Path(cfg.filename).stem,
+                weights=Path(checkpoint).name if checkpoint else None,
+                folder=folder,
+                first_example=_example_for(cfg),
+                max_side=max_side or _MAX_SIDE[scales],
+            )
+            number = listener.getsockname()[1]
+            shown = f"[{host}]" if ":" in host else host
+            if host not in _LOCAL:
+                warn(f"whoever reaches {host} can use this page; it has no password")
+            print(f"open http://{shown}:{number} in a browser; Ctrl-C ends it", flush=True)
+            serve(application(page), listener)
 
 
 def build_network(cfg: Config, checkpoint: str | None, device: str | None) -> Network:

@@ -26,12 +26,17 @@ def run_tool(main: Callable[[], None]) -> None:
     process ends. Only the first process of each machine prints, because the others see the same
     files. With ``--traceback`` on the command line, the traceback of the error comes first.
 
+    From here on, this process also finds modules in the working directory, for ``custom_imports``.
+    Modules that are installed come first.
+
     Args:
         main: function that parses the command line and does the work.
 
     Raises:
         SystemExit: ``main`` raised a :class:`UsageError`.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         main()
     except UsageError as error:

@@ -500,6 +500,20 @@ def test_config_with_a_mistake(config, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_modules_in_the_working_directory(tmp_path, monkeypatch, capsys):
+    """A command finds them. A function leaves the search path of the process alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_the_config.py").touch()
+    (tmp_path / "c.py").write_text("custom_imports = dict(imports='beside_the_config')")
+    before = list(sys.path)
+    with pytest.raises(UsageError, match="No module named 'beside_the_config'"):
+        load_config("c.py")
+    assert sys.path == before
+    load_tool("print_config").main(["c.py"])
+    assert "beside_the_config" in capsys.readouterr().out
+
+
 def test_config_that_cannot_be_saved(config, tmp_path):
     (tmp_path / "file").touch()
     args = load_tool("print_config").parse_args(

@@ -49,7 +49,7 @@ def test_bad_arguments(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_busy_port():
+def test_busy_port(tmp_path):
     pytest.importorskip("gradio")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -57,21 +57,23 @@ def test_busy_port():
         port = other.getsockname()[1]
         message = f"port: {port} of 127.0.0.1 cannot be used: .*; name another one, or 0 for any"
         with pytest.raises(UsageError, match=message):
-            explore(CONFIG, port=port)
+            explore(CONFIG, folder=tmp_path, port=port)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
-def test_foreign_host(host):
+def test_foreign_host(host, tmp_path):
     pytest.importorskip("gradio")
     with pytest.raises(UsageError, match=f"host: '{host}' is not an address of this machine"):
-        explore(CONFIG, host=host)
+        explore(CONFIG, folder=tmp_path, host=host)
 
 
-def test_without_gradio(monkeypatch):
+def test_without_gradio(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "mmlocal.cli.explore_page", raising=False)
-    with pytest.raises(UsageError, match=r"needs Gradio \(.*\): pip install 'mmlocal\[explore\]'"):
-        explore(CONFIG, port=0)
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    (needed,) = re.findall(r'^explore = \["(.*)"\]$', pyproject, re.M)
+    with pytest.raises(UsageError, match=rf"needs Gradio \(.*\): pip install '{needed}'$"):
+        explore(CONFIG, folder=tmp_path, port=0)
 
 
 WITHOUT_ATTENTION = """
@@ -82,14 +84,17 @@ model = dict(backbone=backbone, head=dict(in_channels=64))
 
 
 def test_models_that_cannot_be_shown(tmp_path):
+    """A failed call leaves the process as it was."""
     pytest.importorskip("gradio")
+    before = signal.getsignal(signal.SIGTERM), os.environ.get("GRADIO_TEMP_DIR")
     config = tmp_path / "config.py"
     config.write_text(WITHOUT_ATTENTION.format(base=config_path(CONFIG)))
     with pytest.raises(UsageError, match="has no layer whose attention can be drawn"):
-        explore(str(config), port=0)
+        explore(str(config), folder=tmp_path, port=0)
     config.write_text(config.read_text() + "test_dataloader = None\n")
     with pytest.raises(UsageError, match="has no test_dataloader, whose pipeline prepares"):
-        explore(str(config), port=0)
+        explore(str(config), folder=tmp_path, port=0)
+    assert (signal.getsignal(signal.SIGTERM), os.environ.get("GRADIO_TEMP_DIR")) == before
 
 
 # ------------------------------------------------------------------------------------ the server
