@@ -115,6 +115,6 @@ def _package(path: Path | None = None) -> Any:
     except ImportError as error:
         what = f"checkpoint {path}" if path else "a .safetensors file"
         raise ImportError(
-            f"{what} needs the package safetensors: pip install 'mmlocal[safetensors]'"
+            f"{what} needs the package safetensors: pip install safetensors"
         ) from error
     return safetensors

@@ -171,7 +171,7 @@ def test_odd_contents(tmp_path):
 
 def test_without_the_package(published, run_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    needed = r"needs the package safetensors: pip install 'mmlocal\[safetensors\]'"
+    needed = r"needs the package safetensors: pip install safetensors"
     with pytest.raises(ImportError, match=needed):
         load_file(published)
     with pytest.raises(UsageError, match=needed):
