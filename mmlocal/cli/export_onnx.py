@@ -70,19 +70,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="images in the example (default: %(default)s)",
     )
     parser.add_argument("--opset", type=int, help="version of ONNX's operators; default: PyTorch's")
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument(
-        "--dynamic",
-        action="store_true",
-        default=None,
-        help="leave batch, height and width free (default, except for a model whose windows "
-        "shrink to a small map, by fit_window=True: there, only the batch is free by default)",
-    )
-    sizes.add_argument(
+    parser.add_argument(
         "--static",
-        dest="dynamic",
-        action="store_false",
-        help="fix all of them to the example, for runtimes that need it",
+        action="store_true",
+        help="fix batch, height and width to the example, for runtimes that need it; default: all "
+        "are free, except for a model whose windows shrink to a small map, by fit_window=True: "
+        "there, only the batch is free",
     )
     parser.add_argument(
         "--normalize",
@@ -167,7 +160,7 @@ def export(
     size: tuple[int, int] | None = None,
     batch_size: int = 2,
     opset: int | None = None,
-    dynamic: bool | None = None,
+    static: bool = False,
     normalize: bool = False,
     tolerance: float = 1e-4,
     rounds: int = 10,
@@ -183,9 +176,9 @@ def export(
         size: height and width of the example in pixels; ``None`` for the size of published FLOPs.
         batch_size: images in the example.
         opset: version of ONNX's operators; ``None`` for the default of PyTorch.
-        dynamic: whether batch, height and width stay free; ``None`` to fix height and width only
-            where windows shrink to a small map. The comparison also covers another batch size
-            and another size of images, if they are free.
+        static: whether batch, height and width are fixed to the example. If not, they are free,
+            except that windows which shrink to a small map fix height and width. The comparison
+            also covers another batch size and another size of images, if they are free.
         normalize: whether the graph subtracts the mean and divides by the standard deviation.
         tolerance: largest error, relative to the largest value of an output.
         rounds: timed runs of each side; 0 for none.
@@ -214,7 +207,7 @@ def export(
         model = build_model(cfg)
         load_weights(model, checkpoint)
         runner = _Part(model, part, cfg, normalize)
-        free = _free(dynamic, runner)
+        free = () if static else _free(runner)
         try:
             height, width = size or library.default_shape(cfg)
         except UsageError as error:  # another command calls the argument "shape"
@@ -254,15 +247,9 @@ def _check_folder(out: Path) -> None:
         raise UsageError(f"{str(out)!r} cannot be written: {error.strerror}", "out") from error
 
 
-def _free(dynamic: bool | None, runner: nn.Module) -> tuple[str, ...]:
-    """Decide which dimensions of the input are free."""
-    if dynamic is False:
-        return ()
-    if not fits_windows(runner):
-        return ("batch", "height", "width")
-    if dynamic:
-        raise UsageError(f"height and width cannot be free: {_FITS}", "dynamic")
-    return ("batch",)
+def _free(runner: nn.Module) -> tuple[str, ...]:
+    """Names of the dimensions of the input that can be free."""
+    return ("batch",) if fits_windows(runner) else ("batch", "height", "width")
 
 
 def _image(batch: int, height: int, width: int, raw: bool) -> Tensor:

@@ -69,10 +69,6 @@ def test_all_sizes(tmp_path, capsys):
         (("elsa_swin_nano_shapes", "--tolerance", "0"), "tolerance: must be above 0"),
         (("elsa_swin_nano_shapes", "--rounds", "-1"), "rounds: must be at least 0"),
         (("elsa_swin_nano_shapes", "missing.pth"), "missing.pth"),
-        (
-            ("elsa_swin_nano_shapes", "--dynamic"),
-            r"dynamic: height and width cannot be free: .* fit_window=True, .* --cfg-options",
-        ),
     ],
 )
 def test_mistakes(argv, message, tmp_path):
@@ -120,7 +116,7 @@ def test_a_difference_leaves_no_file(tmp_path):
             out,
             size=(32, 32),
             batch_size=1,
-            dynamic=False,
+            static=True,
             tolerance=1e-12,
             rounds=0,
         )
