@@ -35,7 +35,7 @@ def plot_curves(
     if not any(curves[name] for name in losses):
         raise ValueError(f"scalars must hold one of the losses {tuple(losses)}, got {scalars}")
     figure = new_figure(11, 4)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     for name, words in losses.items():
         left.plot(curves[name].keys(), curves[name].values(), label=words)
     for name, words in metrics.items():
