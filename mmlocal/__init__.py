@@ -4,7 +4,7 @@ Importing this package imports neither torch nor any OpenMMLab library, so it ca
 failed, MMEngine would hide the ``ImportError`` and report a missing registry entry instead.
 """
 
-from mmlocal.hub import add_loader, add_models
+from mmlocal.extensions import add_loader, add_models
 from mmlocal.imports import after_import
 from mmlocal.paths import config_path, list_configs, list_weights, weights_path
 from mmlocal.version import __version__
