@@ -241,8 +241,32 @@ def test_comparison(folder):
     # The middle of the first test image. JPEG is decoded alike in both places.
     first = cv2.imread(str(folder / "data/shapes/val/000001.jpg"))[64:128, 64:128]
     assert np.array_equal(cv2.imread(str(folder / "out/01/image_00.png")), first)
-    for name in ("reconstructions.jpg", "curves.png"):
-        assert cv2.imread(str(folder / "out" / name)).std() > 10
+    # Rows of the sheet: the images, and what the best run of each config makes of them.
+    pictures = [
+        [cv2.imread(str(folder / f"out/{run}/{name}_{index:02d}.png")) for index in range(3)]
+        for run, name in (("01", "image"), ("01", "pred"), ("03", "pred"))
+    ]
+    sheet = cv2.imread(str(folder / "out/reconstructions.jpg"))
+    for index, found in enumerate(tiles(sheet, rows=3)):
+        assert len(found) == 3
+        for column, tile in enumerate(found):
+            shown = cv2.resize(tile, (64, 64), interpolation=cv2.INTER_AREA)
+            errors = np.array([[cv2.absdiff(shown, one).mean() for one in row] for row in pictures])
+            others = np.delete(errors, index, axis=0)  # reconstructions by one model look alike
+            if index == 0:
+                others = np.append(others, np.delete(errors[0], column))
+            assert 3 * errors[index, column] < others.min()
+    assert cv2.imread(str(folder / "out/curves.png")).std() > 10
+
+
+def tiles(sheet: np.ndarray, rows: int) -> list[list[np.ndarray]]:
+    """The pictures on a white sheet, row by row. Names of rows are smaller than pictures."""
+    dark = (sheet < 240).any(axis=-1).astype(np.uint8)
+    stats = cv2.connectedComponentsWithStats(dark)[2][1:]
+    boxes = sorted(box[:4].tolist() for box in stats if min(box[2:4]) > 100)
+    steps = sorted({y for _, y, _, _ in boxes})
+    assert len(steps) == rows
+    return [[sheet[y : y + h, x : x + w] for x, y, w, h in boxes if y == step] for step in steps]
 
 
 def test_comparison_of_other_models(tmp_path):
