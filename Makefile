@@ -11,7 +11,7 @@ export PIP_USER := 0
 
 .PHONY: help setup setup-without-ops demo demo-seg demo-cls demo-multitask compare test test-oldest lint docs clean distclean
 help:
-	@echo "make setup           build the environment .venv: once, about 10 minutes on 2 cores"
+	@echo "make setup           build the environment .venv: once, about 4 minutes (2 cores, fast network)"
 	@echo "                     (with another Python, 3.10 to 3.12: PYTHON=python3.12 make setup)"
 	@echo "make demo            train, test and draw a small ELSA-Swin Mask R-CNN on generated data"
 	@echo "make demo-seg        the same with UPerNet, for semantic segmentation"
@@ -55,13 +55,13 @@ $(RUN):
 	@$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/build.done: requirements/build.txt | $(RUN)
-	@echo "setup: 1/5 build tools, about 1 minute"
+	@echo "setup: 1/5 build tools"
 	@$(RUN) -m pip install --upgrade pip
 	@$(INSTALL) -r $<
 	@touch $@
 
 $(VENV)/torch.done: requirements/torch.txt $(VENV)/build.done
-	@echo "setup: 2/5 PyTorch, about 2 minutes and 5 GB"
+	@echo "setup: 2/5 PyTorch, about 1 minute and 5 GB"
 	@$(INSTALL) -r $<
 	@touch $@
 
@@ -69,7 +69,7 @@ $(VENV)/torch.done: requirements/torch.txt $(VENV)/build.done
 # mmcv in isolation, without torch, and so without its compiled ops. pip's cache cannot tell such a
 # wheel from a compiled one, so pip must not use the cache.
 $(VENV)/openmm.done: requirements/openmm.txt requirements/mmcv.txt $(VENV)/torch.done
-	@echo "setup: 3/5 OpenMMLab libraries, about 2 minutes"
+	@echo "setup: 3/5 OpenMMLab libraries, about 1 minute"
 	@$(INSTALL) -r $<
 	@$(INSTALL) --force-reinstall --no-deps opencv-python-headless
 	@$(INSTALL) --no-cache-dir -r requirements/mmcv.txt
@@ -77,14 +77,14 @@ $(VENV)/openmm.done: requirements/openmm.txt requirements/mmcv.txt $(VENV)/torch
 
 $(VENV)/mmlocal.done: requirements/dev.txt pyproject.toml setup.py mmlocal/ops/build.py \
 		$(wildcard mmlocal/ops/csrc/*) $(VENV)/openmm.done
-	@echo "setup: 4/5 mmlocal and tools for its development, about 2 minutes"
+	@echo "setup: 4/5 mmlocal and tools for its development, about 1 minute"
 	@$(INSTALL) -r $<
 	@$(RUN) -m pip install --no-build-isolation --no-deps -e .
 	@touch $@
 
 # mmdet and mmseg need mmcv's ops, mmpretrain does not.
 $(VENV)/ops.done: tools/compile_mmcv.py $(VENV)/openmm.done | $(VENV)/mmlocal.done
-	@echo "setup: 5/5 mmcv's ops, compiled here, about 4 minutes"
+	@echo "setup: 5/5 mmcv's ops, compiled here, about 2 minutes"
 	@$(RUN) $<
 	@touch $@
 

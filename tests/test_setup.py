@@ -82,7 +82,7 @@ def test_does_all_steps_in_order_and_then_nothing(checkout):
     code, output = make(checkout)
     assert code == 0, output
     assert calls(checkout) == IN_ORDER
-    assert "setup: 5/5 mmcv's ops, compiled here, about 4 minutes" in output
+    assert "setup: 5/5 mmcv's ops, compiled here, about 2 minutes" in output
     ready = "setup: .venv is ready. Activate it with: source .venv/bin/activate"
     assert output.splitlines()[-1] == ready
     assert make(checkout) == (0, f"{ready}\n")
