@@ -35,6 +35,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
 from mmlocal.libraries import library_of
@@ -281,6 +282,18 @@ def model_complexity(
     return count_model(build_to_count(cfg, device), cfg, shape)
 
 
+class _ValuesOfLinspace(TorchFunctionMode):
+    """Keep ``torch.linspace`` on the CPU: many constructors read drop path rates from it."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
+
+
 def build_to_count(cfg: Config, device: str = "meta") -> nn.Module:
     """Build the model of a config, with random weights, for :func:`count_model`.
 
@@ -293,9 +306,10 @@ def build_to_count(cfg: Config, device: str = "meta") -> nn.Module:
     """
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         try:
-            with torch.device(device):  # on "meta", nothing is allocated or initialised
+            # On "meta", nothing is allocated or initialised.
+            with torch.device(device), _ValuesOfLinspace():
                 model = MODELS.build(deepcopy(cfg.model))
-        except RuntimeError:  # some constructors read values, for example of torch.linspace
+        except RuntimeError:  # some constructors read other values
             model = MODELS.build(deepcopy(cfg.model))
     # The counter fails on a trainable tensor that is an input of a module, such as learned queries.
     return model.requires_grad_(False).eval().to(device)
