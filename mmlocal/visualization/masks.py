@@ -46,7 +46,7 @@ def draw_marks(
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
     pale = np.repeat((grey * 0.3 + 165)[..., None], 3, axis=-1)
     drawn = pale.copy()
-    for mark in sorted(marks, key=lambda mark: -int(mark.mask.sum())):
+    for mark in by_size(marks):
         mask = cv2.resize(mark.mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
         colour = np.asarray(palette[mark.label], np.float32)
         drawn[mask] = pale[mask] * (1 - _FILL) + colour * _FILL
@@ -54,6 +54,15 @@ def draw_marks(
         cv2.drawContours(drawn, outlines, -1, (255, 255, 255), 2 * scale)
         cv2.drawContours(drawn, outlines, -1, (colour * _DARK).tolist(), scale)
     return drawn.round().clip(0, 255).astype(np.uint8)
+
+
+def by_size(marks: Sequence[Mark]) -> list[Mark]:
+    """Sort marks in the order in which they are drawn: large ones first.
+
+    Args:
+        marks: objects or classes.
+    """
+    return sorted(marks, key=lambda mark: -int(mark.mask.sum()))
 
 
 def inner_point(mask: np.ndarray) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmlocal.visualization.masks import Mark, draw_marks, inner_point
+from mmlocal.visualization.masks import Mark, by_size, draw_marks, inner_point
 from mmlocal.visualization.panels import Panel, draw_sheet
 
 _GREEN, _RED = "#1a7f37", "#c01c28"
@@ -119,9 +119,13 @@ def _scale(picture: Picture) -> int:
 
 
 def _scores(picture: Picture, scale: int) -> list[tuple[float, float, str]]:
+    """Scores of the predictions, each on the part of its mask that others do not hide."""
     texts = []
-    for mark in picture.prediction:
+    hidden = np.zeros(picture.image.shape[:2], bool)
+    for mark in reversed(by_size(picture.prediction)):
         if mark.score is not None:
-            x, y = inner_point(mark.mask)
+            seen = mark.mask & ~hidden
+            x, y = inner_point(seen if seen.any() else mark.mask)
             texts.append(((x + 0.5) * scale, (y + 0.5) * scale, f"{mark.score * 100:.0f}"))
+        hidden |= mark.mask
     return texts

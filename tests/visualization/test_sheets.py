@@ -6,6 +6,7 @@ import pytest
 
 from mmlocal.visualization import Panel, draw_sheet
 from mmlocal.visualization.masks import Mark, agreement, draw_marks, inner_point
+from mmlocal.visualization.sheets import Picture, _scores
 
 SIZE = 64
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
@@ -34,6 +35,17 @@ def test_point_of_a_label():
     x, y = inner_point(ring)
     assert ring[y, x]
     assert inner_point(box(0, 0, 9, 9)) == (4, 4)
+
+
+def test_scores_stand_on_what_is_seen():
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    marks = [Mark(box(0, 0, 40, 40), 1, 0.9), Mark(box(12, 12, 16, 16), 2, 0.8)]
+    found = {
+        text: marks[1].mask[int(y), int(x)] for x, y, text in _scores(Picture(image, (), marks), 1)
+    }
+    assert found == {"80": True, "90": False}
+    hidden = [Mark(marks[0].mask, 1, 0.7), *marks]  # twice the same mask
+    assert len(_scores(Picture(image, (), hidden), 1)) == 3
 
 
 def test_agreement():
