@@ -2,10 +2,10 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 import types
 from pathlib import Path
+
+from tools.copies import run_copy
 
 ROOT = Path(__file__).parents[2]
 # Keys of the figures of one contestant.
@@ -20,13 +20,7 @@ def load_tool(name: str) -> types.ModuleType:
 
 
 def run_tool(name: str, *arguments: str | Path, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [str(ROOT / "tools" / name), *map(str, arguments)]
+    done = run_copy(command, ROOT, {**os.environ, "OMP_NUM_THREADS": "1", **env}, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

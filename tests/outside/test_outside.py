@@ -7,14 +7,13 @@ needs an edit in mmlocal to pass, the layout of mmlocal is wrong.
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from tools.copies import run_copy
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -22,16 +21,16 @@ ROOT = HERE.parents[1]
 
 def succeeds(*command: object, cwd: Path) -> str:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = run_copy([*map(str, command)], cwd, environment, timeout=300)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
+
+
+def runs(code: str, folder: Path) -> str:
+    """The output of a program of this text."""
+    script = folder / "code.py"
+    script.write_text(code)
+    return succeeds(script, cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_op_is_right():
+def test_op_is_right(folder):
     """Both backends agree, or the other tests would prove little."""
     code = """
 import torch
@@ -57,12 +56,12 @@ for backend in ("eager", "reference"):
 for one, other in zip(*results.values()):
     torch.testing.assert_close(one, other)
 """
-    succeeds("-c", code, cwd=ROOT)
+    runs(code, folder)
 
 
 def test_info_lists_the_op_and_the_library(folder):
     code = "import boxes; from mmlocal.info import main; main([])"
-    report = succeeds("-c", code, cwd=folder).splitlines()
+    report = runs(code, folder).splitlines()
     assert "box, backend eager (plain PyTorch, one tap at a time): runs here" in report
     assert "boxes can train here" in report
 
@@ -75,7 +74,7 @@ import boxes, runpy, sys
 sys.argv = ["benchmark_ops.py", *"--op box --shapes smoke --rounds 1 --peers dwconv".split()]
 runpy.run_path(PATH, run_name="__main__")
 """.replace("PATH", repr(str(ROOT / "tools" / "benchmark_ops.py")))
-    succeeds("-c", code, cwd=folder)
+    runs(code, folder)
     (written,) = (folder / "work_dirs" / "benchmark").glob("*.json")
     results = json.loads(written.read_text())["results"]
     assert {run["case"]["name"] for run in results} == {"boxes, 3x3"}
@@ -84,7 +83,7 @@ runpy.run_path(PATH, run_name="__main__")
 
 def test_flops_count_the_op(folder):
     """9 taps for each of the 8 channels at 8x12, and of the 16 channels at 4x6 in two blocks."""
-    report = succeeds("-m", "mmlocal", "flops", "config.py", cwd=folder)
+    report = succeeds("mmlocal", "flops", "config.py", cwd=folder)
     assert "image       32x48" in report
     lines = [line.split() for line in report.splitlines() if "mmlocal.box_attention" in line]
     macs = 9 * (8 * 8 * 12 + 2 * 16 * 4 * 6)

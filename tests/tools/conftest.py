@@ -44,9 +44,7 @@ def start(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedPr
     """Run a Python or shell script from ``cwd``, and capture its output as text."""
     command = [str(part) for part in command]
     if command[0].endswith(".py"):
-        if not env:
-            return run_copy(command, cwd, environment(), timeout=300)
-        command = [sys.executable, *command]
+        return run_copy(command, cwd, environment(**env), timeout=300)
     return subprocess.run(
         command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300
     )

@@ -2,7 +2,8 @@
 
 The tests start hundreds of short programs, and each would spend seconds on imports. So a program
 starts as a copy of one process that has imported what all of them need. No library is among this
-(mmdet, mmseg, mmpretrain), because a program has to import its library by itself.
+(mmdet, mmseg, mmpretrain), because a program has to import its library by itself. What the
+libraries need of other packages is.
 """
 
 import atexit
@@ -17,7 +18,10 @@ from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["torch", "torchvision", "matplotlib.pyplot", "mmengine.runner", "mmcv.ops"]
+    [
+        *("torch", "torchvision", "matplotlib.pyplot", "mmengine.runner", "mmcv.ops"),
+        *("imagecorruptions", "imgaug", "scipy.optimize", "scipy.stats", "timm"),
+    ]
 )
 
 
@@ -29,8 +33,8 @@ def run_copy(
     Args:
         command: file or ``mmlocal``, and arguments.
         cwd: working directory.
-        env: all environment variables of the program. Variables that Python reads as it starts,
-            such as ``PYTHONPATH``, have no effect.
+        env: all environment variables of the program. Its folders of ``PYTHONPATH`` are searched
+            first. Other variables that Python reads as it starts have no effect.
         timeout: seconds after which the program is killed.
 
     Returns:
@@ -62,6 +66,7 @@ def _program(command: list[str], cwd: str, env: dict[str, str], files: list[str]
     os.environ.clear()
     os.environ.update(env)
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = command
     try:
         if command[0] == "mmlocal":

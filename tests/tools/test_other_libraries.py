@@ -16,8 +16,9 @@ from mmlocal.cli.training import config_for_training
 from mmlocal.cli.visualize_attention import list_layers
 from mmlocal.errors import UsageError
 from mmlocal.libraries import Library, library_of
+from tools.copies import run_copy
 
-from .conftest import start
+from .conftest import environment
 
 # A library from outside: registries in the scope "toy", and optionally a Library class.
 MODULE = """
@@ -116,11 +117,9 @@ def write_plain(folder: Path, scope: str | None) -> Path:
 
 
 def succeeds(command: str, config: Path, *arguments: object) -> str:
-    result = start(
-        *("python", "-m", "mmlocal", command, config, *arguments),
-        cwd=config.parent,
-        PYTHONPATH=f"{Path(__file__).parents[2]}:{config.parent}",
-    )
+    env = environment(PYTHONPATH=str(config.parent))
+    program = ["mmlocal", command, *map(str, (config, *arguments))]
+    result = run_copy(program, config.parent, env, timeout=300)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout + result.stderr
 
