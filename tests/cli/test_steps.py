@@ -25,7 +25,7 @@ for done in (10, 55, 100):
     state = dict({state}, done=done)
     Path("part").write_text(json.dumps(state))
     Path("part").replace({path!r})
-    time.sleep(0.5)
+    time.sleep({pause})
 sys.exit({code})
 """
 # A parent that shows the child's progress.
@@ -57,8 +57,11 @@ def test_words(changes, text):
 
 
 def child(folder: Path, code: int = 0) -> list[str]:
+    """``run_step`` looks every 0.2 s. A child that fails need not be seen before."""
     script = folder / "child.py"
-    script.write_text(CHILD.format(state=TRAIN, path=str(folder / "state"), code=code))
+    pause = 0 if code else 0.5
+    state = dict(state=TRAIN, path=str(folder / "state"))
+    script.write_text(CHILD.format(**state, code=code, pause=pause))
     return [sys.executable, str(script)]
 
 
@@ -80,10 +83,8 @@ def test_failure_names_the_log(tmp_path, monkeypatch):
         run_step("testing", child(tmp_path, 3), Path("log"), Path("state"), "folder/log")
 
 
-def start_parent(folder: Path, **streams) -> subprocess.Popen:
-    (folder / "child.py").write_text(
-        CHILD.format(state=TRAIN, path="state", code=0).replace("0.5)", "1)")
-    )
+def start_parent(folder: Path, pause: float, **streams) -> subprocess.Popen:
+    (folder / "child.py").write_text(CHILD.format(state=TRAIN, path="state", code=0, pause=pause))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm"}
     command = [sys.executable, "-c", PARENT]
     return subprocess.Popen(command, cwd=folder, env=environment, **streams)
@@ -91,7 +92,7 @@ def start_parent(folder: Path, **streams) -> subprocess.Popen:
 
 def test_one_line_on_a_terminal(tmp_path):
     master, slave = pty.openpty()
-    with start_parent(tmp_path, stdout=slave, stderr=slave) as process:
+    with start_parent(tmp_path, 0.5, stdout=slave, stderr=slave) as process:
         os.close(slave)
         shown = b""
         while True:
@@ -113,12 +114,12 @@ def test_one_line_on_a_terminal(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_child_ends_with_an_interrupt(number, tmp_path):
     """The signal reaches only the parent, as from a job scheduler."""
-    with start_parent(tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    with start_parent(tmp_path, 1, stderr=subprocess.PIPE, text=True) as process:
         state = tmp_path / "state"
         while not state.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(number)
         assert "KeyboardInterrupt" in process.communicate(timeout=10)[1]
     seen = json.loads(state.read_text())
-    time.sleep(1.5)
+    time.sleep(1.2)
     assert json.loads(state.read_text()) == seen  # the child would have reported more
