@@ -119,8 +119,10 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if not n.endswith("_3x")])
 def test_parameters_and_forward(load, index, name):
+    """Of the whole model, without its memory; test_prediction in test_configs.py has numbers."""
     cfg = load(name)
-    model = MODELS.build(cfg.model).eval()
+    with torch.device("meta"):
+        model = MODELS.build(cfg.model).eval()
     count = sum(parameter.numel() for parameter in model.parameters())
     if name in PARAMETERS:
         digits = len(str(PARAMETERS[name]).split(".")[1])
@@ -128,7 +130,7 @@ def test_parameters_and_forward(load, index, name):
     for same in {name, name.replace("_1x", "_3x")}:
         assert index[same].metadata.data["Parameters"] == count
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("meta"):
         if cfg.default_scope == "mmdet":
             outs = model.extract_feat(torch.rand(1, 3, 50, 70))
             assert [tuple(out.shape[1:]) for out in outs] == [

@@ -12,6 +12,7 @@ from mmengine.registry import METRICS, MODELS, DefaultScope
 from mmengine.structures import PixelData
 
 import mmlocal
+from mmlocal.analysis import build_to_count
 from mmlocal.tasks import TASKS
 
 mmseg = pytest.importorskip("mmseg.structures")
@@ -93,16 +94,16 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_of_demt(name, build):
-    model = build(load(name).model)
+def test_parameters_of_demt(name):
+    model = build_to_count(load(name))
     parts = (model.backbone, model.decode_head)
     assert tuple(sum(p.numel() for p in part.parameters()) for part in parts) == PARAMETERS[name]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_of_the_index(name, build, index):
-    model = build(load(name).model)
+def test_parameters_of_the_index(name, index):
+    model = build_to_count(load(name))
     assert sum(p.numel() for p in model.parameters()) == index[name].metadata.data["Parameters"]
 
 
