@@ -15,6 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from mmlocal.ops.backends import Backend
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+# Of a backward operator. Its autograd is part of what opcheck does with the operator itself.
+BACKWARD_CHECKS = dict(test_utils=("test_schema", "test_faketensor"))
 
 
 def running(backends: tuple[Backend, ...]) -> list[Backend]:

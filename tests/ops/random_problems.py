@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from dataclasses import dataclass, field
@@ -66,8 +67,9 @@ class Problem:
         # Entries above 16 leave fewer digits to the exponents that they are added to.
         return max(chosen.atol[dtype] for dtype in dtypes) * max(1.0, position / 16)
 
+    @functools.cached_property
     def magnitudes(self) -> dict[str, float]:
-        """Return the largest sum of the magnitudes of its terms, by gradient.
+        """The largest sum of the magnitudes of its terms, by gradient.
 
         This is for gradients that pass through the softmax. They are differences, and may be far
         smaller than their terms.
@@ -373,7 +375,7 @@ def differences(problem: Problem, backend: str, exact: dict[str, Tensor]) -> lis
 
     A number that the dtype of the result cannot hold may be infinite or finite.
     """
-    found, magnitudes = [], problem.magnitudes()
+    found, magnitudes = [], problem.magnitudes
     for name, x in problem.run(backend).items():
         expected = exact[name]
         if x.shape != expected.shape:

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import FLOATS, leaves, make_cotangent, peak_memory, restride, running, worst_error
+from cases import (
+    BACKWARD_CHECKS,
+    FLOATS,
+    leaves,
+    make_cotangent,
+    peak_memory,
+    restride,
+    running,
+    worst_error,
+)
 from cases import make_deformable as make
 from cases import run as run_op
 from torch import nn
@@ -383,7 +392,7 @@ def test_opcheck(fused, backend):
         for i in range(len(inputs)):
             needed = [i == j for j in range(len(inputs))]
             args = (cotangent, *inputs, shapes, "border", backend, needed)
-            torch.library.opcheck(backward, args)
+            torch.library.opcheck(backward, args, **BACKWARD_CHECKS)
 
 
 @over_fast

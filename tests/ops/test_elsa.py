@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import (
+    BACKWARD_CHECKS,
     FLOATS,
     leaves,
     make_cotangent,
@@ -317,7 +318,9 @@ def test_opcheck(ghost, backend):
         for keep in ({0, 1, 2, 3}, {0}, {1}, {2, 3}):
             needed = [need and i in keep for i, need in enumerate(needs)]
             torch.library.opcheck(
-                torch.ops.mmlocal.elsa_attention_backward, (grad, *frozen, needed)
+                torch.ops.mmlocal.elsa_attention_backward,
+                (grad, *frozen, needed),
+                **BACKWARD_CHECKS,
             )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import (
+    BACKWARD_CHECKS,
     FLOATS,
     leaves,
     make_cotangent,
@@ -273,6 +274,7 @@ def test_opcheck(backend):
             torch.library.opcheck(
                 torch.ops.mmlocal.neighborhood_scores_backward,
                 (torch.randn_like(out), query, key, *extra, backend, needed),
+                **BACKWARD_CHECKS,
             )
 
 

@@ -5,7 +5,16 @@ import itertools
 
 import pytest
 import torch
-from cases import FLOATS, leaves, make_cotangent, peak_memory, restride, running, worst_error
+from cases import (
+    BACKWARD_CHECKS,
+    FLOATS,
+    leaves,
+    make_cotangent,
+    peak_memory,
+    restride,
+    running,
+    worst_error,
+)
 from cases import make_outlook as make
 from cases import run as run_op
 from torch import nn
@@ -273,7 +282,8 @@ def test_opcheck(backend):
         # AOT autograd only compares values, so hold the strides of the backward op on its own.
         backward = torch.ops.mmlocal.outlook_attention_backward
         for needed in ([True, True], [True, False], [False, True]):
-            torch.library.opcheck(backward, (maps[0].clone(), *maps, *args, needed))
+            args_of_backward = (maps[0].clone(), *maps, *args, needed)
+            torch.library.opcheck(backward, args_of_backward, **BACKWARD_CHECKS)
 
 
 @pytest.mark.parametrize("backend", FAST)

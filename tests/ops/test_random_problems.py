@@ -4,6 +4,7 @@ The environment variable ``MMLOCAL_RANDOM_PROBLEMS`` sets how many of each op,
 ``MMLOCAL_RANDOM_SEED`` the first seed: thousands find what these few do not.
 """
 
+import functools
 import os
 
 import pytest
@@ -32,12 +33,18 @@ def test_each_op_has_random_problems():
     assert not missing, f"MAKE in random_problems.py needs a generator for {', '.join(missing)}"
 
 
+@functools.lru_cache(maxsize=COUNT)
+def exact_results(op: str, seed: int) -> tuple[Problem, dict]:
+    """A problem and the definition's results, which all backends of an op share."""
+    problem = make_problem(op, seed)
+    return problem, problem.run("reference", torch.float64)
+
+
 @cases
 def test_values_gradients_and_layouts(op, backend):
     found = []
     for seed in range(FIRST, FIRST + COUNT):
-        problem = make_problem(op, seed)
-        exact = problem.run("reference", torch.float64)
+        problem, exact = exact_results(op, seed)
         found += [f"{problem}: {d}" for d in differences(problem, backend.name, exact)]
     assert found == []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import make_cotangent, worst_error
+from cases import BACKWARD_CHECKS, make_cotangent, worst_error
 from random_problems import differences, make_problem
 from test_triton import (
     BF16,
@@ -364,7 +364,8 @@ def test_opcheck(fused):
     needed = [i != 1 for i in range(len(inputs))]
     backward = getattr(torch.ops.mmlocal, f"{name}_backward")
     grad = torch.ones(1, 1, 2, device=DEVICE)
-    torch.library.opcheck(backward, (grad, *tensors.values(), *settings, needed))
+    args = (grad, *tensors.values(), *settings, needed)
+    torch.library.opcheck(backward, args, **BACKWARD_CHECKS)
 
 
 # What follows needs a GPU.
