@@ -333,11 +333,24 @@ def _classes(cfg: Config, checkpoint: str | None) -> Iterable[str] | None:
 
 
 def _print_table() -> None:
-    """Export the configs of :data:`TABLE`, and print their rows as they come."""
+    """Export the configs of :data:`TABLE`, and print their rows as they come.
+
+    Raises:
+        UsageError: a config cannot be exported. The others are, first.
+    """
     print("\n".join(table_lines([])), flush=True)
+    failures = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "model.onnx")
-        for config, part in TABLE:
-            with contextlib.redirect_stdout(io.StringIO()):  # a note about random weights
-                found = export(config, out, part=part, batch_size=1)
+        for config, part, size in TABLE:
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # a note about random weights
+                    found = export(
+                        config, out, part=part, size=size, batch_size=1, dynamic=False
+                    )
+            except UsageError as error:
+                failures.append(f"{config}: {error.message}")
+                continue
             print(table_lines([table_row(config, part, found)])[-1], flush=True)
+    if failures:
+        raise UsageError("; ".join(failures))

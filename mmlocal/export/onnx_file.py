@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmlocal.analysis.measure import summarise, time_interleaved
 from mmlocal.export.plain import prepare
+from mmlocal.export.simplify import simplify
 
 _INPUT = "image"
 _AXES = {"batch": 0, "height": 2, "width": 3}
@@ -212,8 +213,10 @@ def _write(
                 output_names=runner.names,
                 dynamic_shapes=(axes,) if axes else None,
                 opset_version=opset,
+                optimize=False,
                 verbose=False,
             )
+            simplify(program.model)
     except Exception as error:  # PyTorch's exporter can fail in any way
         raise ExportError(f"PyTorch cannot export the model: {reason_of(error)}") from error
     program.model.metadata_props.update(metadata)

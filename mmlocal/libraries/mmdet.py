@@ -156,7 +156,14 @@ class MMDet(Library):
         return lambda image: _detect(model, image)
 
     def predictor(self, model: nn.Module, cfg: Config) -> Callable[[torch.Tensor], Any]:
-        """Refuse: a detector returns as many objects as it finds."""
+        """Return logits and boxes of the queries of a DETR; refuse other detectors.
+
+        A DETR has one output for each query. Other detectors return as many objects as they find.
+        """
+        from mmdet.models.detectors import DETR
+
+        if isinstance(model, DETR):
+            return lambda image: _queries(model, image)
         raise UsageError(
             "a whole detector cannot be exported, because the shapes of its outputs depend on the "
             "data; export its feature maps with --part backbone, or --part neck",
@@ -213,13 +220,19 @@ class MMDet(Library):
                 check_evaluator(path, files, where, findings)
 
 
-def _detect(model: nn.Module, image: torch.Tensor) -> None:
+def _detect(model: nn.Module, image: torch.Tensor) -> Any:
     from mmdet.structures import DetDataSample
 
     size = tuple(image.shape[2:])
     keys = ("img_shape", "ori_shape", "pad_shape", "batch_input_shape")
     sample = DetDataSample(metainfo=dict.fromkeys(keys, size) | dict(scale_factor=(1.0, 1.0)))
-    model(image, [sample], mode="tensor")
+    return model(image, [sample], mode="tensor")
+
+
+def _queries(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Logits and boxes (centre, width and height, as shares) of the last layer of a DETR."""
+    logits, boxes = _detect(model, image)
+    return dict(logits=logits[-1], boxes=boxes[-1])
 
 
 def _detect_in_two_stages(model: Any, test_cfg: Any, image: torch.Tensor) -> None:

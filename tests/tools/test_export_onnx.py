@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import onnx
 import pytest
@@ -12,9 +13,11 @@ pytest.importorskip("onnxruntime")
 import onnxruntime
 
 from mmlocal import config_path
+from mmlocal.cli import export_onnx
 from mmlocal.cli.export_onnx import PARTS, export, parse_args, run
 from mmlocal.cli.export_table import TABLE
 from mmlocal.errors import UsageError
+from mmlocal.export.onnx_file import Exported
 
 
 def call(*argv) -> None:
@@ -61,6 +64,21 @@ def test_all_sizes(tmp_path, capsys):
     assert "input 2x3x28x44: largest error" in printed
 
 
+@pytest.mark.slow
+def test_detr(tmp_path, capsys):
+    """It has one output for each query, so it is exported whole."""
+    out = tmp_path / "model.onnx"
+    call("detr_qna_shapes", "--out", out, "--size", 40, 56, "--static", "--rounds", 0,
+         "--cfg-options", "model.encoder.num_layers=2", "model.encoder.qna_indices=[0]",
+         "model.decoder.num_layers=1", "model.backbone.num_stages=1",
+         "model.backbone.strides=[2]", "model.backbone.dilations=[1]",
+         "model.backbone.out_indices=[0]", "model.neck.in_channels=[16]")  # fmt: skip
+    assert "| model | 2 x 40x56 | none |" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    shapes = {x.name: x.shape for x in session.get_outputs()}
+    assert shapes == dict(logits=[2, 10, 10], boxes=[2, 10, 4])
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -84,7 +102,26 @@ def test_size_of_a_config_without_one(tmp_path):
 
 
 def test_configs_of_the_table_exist():
-    assert all(config_path(config) and part in PARTS for config, part in TABLE)
+    assert all(config_path(config) and part in PARTS for config, part, _ in TABLE)
+
+
+def test_table_goes_on_after_a_failure(monkeypatch, capsys):
+    """The rows of the other configs are printed, and the error names the config."""
+    found = Exported(Path("x.onnx"), ("batch",), 20, 7, 10, {(1, 3, 8, 9): 1e-6})
+
+    def export(config, *args, **settings):
+        if config == TABLE[0][0]:
+            raise UsageError("too large")
+        return found
+
+    monkeypatch.setattr(export_onnx, "export", export)
+    with pytest.raises(SystemExit) as ended:
+        parse_args(["--table"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    rows = [line.split(" | ")[0] for line in printed.out.splitlines()]
+    assert rows[2:] == [f"| {config}" for config, *_ in TABLE[1:]]
+    assert printed.err == f"error: {TABLE[0][0]}: too large\n"
 
 
 def test_out_must_be_a_file(tmp_path):

@@ -77,10 +77,12 @@ def _attend(
     """
     batch, heads = value.shape[0], value.shape[2]
     planes = value.to(weights.dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, channels, S)
-    total, first = None, 0
-    for index, (height, width) in enumerate(_pairs(spatial_shapes)):
-        plane = planes[:, :, first : first + height * width].unflatten(2, (height, width))
-        first = first + height * width
+    sizes = _pairs(spatial_shapes)
+    total = None
+    # One node splits all maps. Slices would begin at sums of sizes, which PyTorch takes long for.
+    maps = planes.split([height * width for height, width in sizes], dim=2)
+    for index, (plane, size) in enumerate(zip(maps, sizes, strict=True)):
+        plane = plane.unflatten(2, size)
         # Beyond one map's width outside, nothing changes, and a whole number might overflow.
         grid = (2 * locations[index] - 1).clamp(-3, 3).transpose(1, 2).flatten(0, 1)
         weight = weights[:, :, :, index].transpose(1, 2).flatten(0, 1)[:, None]
@@ -89,7 +91,6 @@ def _attend(
             samples = F.grid_sample(plane, points, padding_mode=padding_mode, align_corners=False)
             part = (samples * share).sum(dim=3)  # (B * heads, channels, Q)
             total = part if total is None else total + part
-    if total is None:
-        raise ValueError("spatial_shapes must have at least one map")
+    assert total is not None  # there is a map
     total = total.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
     return total.to(value.dtype)
