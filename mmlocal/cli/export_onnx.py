@@ -345,9 +345,7 @@ def _print_table() -> None:
         for config, part, size in TABLE:
             try:
                 with contextlib.redirect_stdout(io.StringIO()):  # a note about random weights
-                    found = export(
-                        config, out, part=part, size=size, batch_size=1, dynamic=False
-                    )
+                    found = export(config, out, part=part, size=size, batch_size=1, static=True)
             except UsageError as error:
                 failures.append(f"{config}: {error.message}")
                 continue
