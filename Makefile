@@ -105,9 +105,9 @@ compare: $(VENV)/mmlocal.done
 		WindowAttention ELSA QnA DepthwiseConv
 
 # One process per core, each with one thread. The tests of a file run in one process, because they
-# share fixtures.
+# share fixtures. tests/conftest.py has the order of the files.
 test: $(VENV)/ops.done
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n logical --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Tests that need other packages skip themselves. OLDEST names the Python.
 OLDEST ?= python3.10
