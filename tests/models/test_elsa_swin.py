@@ -1,15 +1,15 @@
 """The ELSA-Swin backbone; its agreement with the official code is in test_elsa_parity.py."""
 
 import copy
+import os
 import pickle
-import subprocess
-import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 import torch
+from tools.copies import run_copy
 from torch import nn
 
 from mmlocal.layers.projected_attention import ProjectedAttention
@@ -606,8 +606,8 @@ arch = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2))
 cfg = dict(type="mmlocal.ELSASwin", arch=arch, out_indices=(0, 1))
 assert type(MODELS.build(cfg)).__module__ == "mmlocal.models.backbones.elsa_swin"
 """
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120
-    )
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = run_copy([str(program)], tmp_path, env, timeout=120)
     assert done.returncode == 0, done.stderr

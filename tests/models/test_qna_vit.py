@@ -1,13 +1,13 @@
 """The QnA-ViT backbone; its agreement with the official code is in test_qna_parity.py."""
 
 import copy
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tools.copies import run_copy
 from torch import nn
 
 from mmlocal.layers import DropPath, EvenWindowAttention, QnA
@@ -647,7 +647,7 @@ def test_an_empty_batch():
     ]  # fmt: skip
 
 
-def test_built_from_another_scope():
+def test_built_from_another_scope(tmp_path):
     """The name is enough. Nothing of mmlocal is imported before."""
     code = """
 import sys
@@ -657,8 +657,8 @@ arch = dict(embed_dims=8, attn_depths=(1,), qna_depths=(0,), attn_heads=(1,), qn
 cfg = dict(type="mmlocal.QnAViT", arch=arch, window_sizes=(7,), out_indices=(0,))
 assert type(MODELS.build(cfg)).__module__ == "mmlocal.models.backbones.qna_vit"
 """
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120
-    )
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = run_copy([str(program)], tmp_path, env, timeout=120)
     assert done.returncode == 0, done.stderr
