@@ -54,6 +54,20 @@ def run_config(
     return cfg
 
 
+def warn_of_slow_bfloat16() -> None:
+    """Warn if mixed precision runs on a CPU without instructions for it. Results are right there.
+
+    Older releases of PyTorch do not say what a CPU has, so there is no warning.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    names = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, and the last one of ARM
+    if get_device() == "cpu" and capabilities and not any(map(capabilities.get, names)):
+        warn(
+            "--amp: this CPU has no instructions for bfloat16 (avx512_bf16, amx_bf16), so mixed "
+            "precision may be several times slower than float32; leave --amp out"
+        )
+
+
 def complete_loaders(
     cfg: Config,
     training: bool = False,

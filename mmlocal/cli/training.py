@@ -7,7 +7,14 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from mmlocal.cli.resume import check_checkpoint, find_last_checkpoint
-from mmlocal.cli.runner import build_runner, check_phases, complete_loaders, run_config, run_loop
+from mmlocal.cli.runner import (
+    build_runner,
+    check_phases,
+    complete_loaders,
+    run_config,
+    run_loop,
+    warn_of_slow_bfloat16,
+)
 from mmlocal.cli.settings import check_settings
 from mmlocal.errors import UsageError
 from mmlocal.libraries.config_parts import type_name
@@ -106,6 +113,7 @@ def _train_with_amp(cfg: Config) -> None:
     if get_device() == "mps":
         raise UsageError("no mixed precision training on mps; use a GPU or the CPU", "amp")
     if get_device() == "cpu":
+        warn_of_slow_bfloat16()
         cfg.optim_wrapper.type = "mmlocal.CPUAmpOptimWrapper"
         for key in ("loss_scale", "dtype"):
             cfg.optim_wrapper.pop(key, None)

@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmlocal.cli import config as config_module
-from mmlocal.cli import training
+from mmlocal.cli import runner, training
 from mmlocal.cli.config import load_config
 from mmlocal.cli.print_config import print_config
 from mmlocal.cli.testing import config_for_testing
@@ -270,6 +270,17 @@ def test_test_flags(config):
     assert cfg.test_cfg.fp16 is True
     assert cfg.work_dir == "there"
     assert cfg.launcher == "pytorch"
+
+
+def test_amp_warns_of_a_cpu_without_bfloat16(config, monkeypatch, capsys):
+    for module in (runner, training):
+        monkeypatch.setattr(module, "get_device", lambda: "cpu")
+    for fast in (False, True):
+        found = {"avx2": True, "avx512_bf16": fast}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        for cfg_for in (cfg_for_training, cfg_for_testing):
+            cfg_for(config, "--amp")
+            assert ("no instructions for bfloat16" in capsys.readouterr().err) is not fast
 
 
 def test_tta_of_the_config_is_used(config):
