@@ -123,7 +123,7 @@ class Extension:
         structure: type[Arguments],
         dtype: torch.dtype,
         **members: int | Tensor | None,
-    ) -> None:
+    ) -> Arguments:
         """Call a function of the library.
 
         Args:
@@ -132,6 +132,9 @@ class Extension:
             dtype: dtype of the tensors, float32 or float64.
             **members: members of the structure. ``csrc/kernels.h`` gives their shapes. A member
                 that is ``None`` or left out is null.
+
+        Returns:
+            The structure, whose members the function may have set.
 
         Raises:
             RuntimeError: the function takes a structure of another size, or a tensor does not have
@@ -143,12 +146,10 @@ class Extension:
                 f"{function} takes a structure of {size} bytes, got {structure.__name__} of "
                 f"{ctypes.sizeof(structure)} bytes"
             )
-        call = structure()
+        there = {name: x for name, x in members.items() if x is not None}
+        tensors = {name: x for name, x in there.items() if isinstance(x, Tensor)}
+        call = structure(**{name: there[name] for name in there.keys() - tensors.keys()})
         kinds: dict[str, Any] = {field[0]: field[1] for field in call._fields_}
-        tensors = {name: x for name, x in members.items() if isinstance(x, Tensor)}
-        for name in members.keys() - tensors.keys():
-            if members[name] is not None:
-                setattr(call, name, kinds[name](members[name]))
         shapes = call.shapes(self.lanes(dtype))
         for name, x in tensors.items():
             expected = getattr(kinds[name], "dtype", None) or dtype
@@ -161,6 +162,7 @@ class Extension:
             setattr(call, name, kinds[name].of(x, name))
         threads = c_int64(torch.get_num_threads())
         getattr(self._library, f"mmlocal_{function}_{_name(dtype)}")(byref(call), threads)
+        return call
 
 
 def _name(dtype: torch.dtype) -> str:

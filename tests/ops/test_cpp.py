@@ -36,7 +36,7 @@ from mmlocal.ops.elsa import BACKENDS as ELSA
 from mmlocal.ops.elsa.cpp import Elsa
 from mmlocal.ops.outlook import BACKENDS as OUTLOOK
 from mmlocal.ops.qna import BACKENDS as QNA
-from mmlocal.ops.qna.cpp import QnaPeak
+from mmlocal.ops.qna.cpp import Qna
 
 ROOT = Path(__file__).parents[2]
 built = pytest.mark.skipif(extension.extension is None, reason=str(extension.unavailable_reason))
@@ -400,18 +400,16 @@ def test_the_library_is_never_called_with_memory_that_does_not_fit(argument):
 
 @built
 def test_a_function_gets_no_structure_of_another_size():
-    with pytest.raises(RuntimeError, match=r"elsa_forward takes .* bytes, got QnaPeak of "):
-        extension.extension.run("elsa_forward", QnaPeak, torch.float32)
+    with pytest.raises(RuntimeError, match=r"elsa_forward takes .* bytes, got Qna of "):
+        extension.extension.run("elsa_forward", Qna, torch.float32)
 
 
 @built
 def test_a_table_that_is_not_contiguous_is_refused():
-    sizes = dict(batch=1, height=2, width=2, tables=3, parts=8)
-    padded = extension.round_up(3, extension.extension.lanes(torch.float32))
-    peak = torch.zeros(1, padded, 8).mT
-    with pytest.raises(RuntimeError, match="peak must be contiguous"):
+    sizes = dict(batch=1, channels=4, queries=1, heads=2, kernel=3)
+    with pytest.raises(RuntimeError, match="rel_pos must be contiguous"):
         extension.extension.run(
-            "qna_peak", QnaPeak, torch.float32, **sizes, scores=torch.zeros(1, 2, 2, 3), peak=peak
+            "qna_forward", Qna, torch.float32, **sizes, rel_pos=torch.zeros(2, 3, 3).mT
         )
 
 

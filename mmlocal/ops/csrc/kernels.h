@@ -45,15 +45,6 @@ struct Elsa {
   T* sum_add;  // (parts, taps, padded channels), zero at first: the gradient of add, or null
 };
 
-// The arguments of the search for QnA's largest scores.
-template <class T>
-struct QnaPeak {
-  int64_t batch, height, width, tables;
-  int64_t parts;  // how many parts the rows of a sample are cut into
-  Map<const T> scores;
-  T* peak;  // (batch, parts, padded tables), -inf at first; NaN if a score is NaN or infinity
-};
-
 // The arguments of the QnA op. mmlocal/ops/qna says what they mean. A table belongs to one query of
 // one head: table = query * heads + head. Tokens enter as E = exp(score - shift) / 2^K, and taps as
 // R = exp(rel_pos - max rel_pos). Gradients are null where they are not needed.
@@ -61,31 +52,41 @@ template <class T>
 struct Qna {
   int64_t batch, channels, height, width, out_height, out_width;
   int64_t queries, heads, kernel, stride, padding;
-  int64_t parts;  // how many parts the sums below have
+  int64_t parts;  // how many parts the sums below and the peaks have at most
   bool sum_queries;
+  bool refused;  // set by the function: a number is not finite, and the results mean nothing
   Map<const T> value, scores;
   QueryMap<const T> grad;
-  const T* shift;       // (batch, padded tables): 0 unless the scores are large
-  const T* power;       // (batch, padded tables): K, a whole number
-  const T* rel;         // (taps, padded tables): R
-  const T* mix;         // (taps, vectors of channels, queries, lanes): R times tap_weight
-  const T* rel_pos;     // (tables, taps) or null, without exp
+  const T* rel_pos;     // (tables, taps) or null
   const T* tap_weight;  // (tables, taps) or null
   QueryMap<T> out;
   Map<T> inverse;  // (padded tables) per window: 1 / Z with Z = sum_t E R, or 0 if Z is too small
   Map<T> mean;     // (padded tables) per window: the mean gradient under the softmax, over Z
-  // Z is too small where all scores of a window lie far below the largest score of the map. If such
-  // a window has any tokens, its flag is 1. The tiles then leave this table of the window out, and
-  // its softmax is computed exactly, relative to the window's own maximum.
-  uint8_t* exact;       // (batch, out_height, out_width, tables), zero at first
-  uint8_t* exact_rows;  // (batch, out_height), zero at first: 1 where a row has a flag
+  // Z is too small where all scores of a window lie far below the largest score of the map. The
+  // tiles then leave this table of the window out, and its softmax is computed exactly, relative to
+  // the window's own maximum.
+  uint8_t* exact_rows;  // (batch, out_height), zero at first: 1 where a row has such a window
   Map<T> grad_value, grad_scores;
-  // The gradients of rel and mix, and of both tables in exact windows. They are zero at first, or
-  // all null.
-  T* sum_rel;        // (parts, taps, padded tables)
-  T* sum_mix;        // (parts, taps, vectors of channels, queries, lanes)
-  T* sum_exact_rel;  // (parts, tables, taps)
-  T* sum_exact_mix;  // (parts, tables, taps)
+  T* grad_rel_pos;    // (tables, taps)
+  T* grad_tap_weight;  // (tables, taps)
+  T* tables;           // room for all tables of QnaCall
+  T* sums;             // (parts, all sums of QnaCall), or null without the gradients of tables
+};
+
+// The same with pointers into tables and sums.
+template <class T>
+struct QnaCall : Qna<T> {
+  explicit QnaCall(const Qna<T>& given) : Qna<T>(given) {}
+
+  T* peak;   // (batch, parts, padded tables): the largest scores; NaN for NaN and infinity
+  T* shift;  // (batch, padded tables): 0 unless the scores are large
+  T* power;  // (batch, padded tables): K, a whole number
+  T* rel;    // (taps, padded tables): R
+  T* mix;    // (taps, vectors of channels, queries, lanes): R times tap_weight
+  // One part of the gradients of rel and mix, and of both tables in exact windows.
+  T *sum_rel, *sum_exact_rel, *sum_exact_mix;  // (taps, padded tables)
+  T* sum_mix;                                  // (taps, vectors of channels, queries, lanes)
+  int64_t sums_of_part;                        // the step from one part to the next
 };
 
 // The arguments of the outlook op. mmlocal/ops/outlook says what they mean. There are rows * cols
@@ -136,15 +137,21 @@ struct Kernels {
   void (*elsa_grad_ghost)(const Elsa<T>&, T* scratch, int64_t part, int64_t begin, int64_t end);
 
   // This works on one of batch * parts parts.
-  void (*qna_peak)(const QnaPeak<T>&, int64_t part);
+  void (*qna_peak)(const QnaCall<T>&, int64_t part);
+  // Makes all tables from the peaks. Returns whether all numbers are below infinity.
+  int64_t (*qna_table_scratch)(const QnaCall<T>&);
+  bool (*qna_tables)(const QnaCall<T>&, T* scratch);
+  // This works on taps [begin, end).
+  void (*qna_grad_tables)(const QnaCall<T>&, T* scratch, int64_t begin, int64_t end);
   // These work on tasks [begin, end). A task is a tile of windows, or of tokens.
-  int64_t (*qna_window_tasks)(const Qna<T>&);
-  int64_t (*qna_window_scratch)(const Qna<T>&);
-  void (*qna_forward)(const Qna<T>&, T* scratch, int64_t begin, int64_t end);
-  void (*qna_backward_windows)(const Qna<T>&, T* scratch, int64_t part, int64_t begin, int64_t end);
-  int64_t (*qna_token_tasks)(const Qna<T>&);
-  int64_t (*qna_token_scratch)(const Qna<T>&);
-  void (*qna_backward_tokens)(const Qna<T>&, T* scratch, int64_t begin, int64_t end);
+  int64_t (*qna_window_tasks)(const QnaCall<T>&);
+  int64_t (*qna_window_scratch)(const QnaCall<T>&);
+  void (*qna_forward)(const QnaCall<T>&, T* scratch, int64_t begin, int64_t end);
+  // Returns whether all numbers are finite.
+  bool (*qna_backward_windows)(const QnaCall<T>&, T* scratch, int64_t part, int64_t begin, int64_t end);
+  int64_t (*qna_token_tasks)(const QnaCall<T>&);
+  int64_t (*qna_token_scratch)(const QnaCall<T>&);
+  void (*qna_backward_tokens)(const QnaCall<T>&, T* scratch, int64_t begin, int64_t end);
 
   // These work on rows [begin, end) of batch * height.
   int64_t (*outlook_scratch)(const Outlook<T>&);

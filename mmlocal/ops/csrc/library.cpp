@@ -107,16 +107,43 @@ void elsa_backward(const Elsa<T>& a, int64_t threads) {
   if (a.grad_attn.data) over_rows(a, threads, kernels.elsa_grad_attn);
 }
 
+// Places tables and sums, whose numbers mmlocal/ops/qna/cpp.py counts.
 template <class T>
-void qna_peak(const QnaPeak<T>& a, int64_t threads) {
-  parallel_for(threads, a.batch * a.parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) chosen<T>().qna_peak(a, part);
+QnaCall<T> placed(const Qna<T>& given) {
+  QnaCall<T> a(given);
+  const int64_t n = chosen<T>().lanes, taps = a.kernel * a.kernel;
+  const int64_t padded = (a.queries * a.heads + n - 1) / n * n;
+  a.peak = a.tables;
+  a.shift = a.peak + a.batch * a.parts * padded;
+  a.power = a.shift + a.batch * padded;
+  a.rel = a.power + a.batch * padded;
+  a.mix = a.rel + taps * padded;
+  a.sum_rel = a.sums;
+  a.sum_exact_rel = a.sum_rel + taps * padded;
+  a.sum_exact_mix = a.sum_exact_rel + taps * padded;
+  a.sum_mix = a.sum_exact_mix + taps * padded;
+  a.sums_of_part = taps * (3 * padded + (a.channels + n - 1) / n * n * a.queries);
+  return a;
+}
+
+// Makes the tables. Returns whether all numbers in them are below infinity.
+template <class T>
+bool make_tables(const QnaCall<T>& a, int64_t threads) {
+  const Kernels<T>& kernels = chosen<T>();
+  const int64_t numbers = a.height * a.width * a.queries * a.heads / a.parts + 1;
+  parallel_for(threads, a.batch * a.parts, 1 + 50000 / numbers, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) kernels.qna_peak(a, part);
   });
+  Memory<T> memory(kernels.qna_table_scratch(a));
+  return kernels.qna_tables(a, memory.data);
 }
 
 template <class T>
-void qna_forward(const Qna<T>& a, int64_t threads) {
+void qna_forward(Qna<T>& given, int64_t threads) {
   const Kernels<T>& kernels = chosen<T>();
+  const QnaCall<T> a = placed(given);
+  given.refused = !make_tables(a, threads);
+  if (given.refused) return;
   parallel_for(threads, kernels.qna_window_tasks(a), 1, [&](int64_t begin, int64_t end) {
     Memory<T> memory(kernels.qna_window_scratch(a));
     kernels.qna_forward(a, memory.data, begin, end);
@@ -124,14 +151,27 @@ void qna_forward(const Qna<T>& a, int64_t threads) {
 }
 
 template <class T>
-void qna_backward(const Qna<T>& a, int64_t threads) {
+void qna_backward(Qna<T>& given, int64_t threads) {
   const Kernels<T>& kernels = chosen<T>();
-  const int64_t tasks = kernels.qna_window_tasks(a);
-  in_parts(threads, tasks, a.sum_rel ? a.parts : tasks,
-           [&](int64_t part, int64_t begin, int64_t end) {
-             Memory<T> memory(kernels.qna_window_scratch(a));
-             kernels.qna_backward_windows(a, memory.data, part, begin, end);
-           });
+  QnaCall<T> a = placed(given);
+  given.refused = !make_tables(a, threads);
+  if (given.refused) return;
+  const int64_t tasks = kernels.qna_window_tasks(a), taps = a.kernel * a.kernel;
+  if (a.parts > tasks || !a.sums) a.parts = tasks;  // each part then has a task
+  in_parts(threads, tasks, a.parts, [&](int64_t part, int64_t begin, int64_t end) {
+    Memory<T> memory(kernels.qna_window_scratch(a));
+    if (!kernels.qna_backward_windows(a, memory.data, part, begin, end)) {
+      __atomic_store_n(&given.refused, true, __ATOMIC_RELAXED);
+    }
+  });
+  if (given.refused) return;
+  if (a.sums) {
+    const int64_t grain = 1 + 100000 / (a.parts * a.queries * a.channels + 1);
+    parallel_for(threads, taps, grain, [&](int64_t begin, int64_t end) {
+      Memory<T> memory(kernels.qna_table_scratch(a));
+      kernels.qna_grad_tables(a, memory.data, begin, end);
+    });
+  }
   if (!a.grad_value.data && !a.grad_scores.data) return;
   parallel_for(threads, kernels.qna_token_tasks(a), 1, [&](int64_t begin, int64_t end) {
     Memory<T> memory(kernels.qna_token_scratch(a));
@@ -215,9 +255,9 @@ MMLOCAL_EXPORT int64_t mmlocal_threads(int64_t threads) {
 
 // The functions of an op for one type of numbers, and the sizes of the structures that they take.
 // Python compares the sizes with its own declarations.
-#define MMLOCAL_FUNCTION(NAME, STRUCTURE, T)                                                  \
-  MMLOCAL_EXPORT void mmlocal_##NAME##_##T(const mmlocal::STRUCTURE<T>* a, int64_t threads) { \
-    mmlocal::NAME(*a, threads);                                                               \
+#define MMLOCAL_FUNCTION(NAME, STRUCTURE, T)                                            \
+  MMLOCAL_EXPORT void mmlocal_##NAME##_##T(mmlocal::STRUCTURE<T>* a, int64_t threads) { \
+    mmlocal::NAME(*a, threads);                                                         \
   }
 #define MMLOCAL_FUNCTIONS(NAME, STRUCTURE)  \
   MMLOCAL_FUNCTION(NAME, STRUCTURE, float)  \
@@ -226,7 +266,6 @@ MMLOCAL_EXPORT int64_t mmlocal_threads(int64_t threads) {
 
 MMLOCAL_FUNCTIONS(elsa_forward, Elsa)
 MMLOCAL_FUNCTIONS(elsa_backward, Elsa)
-MMLOCAL_FUNCTIONS(qna_peak, QnaPeak)
 MMLOCAL_FUNCTIONS(qna_forward, Qna)
 MMLOCAL_FUNCTIONS(qna_backward, Qna)
 MMLOCAL_FUNCTIONS(outlook_forward, Outlook)

@@ -5,7 +5,7 @@
 // gradient over Z, and mean, in a ring.
 template <class T>
 struct TokenTile {
-  const Qna<T>& a;
+  const QnaCall<T>& a;
   const Sizes<T> s;
   const Tiling<T> tiling;
   Scratch<T> scratch;
@@ -19,7 +19,7 @@ struct TokenTile {
   T* products;                                               // (mixed, n)
   T *attn, *dots;                                            // (kernel^2)
 
-  TokenTile(const Qna<T>& a, T* memory)
+  TokenTile(const QnaCall<T>& a, T* memory)
       : a(a),
         s(a),
         tiling(token_tiling(a)),
@@ -44,26 +44,34 @@ struct TokenTile {
   int64_t grad_row() const { return tiling.ring_cols * s.mixed * kLanes<T>; }
   int64_t mean_row() const { return tiling.ring_cols * s.padded; }
 
-  // Loads the gradient over Z, and mean, of one row of windows. Both are 0 outside the map.
+  // Fills the columns of a tile that lie outside the map of windows with 0.
+  void clear_border(int64_t ox0) {
+    const int64_t token = a.queries * kLanes<T>;
+    for (int64_t i = 0; i < tiling.ring_rows; ++i) {
+      tiling.clear_border(ring_mean + i * mean_row(), s.padded, ox0, a.out_width);
+      for (int64_t g = 0; g < s.vectors; ++g) {
+        T* row = ring_grad + i * grad_row() + g * tiling.ring_cols * token;
+        tiling.clear_border(row, token, ox0, a.out_width);
+      }
+    }
+  }
+
+  // Loads the gradient over Z, and mean, of one row of windows.
   void load_row(int64_t b, int64_t oy, int64_t ox0) {
     constexpr int64_t n = kLanes<T>;
-    const int64_t slot = (oy + a.kernel) % tiling.ring_rows, token = a.queries * n;
+    const int64_t slot = oy % tiling.ring_rows, token = a.queries * n;
     T* grads = ring_grad + slot * grad_row();
     T* means = ring_mean + slot * mean_row();
-    if (oy < 0 || oy >= a.out_height) {
-      __builtin_memset(grads, 0, grad_row() * sizeof(T));
-      __builtin_memset(means, 0, mean_row() * sizeof(T));
-      return;
-    }
     for (int64_t ox = larger(0, ox0); ox < smaller(a.out_width, ox0 + tiling.ring_cols); ++ox) {
       const T* grad = a.grad.at(b, oy, ox);
       __builtin_memcpy(inverse, a.inverse.at(b, oy, ox), s.padded * sizeof(T));
       __builtin_memcpy(means + (ox - ox0) * s.padded, a.mean.at(b, oy, ox), s.padded * sizeof(T));
       for (int64_t g = 0; g < s.vectors; ++g) {
+        const Expand<T> expand(a, heads, g);
         for (int64_t l = 0; l < a.queries; ++l) {
           const Vec<T> v = load(grad + l * a.grad.query + g * n, a.channels - g * n, T(0));
           store(grads + (g * tiling.ring_cols + ox - ox0) * token + l * n,
-                v * expand(a, heads, inverse, g, l));
+                v * expand(inverse, l));
         }
       }
     }
@@ -73,7 +81,7 @@ struct TokenTile {
   // its row in the rings, and the row of taps in the tables that meets y.
   void select_rows(int64_t y, int64_t first, int64_t last) {
     for (int64_t oy = first; oy <= last; ++oy) {
-      const int64_t slot = (oy + a.kernel) % tiling.ring_rows;
+      const int64_t slot = oy % tiling.ring_rows;
       const int64_t tap = y + a.padding - oy * a.stride;
       grad_rows[oy - first] = ring_grad + slot * grad_row();
       mean_rows[oy - first] = ring_mean + slot * mean_row();
@@ -106,15 +114,15 @@ struct TokenTile {
       mean.cols = grad.cols = tap < k ? (k - 1 - tap) / stride + 1 : 0;
       for (int64_t x = phase; x < x1 - x0; x += kPixels * stride) {
         for (int64_t t = 0; t < s.padded; t += n) {
-          convolve<T, kPixels, 1>(mean, (source + x / stride) * s.padded + t, tap * s.padded + t,
-                                  means + x * s.padded + t);
+          convolve<T, 1>(mean, (source + x / stride) * s.padded + t, tap * s.padded + t,
+                         means + x * s.padded + t);
         }
       }
       for (int64_t g = 0; g < s.vectors; ++g) {
         for (int64_t l = 0; l < queries;) {
           const int64_t u = g * queries + l;
           const bool two = l + 1 < queries;
-          const auto part = two ? convolve<T, kPixels, 2> : convolve<T, kPixels, 1>;
+          const auto part = two ? convolve<T, 2> : convolve<T, 1>;
           for (int64_t x = phase; x < x1 - x0; x += kPixels * stride) {
             const int64_t at = g * tiling.ring_cols + source + x / stride;
             part(grad, at * token + l * n, (tap * s.mixed + u) * n, sums + (x * s.mixed + u) * n);
@@ -132,11 +140,12 @@ struct TokenTile {
     const T* value = a.value.at(b, y, x);
     for (int64_t g = 0; g < s.vectors; ++g) {
       const Vec<T> v = load(value + g * n, a.channels - g * n, T(0));
+      const Expand<T> expand(a, heads, g);
       Vec<T> total{};
       for (int64_t l = 0; l < a.queries; ++l) {
         const int64_t u = g * a.queries + l;
         const Vec<T> sum = load(sums + u * n);
-        total += sum * expand(a, heads, exps, g, l);
+        total += sum * expand(exps, l);
         store(products + u * n, sum * v);
       }
       if (a.grad_value.data) store(a.grad_value.at(b, y, x) + g * n, total, a.channels - g * n);
@@ -153,9 +162,9 @@ struct TokenTile {
   // Adds the gradients of the tokens [x0, x1) of row y from a window that is taken exactly.
   void add_exact(int64_t b, int64_t oy, int64_t ox, int64_t y, int64_t x0, int64_t x1) {
     const int64_t k = a.kernel, head_dims = a.channels / a.heads;
-    const uint8_t* exact = a.exact + ((b * a.out_height + oy) * a.out_width + ox) * s.tables;
+    const T* inverse = a.inverse.at(b, oy, ox);
     for (int64_t table = 0; table < s.tables; ++table) {
-      if (!exact[table]) continue;
+      if (inverse[table] != 0) continue;
       const T mean = exact_products(a, b, oy, ox, table, attn, dots);
       const int64_t first = table % a.heads * head_dims;
       const T* grad = grad_of_table(a, b, oy, ox, table);
@@ -181,18 +190,18 @@ struct TokenTile {
     // A window contains a token if it begins at most kernel - 1 before it.
     const auto first_window = [&](int64_t x) { return ceil_div(x + a.padding - k + 1, stride); };
     const int64_t ox0 = first_window(x0);
-    __builtin_memset(ring_grad, 0, tiling.ring_rows * grad_row() * sizeof(T));
-    __builtin_memset(ring_mean, 0, tiling.ring_rows * mean_row() * sizeof(T));
-    int64_t next = first_window(tile.y);
+    clear_border(ox0);
+    int64_t next = 0;
     for (int64_t y = tile.y; y < smaller(tile.y + tiling.rows, a.height); ++y) {
-      const int64_t first = first_window(y), last = (y + a.padding) / stride;
-      for (; next <= last; ++next) load_row(b, next, ox0);
+      const int64_t first = larger(0, first_window(y));
+      const int64_t last = smaller((y + a.padding) / stride, a.out_height - 1);
+      for (next = larger(next, first); next <= last; ++next) load_row(b, next, ox0);
       select_rows(y, first, last);
       load_sums(x0, x1, ox0, last - first + 1);
       for (int64_t x = x0; x < x1; ++x) {
         write_grads(b, y, x, sums + (x - x0) * s.mixed * kLanes<T>, means + (x - x0) * s.padded);
       }
-      for (int64_t oy = larger(0, first); oy <= smaller(last, a.out_height - 1); ++oy) {
+      for (int64_t oy = first; oy <= last; ++oy) {
         if (!a.exact_rows[b * a.out_height + oy]) continue;
         const int64_t end = smaller(a.out_width, (x1 - 1 + a.padding) / stride + 1);
         for (int64_t ox = larger(0, ox0); ox < end; ++ox) add_exact(b, oy, ox, y, x0, x1);
@@ -202,17 +211,17 @@ struct TokenTile {
 };
 
 template <class T>
-static int64_t qna_token_tasks(const Qna<T>& a) {
+static int64_t qna_token_tasks(const QnaCall<T>& a) {
   return token_tiling(a).tiles(a);
 }
 
 template <class T>
-static int64_t qna_token_scratch(const Qna<T>& a) {
+static int64_t qna_token_scratch(const QnaCall<T>& a) {
   return TokenTile<T>(a, nullptr).scratch.used;
 }
 
 template <class T>
-static void qna_backward_tokens(const Qna<T>& a, T* scratch, int64_t begin, int64_t end) {
+static void qna_backward_tokens(const QnaCall<T>& a, T* scratch, int64_t begin, int64_t end) {
   TokenTile<T> tile(a, scratch);
   for (int64_t task = begin; task < end; ++task) tile.run(task);
 }

@@ -13,11 +13,14 @@ struct Convolution {
   int64_t source_pixel, out_pixel;  // steps from one pixel of the output to the next
 };
 
-// Takes P pixels and U vectors, from an offset in the rows of source and table on.
-template <class T, int P, int U>
-static inline void convolve(const Convolution<T>& c, int64_t source_offset, int64_t table_offset,
-                            T* out) {
+// Takes P pixels and U vectors, from an offset in the rows of source and table on. The source's
+// pixels are STEP vectors apart, or source_pixel numbers if STEP is 0. This is not inlined, because
+// GCC 12 then keeps the sums in memory.
+template <class T, int P, int U, int STEP>
+static __attribute__((noinline)) void convolve_at(const Convolution<T>& c, int64_t source_offset,
+                                                  int64_t table_offset, T* out) {
   constexpr int n = kLanes<T>;
+  const int64_t pixel = STEP ? STEP * n : c.source_pixel;
   Vec<T> total[P][U] = {};
   for (int64_t i = 0; i < c.rows; ++i) {
     const T* s = c.source[i] + source_offset;
@@ -29,7 +32,7 @@ static inline void convolve(const Convolution<T>& c, int64_t source_offset, int6
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 2
-        for (int u = 0; u < U; ++u) total[p][u] += load(s + p * c.source_pixel + u * n) * w[u];
+        for (int u = 0; u < U; ++u) total[p][u] += load(s + p * pixel + u * n) * w[u];
       }
     }
   }
@@ -38,6 +41,18 @@ static inline void convolve(const Convolution<T>& c, int64_t source_offset, int6
 #pragma GCC unroll 2
     for (int u = 0; u < U; ++u) store(out + p * c.out_pixel + u * n, total[p][u]);
   }
+}
+
+// The same for kPixels pixels at any step. Loads are faster at steps that the compiler knows.
+template <class T, int U>
+MMLOCAL_INLINE void convolve(const Convolution<T>& c, int64_t source_offset, int64_t table_offset,
+                             T* out) {
+  constexpr int n = kLanes<T>, p = kPixels;
+  const auto part = c.source_pixel == n       ? convolve_at<T, p, U, 1>
+                    : c.source_pixel == 2 * n ? convolve_at<T, p, U, 2>
+                    : c.source_pixel == 4 * n ? convolve_at<T, p, U, 4>
+                                              : convolve_at<T, p, U, 0>;
+  part(c, source_offset, table_offset, out);
 }
 
 // table[j][u] += sum over pixels x of grad[x][u] * source[x + j][u].

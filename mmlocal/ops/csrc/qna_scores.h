@@ -1,30 +1,8 @@
-// QnA: largest scores, exponentials, and the attention of windows that are taken exactly.
-
-template <class T>
-static void qna_peak(const QnaPeak<T>& a, int64_t part) {
-  const int64_t sample = part / a.parts, i = part % a.parts;
-  const int64_t begin = i * a.height / a.parts, end = (i + 1) * a.height / a.parts;
-  const int64_t padded = round_up(a.tables, kLanes<T>);
-  const Vec<T> lowest = broadcast(T(sizeof(T) == 4 ? -__FLT_MAX__ : -__DBL_MAX__));
-  for (int64_t t = 0; t < padded; t += kLanes<T>) {
-    T* peak = a.peak + part * padded + t;
-    Vec<T> most = load(peak), bad{};
-    for (int64_t y = begin; y < end; ++y) {
-      for (int64_t x = 0; x < a.width; ++x) {
-        const T* scores = a.scores.at(sample, y, x);
-        const Vec<T> score = load(scores + t, a.tables - t, -kInfinity<T>);
-        most = score > most ? score : most;
-        // Adds 0, or NaN for NaN and infinity. A score of -inf takes a token out, so it adds 0.
-        bad += (score < lowest ? lowest : score) * T(0);
-      }
-    }
-    store(peak, most + bad);
-  }
-}
+// QnA: exponentials, and the attention of windows that are taken exactly.
 
 // Computes E of one token.
 template <class T>
-static inline void exponentials(const Qna<T>& a, const Sizes<T>& s, int64_t b, int64_t y, int64_t x,
+static inline void exponentials(const QnaCall<T>& a, const Sizes<T>& s, int64_t b, int64_t y, int64_t x,
                                 T* out) {
   const T* scores = a.scores.at(b, y, x);
   for (int64_t t = 0; t < s.padded; t += kLanes<T>) {
@@ -36,7 +14,7 @@ static inline void exponentials(const Qna<T>& a, const Sizes<T>& s, int64_t b, i
 
 // Calls f(tap, y, x) for each token of a window that lies in the map.
 template <class T, class F>
-MMLOCAL_INLINE void over_tokens(const Qna<T>& a, int64_t oy, int64_t ox, const F& f) {
+MMLOCAL_INLINE void over_tokens(const QnaCall<T>& a, int64_t oy, int64_t ox, const F& f) {
   const int64_t y0 = oy * a.stride - a.padding, x0 = ox * a.stride - a.padding;
   for (int64_t i = larger(0, -y0); i < smaller(a.kernel, a.height - y0); ++i) {
     for (int64_t j = larger(0, -x0); j < smaller(a.kernel, a.width - x0); ++j) {
@@ -46,14 +24,14 @@ MMLOCAL_INLINE void over_tokens(const Qna<T>& a, int64_t oy, int64_t ox, const F
 }
 
 template <class T>
-MMLOCAL_INLINE T tap_weight(const Qna<T>& a, int64_t table, int64_t tap) {
+MMLOCAL_INLINE T tap_weight(const QnaCall<T>& a, int64_t table, int64_t tap) {
   return a.tap_weight ? a.tap_weight[table * a.kernel * a.kernel + tap] : T(1);
 }
 
-// Computes the attention of one table in one window, relative to the maximum of the window. Returns
-// false if the window has no token.
+// Computes the attention of one table in one window, relative to the maximum of the window. It is 0
+// if the window has no token.
 template <class T>
-static bool exact_attention(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table,
+static void exact_attention(const QnaCall<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table,
                             T* attn) {
   const int64_t taps = a.kernel * a.kernel;
   T peak = -kInfinity<T>;
@@ -62,7 +40,8 @@ static bool exact_attention(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, 
     attn[t] = a.scores.at(b, y, x)[table];
     peak = attn[t] > peak ? attn[t] : peak;
   });
-  if (peak == -kInfinity<T>) return false;
+  // Any finite number will do for a window without tokens.
+  if (peak == -kInfinity<T>) peak = 0;
   T most = -kInfinity<T>;
   for (int64_t t = 0; t < taps; ++t) {
     // The order matters: added to a large score, the position would lose its digits.
@@ -70,19 +49,19 @@ static bool exact_attention(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, 
     if (a.rel_pos) attn[t] += a.rel_pos[table * taps + t];
     most = attn[t] > most ? attn[t] : most;
   }
-  if (most == -kInfinity<T>) return false;
+  if (most == -kInfinity<T>) most = 0;
   T total = 0;
   for (int64_t t = 0; t < taps; ++t) {
     attn[t] = sizeof(T) == 4 ? T(__builtin_expf(attn[t] - most)) : T(__builtin_exp(attn[t] - most));
     total += attn[t];
   }
+  if (total == 0) return;
   for (int64_t t = 0; t < taps; ++t) attn[t] /= total;
-  return true;
 }
 
 // The gradient of one window, from the first channel of the table's head on.
 template <class T>
-MMLOCAL_INLINE const T* grad_of_table(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox,
+MMLOCAL_INLINE const T* grad_of_table(const QnaCall<T>& a, int64_t b, int64_t oy, int64_t ox,
                                       int64_t table) {
   const int64_t first = table % a.heads * (a.channels / a.heads);
   return a.grad.at(b, oy, ox) + table / a.heads * a.grad.query + first;
@@ -91,7 +70,7 @@ MMLOCAL_INLINE const T* grad_of_table(const Qna<T>& a, int64_t b, int64_t oy, in
 // For one table and one window that is taken exactly: computes the attention and the product of
 // gradient and value for each tap, and returns the mean of the products.
 template <class T>
-static T exact_products(const Qna<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table, T* attn,
+static T exact_products(const QnaCall<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table, T* attn,
                         T* dots) {
   exact_attention(a, b, oy, ox, table, attn);
   const int64_t head_dims = a.channels / a.heads, first = table % a.heads * head_dims;

@@ -24,7 +24,7 @@ template <class T>
 struct Sizes {
   int64_t tables, padded;  // tables, and their number rounded up to whole vectors
   int64_t vectors, mixed;  // vectors of channels, and their number times queries
-  explicit Sizes(const Qna<T>& a)
+  explicit Sizes(const QnaCall<T>& a)
       : tables(a.queries * a.heads),
         padded(round_up(tables, kLanes<T>)),
         vectors((a.channels + kLanes<T> - 1) / kLanes<T>),
@@ -39,7 +39,7 @@ struct Tiling {
   int64_t row_tiles, col_tiles;
   int64_t ring_rows, ring_cols;
 
-  Tiling(const Qna<T>& a, int64_t height, int64_t width, int64_t ring_rows, int64_t stride,
+  Tiling(const QnaCall<T>& a, int64_t height, int64_t width, int64_t ring_rows, int64_t stride,
          int64_t shrink)
       : ring_rows(ring_rows) {
     const Sizes<T> s(a);
@@ -50,23 +50,32 @@ struct Tiling {
     cols = round_up(smaller(smaller(cols, 128), width), step);
     // Tiles are small enough to give work to many threads. They are not smaller, because each tile
     // computes some of its neighbours' rows again.
-    rows = larger(2 * a.kernel, smaller(larger(16, 8 * a.kernel), a.batch * height / 64));
+    rows = larger(2 * a.kernel + 1, smaller(larger(16, 8 * a.kernel), a.batch * height / 64));
     row_tiles = (height + rows - 1) / rows;
+    rows = (height + row_tiles - 1) / row_tiles;  // all tiles have about as many
     col_tiles = (width + cols - 1) / cols;
     ring_cols = cols / shrink * stride + a.kernel;
   }
 
-  int64_t tiles(const Qna<T>& a) const { return a.batch * row_tiles * col_tiles; }
+  // Fills the pixels of a ring's row that lie outside a map with 0. The row begins at column x0 of
+  // the map.
+  void clear_border(T* row, int64_t pixel, int64_t x0, int64_t width) const {
+    const int64_t left = larger(0, -x0), end = larger(left, smaller(ring_cols, width - x0));
+    __builtin_memset(row, 0, left * pixel * sizeof(T));
+    __builtin_memset(row + end * pixel, 0, (ring_cols - end) * pixel * sizeof(T));
+  }
+
+  int64_t tiles(const QnaCall<T>& a) const { return a.batch * row_tiles * col_tiles; }
 };
 
 template <class T>
-static Tiling<T> window_tiling(const Qna<T>& a) {
+static Tiling<T> window_tiling(const QnaCall<T>& a) {
   return Tiling<T>(a, a.out_height, a.out_width, a.kernel, a.stride, 1);
 }
 
 // A token of a map with stride belongs to fewer windows.
 template <class T>
-static Tiling<T> token_tiling(const Qna<T>& a) {
+static Tiling<T> token_tiling(const QnaCall<T>& a) {
   return Tiling<T>(a, a.height, a.width, (a.kernel - 1) / a.stride + 1, 1, a.stride);
 }
 
@@ -81,17 +90,24 @@ struct Tile {
         x(task % tiling.col_tiles * tiling.cols) {}
 };
 
-// For each lane, the number of its table. `tables` holds the numbers of one window or token, with
-// room for a vector behind them.
+// For each lane of a vector of channels, the number of its table.
 template <class T>
-MMLOCAL_INLINE Vec<T> expand(const Qna<T>& a, const Heads<T>& heads, const T* tables,
-                             int64_t vector, int64_t query) {
-  return permute<T>(load(tables + query * a.heads + heads.first[vector]), heads.lane[vector]);
-}
+struct Expand {
+  const IntVec<T> lane;
+  const int64_t first, heads;
+
+  __attribute__((always_inline)) Expand(const QnaCall<T>& a, const Heads<T>& of, int64_t vector)
+      : lane(of.lane[vector]), first(of.first[vector]), heads(a.heads) {}
+
+  // `tables` holds the numbers of one window or token, with room for a vector behind them.
+  __attribute__((always_inline)) Vec<T> operator()(const T* tables, int64_t query) const {
+    return permute<T>(load(tables + query * heads + first), lane);
+  }
+};
 
 // Sums the channels of each head: from `mixed` vectors to one number per table.
 template <class T>
-static inline void sum_heads(const Qna<T>& a, const Sizes<T>& s, const T* x, T* tables) {
+static inline void sum_heads(const QnaCall<T>& a, const Sizes<T>& s, const T* x, T* tables) {
   constexpr int64_t n = kLanes<T>;
   const int64_t head_dims = a.channels / a.heads;
   for (int64_t t = 0; t < s.padded; ++t) tables[t] = 0;
