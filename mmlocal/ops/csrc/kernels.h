@@ -67,7 +67,7 @@ struct Qna {
   // the window's own maximum.
   uint8_t* exact_rows;  // (batch, out_height), zero at first: 1 where a row has such a window
   Map<T> grad_value, grad_scores;
-  T* grad_rel_pos;    // (tables, taps)
+  T* grad_rel_pos;     // (tables, taps)
   T* grad_tap_weight;  // (tables, taps)
   T* tables;           // room for all tables of QnaCall
   T* sums;             // (parts, all sums of QnaCall), or null without the gradients of tables
@@ -148,7 +148,8 @@ struct Kernels {
   int64_t (*qna_window_scratch)(const QnaCall<T>&);
   void (*qna_forward)(const QnaCall<T>&, T* scratch, int64_t begin, int64_t end);
   // Returns whether all numbers are finite.
-  bool (*qna_backward_windows)(const QnaCall<T>&, T* scratch, int64_t part, int64_t begin, int64_t end);
+  bool (*qna_backward_windows)(const QnaCall<T>&, T* scratch, int64_t part, int64_t begin,
+                               int64_t end);
   int64_t (*qna_token_tasks)(const QnaCall<T>&);
   int64_t (*qna_token_scratch)(const QnaCall<T>&);
   void (*qna_backward_tokens)(const QnaCall<T>&, T* scratch, int64_t begin, int64_t end);

@@ -70,8 +70,7 @@ struct TokenTile {
         const Expand<T> expand(a, heads, g);
         for (int64_t l = 0; l < a.queries; ++l) {
           const Vec<T> v = load(grad + l * a.grad.query + g * n, a.channels - g * n, T(0));
-          store(grads + (g * tiling.ring_cols + ox - ox0) * token + l * n,
-                v * expand(inverse, l));
+          store(grads + (g * tiling.ring_cols + ox - ox0) * token + l * n, v * expand(inverse, l));
         }
       }
     }

@@ -10,11 +10,11 @@ struct BackwardWindowTile : WindowTile<T> {
   using Base::s;
   using Base::tiling;
 
-  T* sums;      // (cols, mixed, n)
-  T* grads;     // (vectors, cols, queries, n): gradient over Z
-  T* mean;      // (cols, padded)
-  T* products;  // (mixed, n)
-  T* dots;      // (kernel^2)
+  T* sums;       // (cols, mixed, n)
+  T* grads;      // (vectors, cols, queries, n): gradient over Z
+  T* mean;       // (cols, padded)
+  T* products;   // (mixed, n)
+  T* dots;       // (kernel^2)
   Vec<T> check;  // 0, or NaN if any product is not finite
 
   BackwardWindowTile(const QnaCall<T>& a, T* memory) : Base(a, memory) {
@@ -55,8 +55,8 @@ struct BackwardWindowTile : WindowTile<T> {
       const Expand<T> expand(a, heads, g);
       for (int64_t l = 0; l < a.queries; ++l) {
         const int64_t u = g * a.queries + l;
-        const Vec<T> scaled = load(grad + l * a.grad.query + g * n, a.channels - g * n, T(0)) *
-                              expand(inverse, l);
+        const Vec<T> scaled =
+            load(grad + l * a.grad.query + g * n, a.channels - g * n, T(0)) * expand(inverse, l);
         store(grads + ((g * tiling.cols + x) * a.queries + l) * n, scaled);
         store(products + u * n, scaled * load(sums + u * n));
       }

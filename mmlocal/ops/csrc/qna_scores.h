@@ -2,8 +2,8 @@
 
 // Computes E of one token.
 template <class T>
-static inline void exponentials(const QnaCall<T>& a, const Sizes<T>& s, int64_t b, int64_t y, int64_t x,
-                                T* out) {
+static inline void exponentials(const QnaCall<T>& a, const Sizes<T>& s, int64_t b, int64_t y,
+                                int64_t x, T* out) {
   const T* scores = a.scores.at(b, y, x);
   for (int64_t t = 0; t < s.padded; t += kLanes<T>) {
     const Vec<T> score = load(scores + t, s.tables - t, T(0));
@@ -70,8 +70,8 @@ MMLOCAL_INLINE const T* grad_of_table(const QnaCall<T>& a, int64_t b, int64_t oy
 // For one table and one window that is taken exactly: computes the attention and the product of
 // gradient and value for each tap, and returns the mean of the products.
 template <class T>
-static T exact_products(const QnaCall<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table, T* attn,
-                        T* dots) {
+static T exact_products(const QnaCall<T>& a, int64_t b, int64_t oy, int64_t ox, int64_t table,
+                        T* attn, T* dots) {
   exact_attention(a, b, oy, ox, table, attn);
   const int64_t head_dims = a.channels / a.heads, first = table % a.heads * head_dims;
   const T* grad = grad_of_table(a, b, oy, ox, table);
