@@ -59,7 +59,7 @@ def warn_of_slow_bfloat16() -> None:
 
     Older releases of PyTorch do not say what a CPU has, so there is no warning.
     """
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     names = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, and the last one of ARM
     if get_device() == "cpu" and capabilities and not any(map(capabilities.get, names)):
         warn(
