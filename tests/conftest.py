@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 from collections import Counter
 
@@ -17,3 +18,8 @@ def pytest_collection_modifyitems(items: list) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
         items.sort(key=lambda item: -slow[item.path])  # the order within a file stays
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of ``gc.collect``, which each data set of MMEngine calls."""
+    gc.freeze()

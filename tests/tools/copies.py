@@ -7,6 +7,7 @@ libraries need of other packages is.
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -65,6 +66,7 @@ def _program(command: list[str], cwd: str, env: dict[str, str], files: list[str]
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    gc.freeze()  # each data set of MMEngine calls gc.collect, which takes long for what is imported
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = command
