@@ -212,7 +212,7 @@ def _processes(result: dict) -> list[dict]:
 
 
 def _scale(result: dict) -> str:
-    """What several GPUs need."""
+    """The needs of several GPUs, in one table."""
     found = activations(result)
     table = [
         ["", "gradients, MiB", "in half precision",

@@ -335,6 +335,7 @@ def small_backbone(name: str) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_two_processes():
     """Two processes reduce all gradients once, and get the gradients of one process."""
     found = check_processes("small", side=16, build=small_backbone)
