@@ -59,7 +59,7 @@ def _growth(found: Sequence[Curve]) -> str:
                 f"{curve.time_slope:.2f}",
                 formula(curve.time_fit),
                 f"{curve.time_fit.worst:.0%}",
-                "-" if error is None else f"{error:+.0%}",
+                "-" if error is None else f"{round(error, 2) + 0.0:+.0%}",  # no -0%
                 f"{curve.memory_slope:.2f}",
                 formula(curve.memory_fit),
                 f"{curve.memory_fit.worst:.0%}",
