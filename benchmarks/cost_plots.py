@@ -156,7 +156,7 @@ def _draw_scale(result: dict, path: Path) -> None:
             values.append(needed(share))
     for share, number in zip(shares, GPUS, strict=True):
         axis.axvline(share, color=_GREY, linewidth=0.8)
-        axis.annotate(f" {number} GPUs", (share, 0.02), xycoords=("data", "axes fraction"),
+        axis.annotate(f" {number} GPUs", (share, 0.96), xycoords=("data", "axes fraction"),
                       fontsize=8, color=_GREY)  # fmt: skip
     for size in (24, 80):
         axis.axhline(size, color=_GREY, linewidth=0.8, linestyle=":")
@@ -166,7 +166,7 @@ def _draw_scale(result: dict, path: Path) -> None:
     axis.set_xticks([2**i for i in range(9)], [str(2**i) for i in range(9)])
     axis.set(yscale="log", xlabel="images of each GPU", ylabel="GiB of each GPU, estimated")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.9))
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle(scale_message(gib), fontsize=12, weight="bold")
     figure.savefig(path, dpi=100)
 
