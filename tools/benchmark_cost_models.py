@@ -40,10 +40,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     path = measured_path(device=args.device)
+
+    def save(found: dict) -> None:
+        write_json(found, path)
+        print(f"{len(found['results'])} points", flush=True)
+
     if args.measure:
-        result = measure(
-            rounds=args.rounds, device=args.device, save=lambda found: write_json(found, path)
-        )
+        result = measure(rounds=args.rounds, device=args.device, save=save)
     else:
         found = read_measured(device=args.device)
         if found is None:
