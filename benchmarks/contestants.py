@@ -67,12 +67,12 @@ def make_tensors(device: torch.device | str, dtype: torch.dtype, seed: int = 0) 
     Args:
         device: device of the tensors.
         dtype: data type of the tensors.
-        seed: the same seed gives the same numbers.
+        seed: on one kind of device, the same seed gives the same numbers.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def make(*shape: int) -> Tensor:
-        x = torch.randn(shape, generator=generator).to(device, dtype)
+        x = torch.randn(shape, generator=generator, device=device).to(dtype)
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         return x.requires_grad_()
