@@ -104,7 +104,9 @@ RULES = {
     "mmlocal/export/**/*.py": {
         "torch",
         "onnx",
+        "onnx_ir",
         "onnxruntime",
+        "onnxscript",
         "mmlocal.analysis",
         "mmlocal.export",
         "mmlocal.ops",

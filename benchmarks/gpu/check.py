@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line.
 
     Args:
-        argv: arguments; ``None`` for those of this process.
+        argv: arguments; ``None`` for the arguments of this process.
     """
     parser = argparse.ArgumentParser(prog="gpu_check.sh", description=__doc__)
     parser.add_argument(

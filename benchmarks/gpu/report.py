@@ -140,7 +140,7 @@ def _kernels(rows: Sequence[dict]) -> str:
 
 
 def _notes(rows: Sequence[dict]) -> str:
-    """What is wrong, and what did not run."""
+    """List wrong results, and items that did not run."""
     keys = ("failed", "wrong", "left_out")
     return "\n".join(
         format_row(row) for row in rows if any(key in row for key in keys) or is_bad(row)

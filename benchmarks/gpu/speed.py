@@ -153,7 +153,7 @@ def measure(
         rounds: number of samples of each time.
 
     Yields:
-        The rows of :func:`benchmarks.contest.measure_case`. Those of Triton kernels also have
+        The rows of :func:`benchmarks.contest.measure_case`. Rows of Triton kernels also have
         ``kernels``, the milliseconds of each kernel on the GPU, and their sum ``kernel_ms``.
     """
     target = torch.device(device)
