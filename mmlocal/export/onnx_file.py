@@ -24,6 +24,7 @@ from mmlocal.export.simplify import simplify
 
 _INPUT = "image"
 _AXES = {"batch": 0, "height": 2, "width": 3}
+_FIX = "--static fixes all sizes"
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,12 @@ def export_onnx(
         }
         shape, worst = max(errors.items(), key=lambda item: item[1])
         if worst > tolerance:
+            right = errors[tuple(image.shape)] <= tolerance
+            advice = f", but they agree for the example: {_FIX}" if right else ""
             raise ExportError(
                 f"the outputs of the file differ from PyTorch by {worst:.1e} of the largest value "
                 f"for an input of {'x'.join(map(str, shape))}, and the limit is {tolerance:.1e}"
+                f"{advice}"
             )
         times = _times(runner, session, image, rounds) if rounds else {}
         graph = onnx.load(str(partial), load_external_data=False)
@@ -218,7 +222,8 @@ def _write(
             )
             simplify(program.model)
     except Exception as error:  # PyTorch's exporter can fail in any way
-        raise ExportError(f"PyTorch cannot export the model: {reason_of(error)}") from error
+        names = f" with free {', '.join(free)} ({_FIX})" if free else ""
+        raise ExportError(f"PyTorch cannot export the model{names}: {reason_of(error)}") from error
     program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)
 

@@ -107,6 +107,21 @@ def test_the_first_error_is_shown(tmp_path):
         export_onnx(Refusing(), torch.zeros(2, 3, 8, 9), tmp_path / "model.onnx")
 
 
+class OneBatch(nn.Module):
+    """It takes the batch of the example for a number, as Swin of MMSegmentation does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * int(len(x) / (x.shape[2] / x.shape[2]))
+
+
+def test_sizes_that_only_the_example_has(tmp_path):
+    """The error names the way out."""
+    image, other = images((2, 3, 6, 5), (3, 3, 7, 8))
+    with pytest.raises(ExportError, match="--static fixes all sizes"):
+        export_onnx(OneBatch(), image, tmp_path / "model.onnx", others=[other])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_difference_leaves_no_file(tmp_path):
     """An old file stays as it was."""
     path = tmp_path / "model.onnx"
