@@ -152,7 +152,8 @@ struct TokenTile {
     if (!a.grad_scores.data) return;
     T* dots = sums;  // no longer needed
     sum_heads(a, s, products, dots);
-    for (int64_t t = 0; t < s.padded; t += n) {
+    for (int64_t i = 0; i < s.padded; i += n) {
+      const int64_t t = s.whole(i);
       const Vec<T> grad = (load(dots + t) - load(means + t)) * load(exps + t);
       store(a.grad_scores.at(b, y, x) + t, grad, s.tables - t);
     }

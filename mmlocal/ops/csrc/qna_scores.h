@@ -1,14 +1,16 @@
 // QnA: exponentials, and the attention of windows that are taken exactly.
 
-// Computes E of one token.
+// Computes E of one token. Numbers behind the tables stay as they are if there is a whole vector of
+// tables.
 template <class T>
 static inline void exponentials(const QnaCall<T>& a, const Sizes<T>& s, int64_t b, int64_t y,
                                 int64_t x, T* out) {
   const T* scores = a.scores.at(b, y, x);
-  for (int64_t t = 0; t < s.padded; t += kLanes<T>) {
+  const T *shift = a.shift + b * s.padded, *power = a.power + b * s.padded;
+  for (int64_t i = 0; i < s.padded; i += kLanes<T>) {
+    const int64_t t = s.whole(i);
     const Vec<T> score = load(scores + t, s.tables - t, T(0));
-    store(out + t,
-          exp_scaled(score - load(a.shift + b * s.padded + t), load(a.power + b * s.padded + t)));
+    store(out + t, exp_scaled(score - load(shift + t), load(power + t)));
   }
 }
 

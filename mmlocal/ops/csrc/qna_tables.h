@@ -5,11 +5,12 @@ constexpr T kLowest = sizeof(T) == 4 ? T(-__FLT_MAX__) : T(-__DBL_MAX__);
 
 template <class T>
 static void qna_peak(const QnaCall<T>& a, int64_t part) {
-  const int64_t sample = part / a.parts, i = part % a.parts;
-  const int64_t begin = i * a.height / a.parts, end = (i + 1) * a.height / a.parts;
+  const int64_t sample = part / a.parts, row = part % a.parts;
+  const int64_t begin = row * a.height / a.parts, end = (row + 1) * a.height / a.parts;
   const Sizes<T> s(a);
   const Vec<T> lowest = broadcast(kLowest<T>);
-  for (int64_t t = 0; t < s.padded; t += kLanes<T>) {
+  for (int64_t i = 0; i < s.padded; i += kLanes<T>) {
+    const int64_t t = s.whole(i);
     Vec<T> most = broadcast(-kInfinity<T>), bad{};
     for (int64_t y = begin; y < end; ++y) {
       for (int64_t x = 0; x < a.width; ++x) {
@@ -52,7 +53,7 @@ struct Tables {
     for (int64_t b = 0; b < a.batch; ++b) {
       for (int64_t t = 0; t < s.padded; ++t) {
         T peak = -kInfinity<T>;
-        for (int64_t i = 0; i < a.parts; ++i) {
+        for (int64_t i = 0; t < s.tables && i < a.parts; ++i) {
           const T part = a.peak[(b * a.parts + i) * s.padded + t];
           finite &= part < kInfinity<T>;
           peak = part > peak ? part : peak;

@@ -29,6 +29,12 @@ struct Sizes {
         padded(round_up(tables, kLanes<T>)),
         vectors((a.channels + kLanes<T> - 1) / kLanes<T>),
         mixed(vectors * a.queries) {}
+
+  // The table at which to load a vector for table t. It overlaps the vector before where it would
+  // end behind the tables, because part of a vector is loaded slowly.
+  __attribute__((always_inline)) int64_t whole(int64_t t) const {
+    return tables < kLanes<T> ? t : smaller(t, tables - kLanes<T>);
+  }
 };
 
 // The size and number of tiles of an output map. A tile keeps the rows of the other map that it

@@ -33,6 +33,8 @@ struct WindowTile {
     mix_rows = scratch.template take<const T*>(k);
     inverse = scratch.take(tiling.cols * s.padded + n);
     attn = scratch.take(k * k);
+    // Where there is no table, any number but 0 will do.
+    for (int64_t i = 0; memory && i < k * exp_row(); ++i) ring_exp[i] = 1;
   }
 
   int64_t exp_row() const { return tiling.ring_cols * s.padded; }
