@@ -63,11 +63,8 @@ struct BackwardWindowTile : WindowTile<T> {
     }
     T* own = mean + x * s.padded;
     sum_heads(a, s, products, own);
-    for (int64_t t = 0; t < s.padded; t += n) {
-      const Vec<T> v = load(own + t) * load(inverse + t);
-      check += v * T(0);
-      store(own + t, v);
-    }
+    for (int64_t t = 0; t < s.tables; ++t) own[t] *= inverse[t];
+    for (int64_t t = 0; t < s.padded; t += n) check += load(own + t) * T(0);
     __builtin_memcpy(a.mean.at(b, oy, ox), own, s.padded * sizeof(T));
     __builtin_memcpy(a.inverse.at(b, oy, ox), inverse, s.padded * sizeof(T));
   }

@@ -1,7 +1,6 @@
 // QnA: exponentials, and the attention of windows that are taken exactly.
 
-// Computes E of one token. Numbers behind the tables stay as they are if there is a whole vector of
-// tables.
+// Computes E of one token. Numbers behind the last table mean nothing.
 template <class T>
 static inline void exponentials(const QnaCall<T>& a, const Sizes<T>& s, int64_t b, int64_t y,
                                 int64_t x, T* out) {

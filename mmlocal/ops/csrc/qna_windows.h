@@ -33,8 +33,6 @@ struct WindowTile {
     mix_rows = scratch.template take<const T*>(k);
     inverse = scratch.take(tiling.cols * s.padded + n);
     attn = scratch.take(k * k);
-    // Where there is no table, any number but 0 will do.
-    for (int64_t i = 0; memory && i < k * exp_row(); ++i) ring_exp[i] = 1;
   }
 
   int64_t exp_row() const { return tiling.ring_cols * s.padded; }
@@ -83,7 +81,8 @@ struct WindowTile {
     c.source_pixel = a.stride * s.padded;
     IntVec<T> small{};
     for (int64_t x = 0; x < count; x += kPixels) {
-      for (int64_t t = 0; t < s.padded; t += n) {
+      for (int64_t i = 0; i < s.padded; i += n) {
+        const int64_t t = s.whole(i);
         T* out = inverse + x * s.padded + t;
         convolve<T, 1>(c, x * c.source_pixel + t, t, out);
         for (int64_t p = 0; p < smaller(kPixels, count - x); ++p) {
