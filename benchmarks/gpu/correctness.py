@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from math import prod
@@ -149,6 +150,8 @@ def deterministic(on: bool) -> Iterator[None]:
     Args:
         on: whether they are on.
     """
+    if on:  # PyTorch refuses matrix products on a GPU without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(on)
     try:
