@@ -15,6 +15,7 @@ from mmlocal.layers.checks import (
     check_rate,
     check_tensor,
 )
+from mmlocal.layers.linear import Linear
 from mmlocal.layers.mlp import MLP, hidden_dims_of
 from mmlocal.layers.norm import LayerNorm
 
@@ -53,9 +54,9 @@ class ClassAttention(nn.Module):
         check_heads(embed_dims, num_heads)
         self.num_heads = num_heads
         self.attn_drop_rate = attn_drop_rate
-        self.q = nn.Linear(embed_dims, embed_dims, bias=False)
-        self.kv = nn.Linear(embed_dims, 2 * embed_dims, bias=False)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.q = Linear(embed_dims, embed_dims, bias=False)
+        self.kv = Linear(embed_dims, 2 * embed_dims, bias=False)
+        self.proj = Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from mmlocal.layers.checks import (
     check_number,
     check_rate,
 )
+from mmlocal.layers.linear import Linear
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.projected_attention import ProjectedAttention
 
@@ -136,7 +137,7 @@ class ELSA(Unscripted, nn.Module):
         )
         self.act = nn.GELU()
         self.attn_proj = ProjectedAttention(qk_dims, attn_dims, groups, attn_drop_rate)
-        self.proj = nn.Linear(v_dims, embed_dims)
+        self.proj = Linear(v_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
         self.ghost_mul = self.ghost_add = None

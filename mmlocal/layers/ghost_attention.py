@@ -15,6 +15,7 @@ from mmlocal.layers.checks import (
     check_number,
     check_rate,
 )
+from mmlocal.layers.linear import Linear
 from mmlocal.layers.mixers import register_mixer
 
 
@@ -102,9 +103,9 @@ class GhostAttention(Unscripted, nn.Module):
         self.lam = lam
         self.gamma = gamma
         self.qk_scale = (embed_dims // num_heads) ** -0.5 if qk_scale is None else qk_scale
-        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.qkv = Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
         self.attn_drop = nn.Dropout(attn_drop_rate)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj = Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
         self.ghost_mul = self.ghost_add = None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import Unscripted, check_map
+from mmlocal.layers.linear import Linear
 from mmlocal.layers.local_attention import window_taps
 from mmlocal.layers.mixers import register_mixer
 
@@ -51,8 +52,8 @@ class GlobalAttention(Unscripted, nn.Module):
         self.num_heads = num_heads
         self.qk_scale = qk_scale
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.qkv = Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.proj = Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import Unscripted, as_side, check_int, check_map
+from mmlocal.layers.linear import Linear
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.window_msa import (
     channels_as_maps,
@@ -97,8 +98,8 @@ class HaloAttention(Unscripted, nn.Module):
         self.halo_size = halo_size
         self.qk_scale = (embed_dims // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.qkv = Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.proj = Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
         offsets = 2 * (self.block_size + halo_size) - 1

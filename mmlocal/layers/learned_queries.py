@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import (
@@ -15,6 +14,7 @@ from mmlocal.layers.checks import (
     is_int,
 )
 from mmlocal.layers.init import lecun_normal_
+from mmlocal.layers.linear import Linear, linear
 from mmlocal.ops.qna import attention_maps, qna_attention
 
 ATTN_SCALES = ("normal", "normal_elementwise", "ones", "posneg", "avg", "none")
@@ -47,7 +47,7 @@ class QueryScores(nn.Module):
             ``(B, H, W, num_queries * num_heads)``.
         """
         weight = self.weight.unflatten(0, query.shape[1:])
-        return F.linear(x, torch.einsum("lhd,hdc->lhc", query, weight).flatten(0, 1))
+        return linear(x, torch.einsum("lhd,hdc->lhc", query, weight).flatten(0, 1))
 
     def extra_repr(self) -> str:
         return "{1}, {0}".format(*self.weight.shape)
@@ -118,8 +118,8 @@ class LearnedQueries(Unscripted, nn.Module):
 
         self.query = nn.Parameter(torch.empty(num_queries, attn_dims))
         self.key = QueryScores(embed_dims, attn_dims)
-        self.value = nn.Linear(embed_dims, attn_dims, bias=qkv_bias)
-        self.proj = nn.Linear(attn_dims, out_dims, bias=qkv_bias)
+        self.value = Linear(embed_dims, attn_dims, bias=qkv_bias)
+        self.proj = Linear(attn_dims, out_dims, bias=qkv_bias)
 
         taps, tables = kernel_size**2, num_queries * num_heads
         self.rel_pos_table = nn.Parameter(torch.empty(taps, tables))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import check_choice, check_int, check_number, check_rate
+from mmlocal.layers.linear import Linear
 
 
 class MLP(nn.Module):
@@ -29,9 +30,9 @@ class MLP(nn.Module):
         check_int(embed_dims=embed_dims, hidden_dims=hidden_dims)
         check_rate(drop_rate=drop_rate)
         check_choice(("none", "tanh"), gelu=gelu)
-        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.fc1 = Linear(embed_dims, hidden_dims)
         self.act = nn.GELU(gelu)
-        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.fc2 = Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:

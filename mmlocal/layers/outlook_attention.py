@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import Unscripted, as_side, check_int, check_map
+from mmlocal.layers.linear import Linear
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.ops import outlook_attention
 
@@ -85,9 +86,9 @@ class OutlookAttention(Unscripted, nn.Module):
         self.attn_drop_rate = attn_drop_rate
         self.backend = backend
 
-        self.v = nn.Linear(embed_dims, embed_dims, bias=qkv_bias)
-        self.attn = nn.Linear(embed_dims, num_heads * kernel_size**4)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.v = Linear(embed_dims, embed_dims, bias=qkv_bias)
+        self.attn = Linear(embed_dims, num_heads * kernel_size**4)
+        self.proj = Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, as_side, check_flag, check_int
 from mmlocal.layers.image_checks import check_image
+from mmlocal.layers.linear import Linear
 
 
 def _up(side: int, step: int) -> int:
@@ -84,7 +85,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         check_int(in_dims=in_dims, out_dims=out_dims)
         self.norm = nn.LayerNorm(4 * in_dims)
-        self.reduction = nn.Linear(4 * in_dims, out_dims, bias=False)
+        self.reduction = Linear(4 * in_dims, out_dims, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted, check_flag, check_int, check_map
+from mmlocal.layers.linear import Linear
 from mmlocal.layers.mixers import build_mixer, register_mixer
 
 
@@ -50,11 +51,11 @@ class ProjectedMixer(Unscripted, nn.Module):
         check_int(embed_dims=embed_dims, num_heads=num_heads)
         check_flag(bias=bias, shift=shift)
         self.embed_dims = embed_dims
-        self.value = nn.Linear(embed_dims, embed_dims, bias=bias)
+        self.value = Linear(embed_dims, embed_dims, bias=bias)
         self.mixer = build_mixer(
             dict(type="Involution") if mixer is None else mixer, embed_dims, num_heads, int(shift)
         )
-        self.proj = nn.Linear(embed_dims, embed_dims, bias=bias)
+        self.proj = Linear(embed_dims, embed_dims, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, embed_dims)``, with any H and W, to the same shape.

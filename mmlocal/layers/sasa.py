@@ -15,6 +15,7 @@ from mmlocal.layers.checks import (
     check_int,
     check_map,
 )
+from mmlocal.layers.linear import Linear
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.ops import elsa_attention, neighborhood_scores
 
@@ -99,8 +100,8 @@ class SASA(Unscripted, nn.Module):
         self.attn_drop_rate = attn_drop_rate
         self.backend = backend
 
-        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.qkv = Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.proj = Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop_rate)
         self.rel_pos = None
         if rel_pos:  # rows, then columns

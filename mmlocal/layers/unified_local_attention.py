@@ -18,6 +18,7 @@ from mmlocal.layers.checks import (
     check_number,
     is_sequence,
 )
+from mmlocal.layers.linear import Linear
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.unified_presets import PRESETS
 from mmlocal.layers.unified_regions import NeighborhoodWeights, WindowWeights
@@ -153,8 +154,8 @@ class UnifiedLocalAttention(Unscripted, nn.Module):
         self.with_query = hadamard or not {"qk", "qr"}.isdisjoint(terms)
         self.with_key = hadamard or not {"qk", "rk"}.isdisjoint(terms)
         parts = 1 + self.with_query + self.with_key
-        self.qkv = nn.Linear(embed_dims, parts * embed_dims, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.qkv = Linear(embed_dims, parts * embed_dims, bias=qkv_bias)
+        self.proj = Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
         if qk_scale is None:

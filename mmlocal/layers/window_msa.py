@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers.attention_checks import check_attention
 from mmlocal.layers.checks import Unscripted, as_pair, check_flag, check_tensor
+from mmlocal.layers.linear import Linear
 
 
 def relative_position_index(window_size: tuple[int, int]) -> Tensor:
@@ -134,8 +135,8 @@ class WindowMSA(Unscripted, nn.Module):
         self.window_size = as_pair("window_size", window_size)
         self.qk_scale = qk_scale
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dims, embed_dims, bias=proj_bias)
+        self.qkv = Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.proj = Linear(embed_dims, embed_dims, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop_rate)
 
         wh, ww = self.window_size

@@ -201,7 +201,7 @@ def test_default_initialisation():
     backbone = ELSASwin("tiny", use_abs_pos_embed=True)
     backbone.init_weights()
     state = dict(backbone.named_parameters())
-    linear = {n: m for n, m in backbone.named_modules() if type(m) is nn.Linear}
+    linear = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.Linear)}
     assert len(linear) == 3 * 10 + 4 * 2 + 3
     for name, module in linear.items():
         assert abs(module.weight.std().item() / 0.02 - 1) < 0.05, name
