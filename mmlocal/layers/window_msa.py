@@ -218,8 +218,8 @@ class WindowMSA(Unscripted, nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
         index = self.relative_position_index[:wh, :ww, :wh, :ww].reshape(-1)
-        bias = self.relative_position_bias_table[index].view(tokens, tokens, self.num_heads)
-        bias = bias.permute(2, 0, 1)[None].to(q.dtype)
+        bias = self.relative_position_bias_table.index_select(0, index)
+        bias = bias.view(tokens, tokens, -1).permute(2, 0, 1)[None].to(q.dtype)
         if mask is not None:
             bias = (bias + mask[:, None].to(q.dtype)).repeat(batch // mask.shape[0], 1, 1, 1)
         return q, k, v, bias
