@@ -232,6 +232,7 @@ RULES = {
     },
     # Peers of our ops and backbones may be missing.
     "benchmarks/backbones.py": {"torch", "torchvision", "mmpretrain", "timm", "mmlocal"},
+    "benchmarks/detection.py": {"torch", "mmengine", "mmdet", "benchmarks", "mmlocal"},
     "benchmarks/multitask.py": {"torch", "mmcv.ops", "mmengine", "mmseg", "benchmarks", "mmlocal"},
     "benchmarks/peers.py": {"torch", "natten", "benchmarks", "mmlocal"},
     "benchmarks/choosing.py": {
