@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmlocal.cli import config as config_module
-from mmlocal.cli import runner, training
+from mmlocal.cli import testing, training
 from mmlocal.cli.config import load_config
 from mmlocal.cli.print_config import print_config
 from mmlocal.cli.testing import config_for_testing
@@ -226,8 +226,16 @@ def test_amp_with_a_scope(config, monkeypatch):
     assert cfg_for_training(config, "--amp", *options).optim_wrapper.type == "AmpOptimWrapper"
 
 
+def has_cpu(monkeypatch, fast: bool) -> None:
+    """Let there be no GPU, and a CPU with or without instructions for bfloat16."""
+    for module in (testing, training):
+        monkeypatch.setattr(module, "get_device", lambda: "cpu")
+    found = {"avx2": True, "avx512_bf16": fast}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+
+
 def test_amp_without_a_gpu(config, monkeypatch):
-    monkeypatch.setattr(training, "get_device", lambda: "cpu")
+    has_cpu(monkeypatch, fast=True)
     gpu = ["optim_wrapper.type=AmpOptimWrapper", "optim_wrapper.loss_scale=dynamic"]
     for options in ([], ["--cfg-options", *gpu, "optim_wrapper.dtype=float16"]):
         cfg = cfg_for_training(config, "--amp", *options)
@@ -264,7 +272,8 @@ def test_local_rank_reaches_mmengine(flag, config, monkeypatch):
     assert os.environ["LOCAL_RANK"] == "3"
 
 
-def test_test_flags(config):
+def test_test_flags(config, monkeypatch):
+    has_cpu(monkeypatch, fast=True)
     cfg = cfg_for_testing(config, "--amp", "--work-dir", "there", "--launcher", "pytorch")
     assert cfg.load_from == str(config.with_suffix(".pth"))
     assert cfg.test_cfg.fp16 is True
@@ -272,15 +281,16 @@ def test_test_flags(config):
     assert cfg.launcher == "pytorch"
 
 
-def test_amp_warns_of_a_cpu_without_bfloat16(config, monkeypatch, capsys):
-    for module in (runner, training):
-        monkeypatch.setattr(module, "get_device", lambda: "cpu")
-    for fast in (False, True):
-        found = {"avx2": True, "avx512_bf16": fast}
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
-        for cfg_for in (cfg_for_training, cfg_for_testing):
-            cfg_for(config, "--amp")
-            assert ("no instructions for bfloat16" in capsys.readouterr().err) is not fast
+def test_amp_is_left_out_on_a_cpu_without_bfloat16(config, monkeypatch, capsys):
+    has_cpu(monkeypatch, fast=False)
+    gpu = ["optim_wrapper.type=AmpOptimWrapper", "optim_wrapper.loss_scale=dynamic"]
+    for options in ([], ["--cfg-options", *gpu]):
+        cfg = cfg_for_training(config, "--amp", *options)
+        assert cfg.optim_wrapper.type == "OptimWrapper"
+        assert "loss_scale" not in cfg.optim_wrapper
+        assert "--amp is left out" in capsys.readouterr().err
+    assert "fp16" not in cfg_for_testing(config, "--amp").test_cfg
+    assert "--amp is left out" in capsys.readouterr().err
 
 
 def test_tta_of_the_config_is_used(config):
