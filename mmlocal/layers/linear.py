@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# PyTorch gives linear layers to MKL, and convolutions to oneDNN. On AMD CPUs, MKL does not use
-# AVX-512. There, the 1x1 convolution takes half the time. With AVX2 alone, it takes 90 % of it.
+# PyTorch gives linear layers to MKL, and convolutions to oneDNN. On an AMD CPU with AVX-512, a 1x1
+# convolution takes half the time of a linear layer. If oneDNN uses AVX2 alone, it takes 90 %.
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in (
     "AVX2",
     "AVX512",
@@ -17,8 +17,8 @@ _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_ca
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute ``x @ weight.t() + bias`` as ``F.linear`` does, on CPUs by a 1x1 convolution.
 
-    The convolution is for maps and windows in float32 alone. Sums may have another order than those
-    of ``F.linear``, so the last digits may differ.
+    The convolution is for maps and windows in float32 alone. It adds in another order than
+    ``F.linear``, so the last digits may differ.
 
     Args:
         x: ``(..., in_features)``, float; ``(B, H, W, in_features)`` or ``(B, N, in_features)`` for
