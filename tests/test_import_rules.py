@@ -245,8 +245,11 @@ RULES = {
     },
     "benchmarks/choosing_plot.py": {"matplotlib", "mmlocal.visualization"},
     "benchmarks/plots.py": {"benchmarks", "mmlocal.visualization"},
+    "benchmarks/triton_*.py": {"torch", "triton", "benchmarks", "mmlocal"},
+    "benchmarks/sass.py": {"triton", "benchmarks"},
     "benchmarks/**/*.py": {"torch", "benchmarks", "mmlocal"},
     "tools/benchmark_*.py": {"benchmarks", "mmlocal"},
+    "tools/audit_triton.py": {"benchmarks", "mmlocal"},
     "tools/*.py": {"mmengine", "mmlocal"},
 }
 # setup.py runs this by its path, before anything is installed.

@@ -8,7 +8,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmlocal.ops.elsa.triton_forward import filter_of, neighbour, softmax_of, weight_of
+from mmlocal.ops.elsa.triton_forward import (
+    mix_of,
+    neighbour,
+    softmax_of,
+    weight_of,
+)
 from mmlocal.ops.triton_common import channels_of, locate, program, share, sized, store, tuned
 
 
@@ -40,40 +45,36 @@ def grad_value_kernel(
     PER_HEAD: tl.constexpr, KERNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr,
     SOFTMAX: tl.constexpr, BLOCK_T: tl.constexpr, TILE: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """The ghost heads are ``(taps, channels)`` in ``ACC``."""
     TAPS: tl.constexpr = KERNEL * KERNEL
     head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
     index, y, x, inside = locate(tile, height * width, width, BLOCK_P)
     channel, real = channels_of(head, PER_HEAD, BLOCK_C)
     attn += batch * attn_strides[0] + head.to(tl.int64) * TAPS * attn_strides[1]
     grad += batch * grad_strides[0] + channel[None, :] * grad_strides[1]
-    softmaxes = (batch * heads + head) * (height * width)
+    if SOFTMAX:
+        softmaxes = (batch * heads + head) * (height * width)
+        peaks += softmaxes
+        scales += softmaxes
 
-    total = tl.zeros([BLOCK_P, BLOCK_C], ACC)
-    for tap in range(TAPS):
-        # The pixel whose window has this one at ``tap`` lies on the other side.
-        other, near = neighbour(tap, index, y, x, inside, -dilation, height, width, KERNEL)
-        peak, scale = 0.0, 0.0
-        if SOFTMAX:
-            peak = tl.load(peaks + softmaxes + other, mask=near, other=0.0)
-            scale = tl.load(scales + softmaxes + other, mask=near, other=0.0)
-        weight = weight_of(attn + other * attn_strides[2], peak, scale, near, SOFTMAX, ACC)
-        mask = near[:, None] & real[None, :]
-        factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, mask, ACC)
-        g = tl.load(grad + other[:, None] * grad_strides[2], mask=mask, other=0.0)
-        total += factor * g.to(ACC)
-        attn += attn_strides[1]
-
+    # The pixel whose window has this one at a tap lies on the other side.
+    total = mix_of(
+        grad, grad_strides[2], attn, attn_strides, peaks, scales, ghost_mul, ghost_add,
+        channel, heads * PER_HEAD, index, y, x, inside, real, height, width, -dilation,
+        KERNEL, SOFTMAX, False, ACC,
+    )  # fmt: skip
     out += batch * out_strides[0] + channel[None, :] * out_strides[1]
     store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])
 
 
 @triton.jit
-def grad_weight(g, value, ghost_mul, offsets, mask, real, ACC: tl.constexpr):
-    """Gradient of the weight of one tap for each pixel."""
-    product = g * tl.load(value, mask=mask, other=0.0).to(ACC)
+def grad_weight(g, value, ghost_mul, offsets, near, real, ACC: tl.constexpr):
+    """Gradient of the weight of one tap for each pixel, 0 where ``near`` is false."""
+    v = tl.load(value, mask=near[:, None] & real[None, :], other=0.0)
+    product = g * v.to(ACC)
     if ghost_mul is not None:
         product *= tl.load(ghost_mul + offsets, mask=real, other=0.0).to(ACC)[None, :]
-    return tl.sum(tl.where(mask, product, 0.0), axis=1)
+    return tl.where(near, tl.sum(product, axis=1), 0.0)
 
 
 @tuned
@@ -105,24 +106,26 @@ def grad_attn_kernel(
         softmaxes = (batch * heads + head) * (height * width) + index
         peak = tl.load(peaks + softmaxes, mask=inside, other=0.0)
         scale = tl.load(scales + softmaxes, mask=inside, other=0.0)
-        for tap in range(TAPS):
-            other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
-            mask = near[:, None] & real[None, :]
-            pointers = value + other[:, None] * value_strides[2]
-            slope = grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, mask, real, ACC)
-            pointers = attn + (first + tap) * attn_strides[1]
-            mean += slope * weight_of(pointers, peak, scale, inside, SOFTMAX, ACC)
-    for tap in range(TAPS):
-        other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
-        mask = near[:, None] & real[None, :]
-        pointers = value + other[:, None] * value_strides[2]
-        slope = grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, mask, real, ACC)
-        if SOFTMAX:
-            pointers = attn + (first + tap) * attn_strides[1]
-            slope = (slope - mean) * weight_of(pointers, peak, scale, inside, SOFTMAX, ACC)
-        if MASKED:
-            slope = tl.where(near, slope, float("-inf"))
-        store(out + (first + tap) * out_strides[1], slope, mask=inside)
+        for row in range(KERNEL):
+            for col in range(KERNEL):
+                other, near = neighbour(
+                    row, col, index, y, x, inside, dilation, height, width, KERNEL
+                )
+                pointers, tap = value + other[:, None] * value_strides[2], row * KERNEL + col
+                slope = grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, near, real, ACC)
+                pointers = attn + (first + tap) * attn_strides[1]
+                mean += slope * weight_of(pointers, peak, scale, inside, SOFTMAX, ACC)
+    for row in range(KERNEL):
+        for col in range(KERNEL):
+            other, near = neighbour(row, col, index, y, x, inside, dilation, height, width, KERNEL)
+            pointers, tap = value + other[:, None] * value_strides[2], row * KERNEL + col
+            slope = grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, near, real, ACC)
+            if SOFTMAX:
+                pointers = attn + (first + tap) * attn_strides[1]
+                slope = (slope - mean) * weight_of(pointers, peak, scale, inside, SOFTMAX, ACC)
+            if MASKED:
+                slope = tl.where(near, slope, float("-inf"))
+            store(out + (first + tap) * out_strides[1], slope, mask=inside)
 
 
 @tuned
@@ -150,7 +153,9 @@ def grad_ghost_kernel(
         for item in range(begin, end):
             batch = (item // tiles).to(tl.int64)
             index, y, x, inside = locate(item % tiles, height * width, width, BLOCK_P)
-            other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
+            other, near = neighbour(
+                tap // KERNEL, tap % KERNEL, index, y, x, inside, dilation, height, width, KERNEL
+            )
             mask = near[:, None] & real[None, :]
             v = tl.load(
                 value + (batch * value_strides[0] + other[:, None] * value_strides[2]),

@@ -12,10 +12,10 @@ from mmlocal.ops.triton_common import channels_of, locate, program, sized, store
 
 
 @triton.jit
-def neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL: tl.constexpr):
-    """The neighbour of each pixel at ``tap``, and whether it exists."""
-    row = (tap // KERNEL - KERNEL // 2) * dilation
-    col = (tap % KERNEL - KERNEL // 2) * dilation
+def neighbour(row, col, index, y, x, inside, dilation, height, width, KERNEL: tl.constexpr):
+    """The neighbour of each pixel at a tap of the window, and whether it exists."""
+    row = (row - KERNEL // 2) * dilation
+    col = (col - KERNEL // 2) * dilation
     y, x = y + row, x + col
     near = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return index + (row * width + col), near
@@ -51,17 +51,85 @@ def weight_of(pointers, peak, scale, mask, SOFTMAX: tl.constexpr, ACC: tl.conste
 
 
 @triton.jit
-def filter_of(weight, ghost_mul, ghost_add, offsets, real, mask, ACC: tl.constexpr):
-    """The factors ``(pixels, channels)``: the weight, refined by the ghost heads.
+def next_tap(row, col, KERNEL: tl.constexpr):
+    """The row and column of the next tap."""
+    last = col == KERNEL - 1
+    return tl.where(last, row + 1, row), tl.where(last, 0, col + 1)
+
+
+@triton.jit
+def refined(weight, ghost_mul, ghost_add, entry, real, mask):
+    """The factors ``(pixels, channels)``: the weight, refined by entries of the ghost heads.
 
     They are 0 outside ``mask``, even where a ghost head is infinite or NaN.
     """
     factor = weight[:, None]
     if ghost_mul is not None:
-        factor = factor * tl.load(ghost_mul + offsets, mask=real, other=0.0).to(ACC)[None, :]
+        factor = factor * tl.load(ghost_mul + entry, mask=real, other=0.0)[None, :]
     if ghost_add is not None:
-        factor = factor + tl.load(ghost_add + offsets, mask=real, other=0.0).to(ACC)[None, :]
+        factor = factor + tl.load(ghost_add + entry, mask=real, other=0.0)[None, :]
     return tl.where(mask, factor, 0.0)
+
+
+@triton.jit
+def mix_of(
+    value, value_stride, attn, attn_strides, peak, scale, ghost_mul, ghost_add, entry, ghost_stride,
+    index, y, x, inside, real, height, width, dilation, KERNEL: tl.constexpr,
+    SOFTMAX: tl.constexpr, OWN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The sums ``(pixels, channels)`` of the values around each pixel, times their factors.
+
+    With ``OWN``, a pixel has weights for its neighbours, and ``peak`` and ``scale`` are its own.
+    Without it, the neighbours have weights for the pixel, and both point to the first pixel.
+    """
+    REACH: tl.constexpr = KERNEL // 2
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    total = tl.zeros([inside.shape[0], real.shape[0]], ACC)
+    y -= REACH * dilation
+    x -= REACH * dilation
+    corner = index - REACH * dilation * (width + 1)
+    down = width.to(tl.int64) * dilation
+    value += corner[:, None] * value_stride
+    tap_stride, row_stride = attn_strides[1], KERNEL * attn_strides[1]
+    if OWN:
+        attn += index * attn_strides[2]
+        if SOFTMAX:
+            scale = tl.log2(scale)  # added to the exponent below
+    else:
+        attn += corner * attn_strides[2]
+        tap_stride += dilation * attn_strides[2]
+        row_stride += down * attn_strides[2]
+        if SOFTMAX:
+            peak += corner
+            scale += corner
+    for _ in range(KERNEL):
+        row_exists = inside & (y >= 0) & (y < height)
+        for col in range(KERNEL):
+            at = x + col * dilation
+            near = row_exists & (at >= 0) & (at < width)
+            mask = near[:, None] & real[None, :]
+            if OWN:
+                weight = tl.load(attn + col * tap_stride, mask=inside, other=0.0).to(ACC)
+                if SOFTMAX:
+                    weight = tl.exp2((weight - peak) * LOG2_E + scale)
+            else:
+                weight = tl.load(attn + col * tap_stride, mask=near, other=0.0).to(ACC)
+                if SOFTMAX:
+                    weight -= tl.load(peak + col * dilation, mask=near, other=0.0)
+                    weight = tl.exp2(weight * LOG2_E)
+                    weight *= tl.load(scale + col * dilation, mask=near, other=0.0)
+            at = entry + col * ghost_stride
+            factor = refined(weight, ghost_mul, ghost_add, at, real, mask)
+            v = tl.load(value + col * dilation * value_stride, mask=mask, other=0.0)
+            total += factor * v.to(ACC)
+        y += dilation
+        value += down * value_stride
+        attn += row_stride
+        if not OWN and SOFTMAX:
+            peak += down
+            scale += down
+        entry += KERNEL * ghost_stride
+    return total
 
 
 @tuned
@@ -73,26 +141,22 @@ def forward_kernel(
     PER_HEAD: tl.constexpr, KERNEL: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr,
     SOFTMAX: tl.constexpr, BLOCK_T: tl.constexpr, TILE: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """The ghost heads are ``(taps, channels)`` in ``ACC``."""
     TAPS: tl.constexpr = KERNEL * KERNEL
     head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
     index, y, x, inside = locate(tile, height * width, width, BLOCK_P)
     channel, real = channels_of(head, PER_HEAD, BLOCK_C)
-    first = head.to(tl.int64) * TAPS
-    attn += batch * attn_strides[0] + first * attn_strides[1] + index * attn_strides[2]
+    first = attn + (batch * attn_strides[0] + head.to(tl.int64) * TAPS * attn_strides[1])
     value += batch * value_strides[0] + channel[None, :] * value_strides[1]
     peak, scale = 0.0, 0.0
     if SOFTMAX:
-        peak, scale = softmax_of(attn, attn_strides[1], inside, TAPS, BLOCK_T, ACC)
+        pointers = first + index * attn_strides[2]
+        peak, scale = softmax_of(pointers, attn_strides[1], inside, TAPS, BLOCK_T, ACC)
 
-    total = tl.zeros([BLOCK_P, BLOCK_C], ACC)
-    for tap in range(TAPS):
-        other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
-        weight = weight_of(attn, peak, scale, inside, SOFTMAX, ACC)
-        mask = near[:, None] & real[None, :]
-        factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, mask, ACC)
-        v = tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0)
-        total += factor * v.to(ACC)
-        attn += attn_strides[1]
-
+    total = mix_of(
+        value, value_strides[2], first, attn_strides, peak, scale, ghost_mul, ghost_add,
+        channel, heads * PER_HEAD, index, y, x, inside, real, height, width, dilation,
+        KERNEL, SOFTMAX, True, ACC,
+    )  # fmt: skip
     out += batch * out_strides[0] + channel[None, :] * out_strides[1]
     store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])

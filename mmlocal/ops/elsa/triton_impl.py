@@ -40,6 +40,11 @@ def kernel_constants(value: Tensor, attn: Tensor, kernel_size: int, softmax: boo
     )
 
 
+def by_tap(ghost: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a ghost head as ``(taps, channels)``, so that a program reads channels at once."""
+    return None if ghost is None else ghost.flatten(1).T.to(dtype).contiguous()
+
+
 def forward(
     value: Tensor,
     attn: Tensor,
@@ -57,7 +62,7 @@ def forward(
     batches, _, height, width = value.shape
     heads = attn.shape[1] // kernel_size**2
     out = new_map(value, value.shape)
-    mul, add = (None if x is None else x.contiguous() for x in (ghost_mul, ghost_add))
+    mul, add = (by_tap(x, accumulator(value.dtype)[0]) for x in (ghost_mul, ghost_add))
     v, a, o = (x.flatten(2) for x in (value, attn, out))
     with torch.cuda.device_of(value):
         forward_kernel[programs(height * width, heads * batches)](
@@ -85,11 +90,11 @@ def backward(
     need_value, need_attn, need_mul, need_add = needs_grad
     batches, channels, height, width = value.shape
     heads = attn.shape[1] // kernel_size**2
-    mul, add = (None if x is None else x.contiguous() for x in (ghost_mul, ghost_add))
+    dtype = accumulator(value.dtype)[0]
+    mul = None if ghost_mul is None else ghost_mul.contiguous()
     g, v, a = (x.flatten(2) for x in (grad, value, attn))
     size = (heads, height, width, dilation)
     constants = kernel_constants(value, attn, kernel_size, softmax)
-    dtype = accumulator(value.dtype)[0]
     grid = programs(height * width, heads * batches)
     grad_value = grad_attn = mul_sums = add_sums = peaks = scales = None
     with torch.cuda.device_of(value):
@@ -100,7 +105,8 @@ def backward(
             grad_value = new_map(value, value.shape)
             o = grad_value.flatten(2)
             grad_value_kernel[grid](
-                g, g.stride(), a, a.stride(), peaks, scales, mul, add, o, o.stride(),
+                g, g.stride(), a, a.stride(), peaks, scales,
+                *(by_tap(x, dtype) for x in (ghost_mul, ghost_add)), o, o.stride(),
                 *size, **constants,
             )  # fmt: skip
         if need_attn:

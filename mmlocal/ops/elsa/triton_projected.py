@@ -89,7 +89,8 @@ def forward(
     """See :func:`mmlocal.ops.elsa.elsa_attention_projected`. ``proj_weight`` has two dimensions."""
     call = _Call(value, features, proj_weight, proj_bias, kernel_size)
     out = new_map(value, value.shape)
-    mul, add = (None if x is None else x.contiguous() for x in (ghost_mul, ghost_add))
+    dtype = accumulator(value.dtype)[0]
+    mul, add = (triton_impl.by_tap(x, dtype) for x in (ghost_mul, ghost_add))
     v, o = value.flatten(2), out.flatten(2)
     with torch.cuda.device_of(value):
         forward_kernel[call.grid](

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from mmlocal.ops.backends import TRITON_INTERPRETED
 from mmlocal.ops.elsa.triton_backward import grad_weight
-from mmlocal.ops.elsa.triton_forward import filter_of, neighbour
+from mmlocal.ops.elsa.triton_forward import neighbour, next_tap, refined
 from mmlocal.ops.triton_common import channels_of, locate, program, store, tuned
 
 # The smallest number of taps, features and pixels in a product of matrices.
@@ -123,6 +123,7 @@ def forward_kernel(
     BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ONE_BLOCK: tl.constexpr,
     TILE: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """The ghost heads are ``(taps, channels)`` in ``ACC``."""
     TAPS: tl.constexpr = KERNEL * KERNEL
     head, tile, batch = program(heads, tl.cdiv(height * width, BLOCK_P))
     index, y, x, inside = locate(tile, height * width, width, BLOCK_P)
@@ -133,18 +134,21 @@ def forward_kernel(
         TAPS, BLOCK_K,
     )  # fmt: skip
     peak, scale = _softmax(source, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-
     total = tl.zeros([BLOCK_P, BLOCK_C], ACC)
+    entry = channel
     for start in range(0, TAPS, BLOCK_T):
         logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
         weights = tl.exp(logits - peak[:, None]) * scale[:, None]
+        row, col = start // KERNEL, start % KERNEL
         for tap in range(start, tl.minimum(start + BLOCK_T, TAPS)):
-            other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
-            weight = _column(weights, tap - start)
+            other, near = neighbour(row, col, index, y, x, inside, dilation, height, width, KERNEL)
             mask = near[:, None] & real[None, :]
-            factor = filter_of(weight, ghost_mul, ghost_add, channel * TAPS + tap, real, mask, ACC)
+            weight = _column(weights, tap - start)
+            factor = refined(weight, ghost_mul, ghost_add, entry, real, mask)
             v = tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0)
             total += factor * v.to(ACC)
+            row, col = next_tap(row, col, KERNEL)
+            entry += heads * PER_HEAD
 
     out += batch * out_strides[0] + channel[None, :] * out_strides[1]
     store(out + index[:, None] * out_strides[2], total, mask=inside[:, None] & real[None, :])
@@ -190,12 +194,13 @@ def _slopes(
     TAPS: tl.constexpr = KERNEL * KERNEL
     column = tl.arange(0, BLOCK_T)[None, :]
     slopes = tl.zeros([inside.shape[0], BLOCK_T], ACC)
+    row, col = start // KERNEL, start % KERNEL
     for tap in range(start, tl.minimum(start + BLOCK_T, TAPS)):
-        other, near = neighbour(tap, index, y, x, inside, dilation, height, width, KERNEL)
-        mask = near[:, None] & real[None, :]
+        other, near = neighbour(row, col, index, y, x, inside, dilation, height, width, KERNEL)
         pointers = value + other[:, None] * stride
-        slope = grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, mask, real, ACC)
+        slope = grad_weight(g, pointers, ghost_mul, channel * TAPS + tap, near, real, ACC)
         slopes = tl.where(column == tap - start, slope[:, None], slopes)
+        row, col = next_tap(row, col, KERNEL)
     return slopes
 
 

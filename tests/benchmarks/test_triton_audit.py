@@ -1,0 +1,112 @@
+"""The machine code of the Triton kernels: no spills, and figures that belong to these kernels."""
+
+import dataclasses
+import importlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton.backends.driver")
+
+from benchmarks import triton_audit
+from benchmarks.ptx import count_loops
+from benchmarks.triton_calls import CALLS
+from benchmarks.triton_driver import SHARED_MEMORY
+
+ROOT = Path(__file__).parents[2]
+AUDIT = json.loads((ROOT / triton_audit.AUDIT).read_text())
+ROWS = AUDIT["results"]
+compiles = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
+)
+
+
+PTX = """
+.visible .entry kernel(.param .u32 kernel_param_0)
+{
+	ld.param.b32 	%r1, [kernel_param_0];
+	mov.b32 	%r2, 0;
+$L__BB0_1:
+	mov.b32 	%r3, 0;
+$L__BB0_2:
+	@%p9 ld.global.b32 	%r9, [ %rd1 + 0 ];
+	add.s32 	%r3, %r3, 2;
+	setp.lt.s32 	%p1, %r3, %r1;
+	@%p1 bra 	$L__BB0_2;
+	add.s32 	%r2, %r2, 1;
+	setp.eq.b32 	%p2, %r2, 3;
+	@!%p2 bra 	$L__BB0_1;
+	setp.eq.f32 	%p3, %r9, %r9;
+	@%p3 bra 	$L__BB0_4;
+$L__BB0_3:
+	bra.uni 	$L__BB0_3;
+$L__BB0_4:
+	ret;
+$L__func_end0:
+}
+"""
+
+
+def test_loops_are_counted():
+    """Inside and outside, also one that depends on an argument; what is unknown is left out."""
+    loops = [(loop.runs, loop.depth, loop.work["load"]) for loop in count_loops(PTX, [10])]
+    assert loops == [(3, 0, 0), (15, 1, 1), (0, 0, 0)]
+
+
+def test_figures_are_of_these_kernels():
+    assert AUDIT["kernels"] == triton_audit.fingerprint(), "run python tools/audit_triton.py"
+
+
+def test_page_is_as_the_tool_writes_it():
+    page = (ROOT / triton_audit.PAGE).read_text()
+    assert triton_audit.page_with(page, ROWS) == page, "run python tools/audit_triton.py"
+
+
+def kernels() -> set[str]:
+    """Return the names of all kernels, with their modules."""
+    found = set()
+    for path in (ROOT / "mmlocal/ops").glob("*/triton_*.py"):
+        module = f"{path.parent.name}.{path.stem}"
+        for name, kernel in vars(importlib.import_module(f"mmlocal.ops.{module}")).items():
+            inner = kernel
+            while hasattr(inner, "fn"):
+                inner = inner.fn
+            if name.endswith("_kernel") and inner.__module__ == f"mmlocal.ops.{module}":
+                found.add(f"{module}.{name}")
+    return found
+
+
+def test_every_kernel_and_configuration_is_in_the_figures():
+    for dtype in triton_audit.DTYPES:
+        for capability in triton_audit.CAPABILITIES:
+            rows = [r for r in ROWS if (r["dtype"], r["capability"]) == (dtype, capability)]
+            assert {r["kernel"] for r in rows} == kernels()
+            for call in CALLS:
+                assert any(r["call"] == call.name for r in rows), call.name
+            for kernel in kernels():
+                mine = {(r["tile"], r["warps"]) for r in rows if r["kernel"] == kernel}
+                assert len(mine) >= (1 if kernel.startswith("deformable") else 4), kernel
+
+
+def test_no_spills_and_within_the_limits():
+    assert [r for r in ROWS if r["spilled"]] == []
+    for row in ROWS:
+        assert row["registers"] <= 255
+        assert row["shared"] <= SHARED_MEMORY[row["capability"]]
+        assert row["resident_warps"] >= 8, row
+
+
+@compiles
+def test_compiled_again():
+    """One configuration of some kernels has the figures that are written down."""
+    call = next(c for c in CALLS if c.name == "QnA-ViT-T, stage 1")
+    once = dataclasses.replace(call, deterministic=True)
+    rows = triton_audit.audit([once], ["bfloat16"], [90])
+    assert len(rows) == 4
+    assert not any(r["spilled"] for r in rows)
+    import triton
+
+    if triton.__version__ == AUDIT["triton"]:
+        assert all(row in ROWS for row in rows), "run python tools/audit_triton.py"
