@@ -28,7 +28,7 @@ except ImportError:  # setuptools before 70.1
 ROOT = Path(__file__).resolve().parent
 MIM = ("configs", "tools", "weights", "model-index.yml")
 # Not copied: bytecode, and scripts that need the folder benchmarks/ of a clone.
-LEFT_OUT = ("__pycache__", "benchmark_*.py")
+LEFT_OUT = ("__pycache__", "benchmark_*.py", "audit_*.py")
 OPS = Path("mmlocal", "ops")
 # Run by its path, because mmlocal.ops imports torch, which a build environment does not have.
 BUILD = runpy.run_path(str(ROOT / OPS / "build.py"))

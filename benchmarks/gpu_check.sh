@@ -4,8 +4,8 @@
 #     benchmarks/gpu_check.sh --minutes 8 --out FOLDER
 #     TRITON_INTERPRET=1 benchmarks/gpu_check.sh      # rehearses on a CPU, with tiny sizes
 #
-# PYTHON is the command of the interpreter. WHEELS is a folder of pure Python wheels, such as
-# mmengine-lite, which the models need. docs/performance.md lists them.
+# PYTHON is the command of the interpreter. WHEELS is a folder of wheels, such as mmengine-lite,
+# which the models need. docs/performance.md lists them.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mmlocal.cli.tool import run_tool
+from mmlocal.errors import UsageError
 
 # The folder benchmarks/ is only in a clone. mmlocal is imported above, so that the clone does not
 # hide an installed mmlocal.
@@ -32,7 +33,7 @@ def main() -> None:
     calls = [call for call in CALLS if args.only is None or args.only in call.name]
     if not calls:
         names = ", ".join(repr(call.name) for call in CALLS)
-        raise ValueError(f"--only: must be a part of one of {names}; got {args.only!r}")
+        raise UsageError(f"must be a part of one of {names}; got {args.only!r}", "only")
     rows = audit(calls)
     for dtype in DTYPES:
         print(format_audit(rows, dtype))

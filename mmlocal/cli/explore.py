@@ -104,12 +104,12 @@ def explore(
     """Serve a page that shows the attention of a model, until the process is interrupted.
 
     The page sends nothing to other hosts. Gradio keeps the pictures that visitors upload in its own
-    temporary folder; its environment variable ``GRADIO_TEMP_DIR`` names another one.
+    temporary folder. From Python, its environment variable ``GRADIO_TEMP_DIR`` names another one.
 
     Args:
         config: path of a config file, or the name of a config of mmlocal.
         checkpoint: path of the weights; ``None`` for random weights, which the page says.
-        folder: folder for the pictures that visitors may save. They stay when the server ends.
+        folder: folder for the pictures that visitors may save. This function leaves them there.
         host: address to serve at. ``"0.0.0.0"`` opens the page to the network.
         port: port to serve at; 0 for any free one.
         max_side: photographs are scaled down to this width and height, in pixels; ``None`` for
@@ -118,7 +118,7 @@ def explore(
         cfg_options: settings to merge into the config, with dotted keys.
 
     Raises:
-        KeyboardInterrupt: the process got a signal to end.
+        KeyboardInterrupt: the process was interrupted.
         UsageError: Gradio, the config, its library, the checkpoint or the device is missing; the
             checkpoint does not fit; the model has no attention to draw; or the address or the port
             cannot be used.

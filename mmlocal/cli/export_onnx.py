@@ -34,7 +34,8 @@ from mmlocal.version import __version__
 PARTS = ("model", "backbone", "neck")
 _FITS = (
     "the model has fit_window=True, which makes windows as small as the map; for all sizes of "
-    "images, set it to False by --cfg-options, such as model.backbone.fit_window=False"
+    "images, set it to False by --cfg-options: model.backbone.fit_window=False for ELSA-Swin, "
+    "model.backbone.mixers.fit_window=False for Swin"
 )
 
 

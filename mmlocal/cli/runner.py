@@ -54,15 +54,20 @@ def run_config(
     return cfg
 
 
-def can_use_bfloat16() -> bool:
-    """Tell whether this CPU has instructions for bfloat16, and warn if it does not.
+def has_bfloat16() -> bool:
+    """Tell whether this CPU has instructions for bfloat16.
 
     Without them, mixed precision is several times slower than float32. Older releases of PyTorch
     do not say what a CPU has. There the answer is yes.
     """
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     names = ("avx512_bf16", "amx_bf16", "bf16")  # of x86, and the last one of ARM
-    if not capabilities or any(map(capabilities.get, names)):
+    return not capabilities or any(map(capabilities.get, names))
+
+
+def takes_amp() -> bool:
+    """Tell whether mixed precision can be faster here, and warn if it cannot."""
+    if get_device() != "cpu" or has_bfloat16():
         return True
     warn(
         "--amp is left out: this CPU has no instructions for bfloat16 (avx512_bf16, amx_bf16), so "

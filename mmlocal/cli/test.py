@@ -25,7 +25,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=["metrics", "pred"],
         help="mmpretrain: item to write to --out (default: pred, the predictions)",
     )
-    parser.add_argument("--amp", action="store_true", help="test in mixed precision")
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="test in mixed precision, unless the CPU has no instructions for bfloat16",
+    )
     parser.add_argument(
         "--tta",
         action="store_true",

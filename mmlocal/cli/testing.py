@@ -4,17 +4,16 @@ from typing import Any
 
 import mmengine
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.dist import master_only
 
 from mmlocal.cli.resume import check_checkpoint
 from mmlocal.cli.runner import (
     build_runner,
-    can_use_bfloat16,
     check_phases,
     complete_loaders,
     run_config,
     run_loop,
+    takes_amp,
 )
 from mmlocal.cli.settings import check_settings
 from mmlocal.cli.tta import augment_test
@@ -105,7 +104,7 @@ def config_for_testing(
     check_settings(cfg, ["test"])
     complete_loaders(cfg, no_pin_memory=no_pin_memory)
     check_phases(cfg, ["test"], no_data_check)
-    if amp and (get_device() != "cpu" or can_use_bfloat16()):
+    if amp and takes_amp():
         cfg.test_cfg.fp16 = True
     if show or show_dir:
         library.show_predictions(cfg, show, show_dir, wait_time, interval)

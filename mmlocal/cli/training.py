@@ -9,11 +9,11 @@ from mmengine.device import get_device
 from mmlocal.cli.resume import check_checkpoint, find_last_checkpoint
 from mmlocal.cli.runner import (
     build_runner,
-    can_use_bfloat16,
     check_phases,
     complete_loaders,
     run_config,
     run_loop,
+    takes_amp,
 )
 from mmlocal.cli.settings import check_settings
 from mmlocal.errors import UsageError
@@ -113,7 +113,7 @@ def _train_with_amp(cfg: Config) -> None:
     if get_device() == "mps":
         raise UsageError("no mixed precision training on mps; use a GPU or the CPU", "amp")
     if get_device() == "cpu":
-        fast = can_use_bfloat16()
+        fast = takes_amp()
         cfg.optim_wrapper.type = "mmlocal.CPUAmpOptimWrapper" if fast else "OptimWrapper"
         for key in ("loss_scale", "dtype"):
             cfg.optim_wrapper.pop(key, None)

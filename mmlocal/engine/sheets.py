@@ -61,7 +61,13 @@ class SheetHook(Hook):
         self._good: list[tuple[tuple[bool, float], Picture]] = []
 
     def before_test_epoch(self, runner: Any) -> None:
-        """Forget the pictures of an earlier test."""
+        """Forget the pictures of an earlier test.
+
+        Raises:
+            FileNotFoundError: ``folder`` does not exist.
+        """
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"folder must exist, got {str(self.folder)!r}")
         self._number, self._first, self._good = 0, [], []
 
     def after_test_iter(
@@ -96,7 +102,7 @@ class SheetHook(Hook):
         elif self._first:
             legend = {
                 name: tuple(colour)
-                for name, colour in zip(names, palette, strict=True)
+                for name, colour in zip(names, palette, strict=False)
                 if name != _BACKGROUND
             }
             draw_examples([picture for _, picture in self._good], sheets[0], palette, legend)

@@ -220,10 +220,10 @@ def _write(
                 optimize=False,
                 verbose=False,
             )
-            simplify(program.model)
     except Exception as error:  # PyTorch's exporter can fail in any way
         names = f" with free {', '.join(free)} ({_FIX})" if free else ""
         raise ExportError(f"PyTorch cannot export the model{names}: {reason_of(error)}") from error
+    simplify(program.model)
     program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)
 

@@ -6,12 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlocal.layers.checks import Unscripted
+
 # PyTorch gives linear layers to MKL, and convolutions to oneDNN. On an AMD CPU with AVX-512, a 1x1
 # convolution takes half the time of a linear layer. If oneDNN uses AVX2 alone, it takes 90 %.
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in (
     "AVX2",
     "AVX512",
 )
+# An exported program may run elsewhere. PyTorch 2.6 knows exports to ONNX only.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,30 +33,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(..., out_features)``.
     """
-    if not _by_convolution(x):
+    if not _by_convolution(x, weight):
         return F.linear(x, weight, bias)
     # Convolutions read a permuted view as a channels-last tensor, so nothing is copied.
     # All windows are one row of pixels. PyTorch picks a library by the batch, which would limit a
     # compiled graph to some numbers of windows.
     pixels = x if x.dim() == 4 else x.reshape(1, 1, x.shape[0] * x.shape[1], x.shape[2])
     out = F.conv2d(pixels.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).contiguous().view(*x.shape[:-1], weight.shape[0])
+    return out.permute(0, 2, 3, 1).contiguous().reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _by_convolution(x: Tensor) -> bool:
+def _by_convolution(x: Tensor, weight: Tensor) -> bool:
     return (
         _ONEDNN
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.dim() in (3, 4)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.onnx.is_in_onnx_export()
+        # Other tensors, such as quantised weights, bring their own product.
+        and type(weight) in (Tensor, nn.Parameter)
+        and not _is_exporting()
         # A convolution needs pixels.
         and (torch.compiler.is_compiling() or x.numel() > 0)
     )
 
 
-class Linear(nn.Linear):
+class Linear(Unscripted, nn.Linear):
     """``nn.Linear`` by :func:`linear`."""
 
     def forward(self, input: Tensor) -> Tensor:

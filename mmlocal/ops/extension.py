@@ -137,8 +137,8 @@ class Extension:
             The structure, whose members the function may have set.
 
         Raises:
-            RuntimeError: the function takes a structure of another size, or a tensor does not have
-                the shape, dtype, device or strides that the function needs.
+            RuntimeError: the function takes a structure of another size, a member is unknown, or a
+                tensor does not have the shape, dtype, device or strides that the function needs.
         """
         size = getattr(self._library, f"mmlocal_size_of_{function}")()
         if size != ctypes.sizeof(structure):
@@ -146,6 +146,8 @@ class Extension:
                 f"{function} takes a structure of {size} bytes, got {structure.__name__} of "
                 f"{ctypes.sizeof(structure)} bytes"
             )
+        if unknown := members.keys() - {field[0] for field in structure._fields_}:
+            raise RuntimeError(f"{structure.__name__} has no members {sorted(unknown)}")
         there = {name: x for name, x in members.items() if x is not None}
         tensors = {name: x for name, x in there.items() if isinstance(x, Tensor)}
         call = structure(**{name: there[name] for name in there.keys() - tensors.keys()})

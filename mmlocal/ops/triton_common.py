@@ -16,10 +16,11 @@ from mmlocal.ops.backends import TRITON_INTERPRETED
 
 # TILE is how many numbers the (pixels, channels) tile of a program has. The first entry is used
 # where nothing is measured: in the interpreter, and where results must be deterministic.
-# With a limit of registers, even the largest, the compiler moves none of them to memory in order
-# to run more programs at once.
+# With a limit of registers, even the largest, NVIDIA's compiler moves none of them to memory in
+# order to run more programs at once. Triton refuses a limit for AMD's GPUs.
+_MOST_REGISTERS = None if torch.version.hip else 255
 _CONFIGS = [
-    triton.Config({"TILE": tile}, num_warps=warps, maxnreg=255)
+    triton.Config({"TILE": tile}, num_warps=warps, maxnreg=_MOST_REGISTERS)
     for tile, warps in ((2048, 4), (1024, 4), (1024, 2), (4096, 8))
 ]
 # The most partial sums for the gradient of a table, and the fewest pixels that each of them covers.

@@ -302,8 +302,8 @@ def test_messages():
     line, square = curve("swin_tiny", 1, 2, 4, 8), curve("volo_d1", 1, 2, 4, 16)
     small, op = curve("qna_vit_tiny", 3, 3.1, 3.2, 6), curve("elsa", 1, 9, kind="op")
     assert cost_plots.message_of("pixels", [line, square, op]) == (
-        "On the largest maps, the time per pixel grows for VOLO-D1,\n"
-        "and not for the other 1 steps and backbones"
+        "On the largest maps, the time per pixel grows fast for VOLO-D1,\n"
+        "and little or not at all for the other 1 steps and backbones"
     )
     assert "no step or backbone leaves" in cost_plots.message_of("pixels", [line])
     assert cost_plots.message_of("window", [line, small]) == (

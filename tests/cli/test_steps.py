@@ -121,5 +121,5 @@ def test_child_ends_with_an_interrupt(number, tmp_path):
         process.send_signal(number)
         assert "KeyboardInterrupt" in process.communicate(timeout=10)[1]
     seen = json.loads(state.read_text())
-    time.sleep(1.2)
+    time.sleep(1.5)
     assert json.loads(state.read_text()) == seen  # the child would have reported more

@@ -8,7 +8,7 @@ from mmengine.device import get_device
 from mmengine.model import BaseModel
 from torch import nn
 
-from mmlocal.cli.runner import can_use_bfloat16
+from mmlocal.cli.runner import has_bfloat16
 from mmlocal.engine.optim import CPUAmpOptimWrapper
 from mmlocal.models.autoencoders import AutoEncoder
 
@@ -76,7 +76,7 @@ def test_amp_is_near_float32(library, trained, folder):
     expected, found = scalars(whole), scalars(work_dir)
     assert found.keys() == expected.keys()
     assert all(math.isfinite(entry["loss"]) for entry in found.values())
-    in_float32 = get_device() == "cpu" and not can_use_bfloat16()
+    in_float32 = get_device() == "cpu" and not has_bfloat16()
     assert (found[1]["loss"] == expected[1]["loss"]) == in_float32
     names = {name for name in expected[1] if "loss" in name}
     if library == "mmdet":

@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmlocal.cli import config as config_module
-from mmlocal.cli import testing, training
+from mmlocal.cli import runner, training
 from mmlocal.cli.config import load_config
 from mmlocal.cli.print_config import print_config
 from mmlocal.cli.testing import config_for_testing
@@ -228,7 +228,7 @@ def test_amp_with_a_scope(config, monkeypatch):
 
 def has_cpu(monkeypatch, fast: bool) -> None:
     """Let there be no GPU, and a CPU with or without instructions for bfloat16."""
-    for module in (testing, training):
+    for module in (runner, training):
         monkeypatch.setattr(module, "get_device", lambda: "cpu")
     found = {"avx2": True, "avx512_bf16": fast}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)

@@ -87,17 +87,19 @@ def mix_of(
     total = tl.zeros([inside.shape[0], real.shape[0]], ACC)
     y -= REACH * dilation
     x -= REACH * dilation
-    corner = index - REACH * dilation * (width + 1)
     down = width.to(tl.int64) * dilation
+    # Addresses need 64 bits. Strides have 32, or are constants.
+    right, tap_stride = down * 0 + dilation, down * 0 + attn_strides[1]
+    corner = index - REACH * (down + right)
     value += corner[:, None] * value_stride
-    tap_stride, row_stride = attn_strides[1], KERNEL * attn_strides[1]
+    row_stride = KERNEL * tap_stride
     if OWN:
         attn += index * attn_strides[2]
         if SOFTMAX:
             scale = tl.log2(scale)  # added to the exponent below
     else:
         attn += corner * attn_strides[2]
-        tap_stride += dilation * attn_strides[2]
+        tap_stride += right * attn_strides[2]
         row_stride += down * attn_strides[2]
         if SOFTMAX:
             peak += corner
@@ -120,7 +122,7 @@ def mix_of(
                     weight *= tl.load(scale + col * dilation, mask=near, other=0.0)
             at = entry + col * ghost_stride
             factor = refined(weight, ghost_mul, ghost_add, at, real, mask)
-            v = tl.load(value + col * dilation * value_stride, mask=mask, other=0.0)
+            v = tl.load(value + col * right * value_stride, mask=mask, other=0.0)
             total += factor * v.to(ACC)
         y += dilation
         value += down * value_stride
