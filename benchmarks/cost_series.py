@@ -196,7 +196,7 @@ def _step_series() -> list[Series]:
 def _elsa(dims: int, window: int) -> dict:
     heads = [dims // 32 * 2**i for i in range(4)]
     arch = dict(embed_dims=dims, depths=(2, 2, 6, 2), num_heads=heads, group_width=4)
-    return dict(type="ELSASwin", arch=arch, kernel_size=window)
+    return dict(type="mmlocal.ELSASwin", arch=arch, kernel_size=window)
 
 
 def _qna(dims: int, window: int) -> dict:
@@ -208,19 +208,19 @@ def _qna(dims: int, window: int) -> dict:
         qna_heads=[dims // 8 * 2**i for i in range(4)],
         kernel_size=window,
     )
-    return dict(type="QnAViT", arch=arch)
+    return dict(type="mmlocal.QnAViT", arch=arch)
 
 
 def _dwnet(dims: int, window: int) -> dict:
     arch = dict(embed_dims=dims, depths=(2, 2, 6, 2))
-    return dict(type="DWNet", arch=arch, kernel_size=window)
+    return dict(type="mmlocal.DWNet", arch=arch, kernel_size=window)
 
 
 def _volo(dims: int, window: int) -> dict:
     heads = [dims // 32] + [dims // 16] * 3
     arch = dict(embed_dims=dims, depths=(4, 4, 8, 2), num_heads=heads)
     mixer = dict(type="OutlookAttention", kernel_size=window, padding=window // 2)
-    return dict(type="VOLO", arch=arch, mixer=mixer)
+    return dict(type="mmlocal.VOLO", arch=arch, mixer=mixer)
 
 
 def _swin(dims: int, window: int) -> dict:

@@ -89,8 +89,12 @@ def test_elsa_layer(device):
     qk = 8  # 2 * (12 // 3)
     assert macs.pop(OP) == 2 * 9 * 12 * pixels
     # q, k, v; the grouped 3x3 convolution; the maps of 3 heads with 9 taps
-    assert macs.pop("aten.convolution") == pixels * (12 * (2 * qk + 12) + 9 * qk * 4 + qk * 27)
-    assert sum(macs.values()) == pixels * 12 * 12
+    convolutions = pixels * (12 * (2 * qk + 12) + 9 * qk * 4 + qk * 27)
+    projection = pixels * 12 * 12
+    found = macs.pop("aten.convolution")
+    # Some CPUs compute the last projection as a convolution too.
+    assert found in (convolutions, convolutions + projection)
+    assert found + sum(macs.values()) == convolutions + projection
 
 
 @device
@@ -395,9 +399,10 @@ def test_meta_and_cpu_agree():
     assert meta.parameters == cpu.parameters
 
     def work(found: Complexity) -> dict[str, int]:
-        """Add up products: the memory format, which differs on ``meta``, decides their operator."""
+        """Add up products: device and memory format decide their operator."""
         macs = dict(found.macs)
-        macs["products"] = sum(macs.pop(f"aten.{name}", 0) for name in ("mm", "addmm", "bmm"))
+        products = ("mm", "addmm", "bmm", "convolution")
+        macs["products"] = sum(macs.pop(f"aten.{name}", 0) for name in products)
         return macs
 
     assert work(meta) == work(cpu)
