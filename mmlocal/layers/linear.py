@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import Unscripted
 
-# PyTorch gives linear layers to MKL, and convolutions to oneDNN. On an AMD CPU with AVX-512, a 1x1
-# convolution takes half the time of a linear layer. If oneDNN uses AVX2 alone, it takes 90 %.
-_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in (
-    "AVX2",
-    "AVX512",
+
+def onednn_is_faster(capability: str, cpu_name: str) -> bool:
+    """Tell whether oneDNN multiplies matrices faster than MKL on a CPU.
+
+    PyTorch gives linear layers to MKL, and convolutions to oneDNN. On AMD's CPUs, MKL makes no use
+    of AVX-512, so a 1x1 convolution takes half the time of a linear layer. With AVX2 alone, MKL is
+    faster.
+
+    Args:
+        capability: the instructions that PyTorch uses, such as ``'AVX2'``.
+        cpu_name: name of the CPU, empty if PyTorch does not know it.
+    """
+    return capability == "AVX512" and cpu_name.startswith("AMD")
+
+
+# Older releases of PyTorch do not name the CPU.
+_CPU: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+_ONEDNN = torch.backends.mkldnn.is_available() and onednn_is_faster(
+    torch.backends.cpu.get_cpu_capability(), _CPU.get("cpu_name", "")
 )
 # An exported program may run elsewhere. PyTorch 2.6 knows exports to ONNX only.
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute ``x @ weight.t() + bias`` as ``F.linear`` does, on CPUs by a 1x1 convolution.
+    """Compute ``x @ weight.t() + bias`` as ``F.linear`` does, on some CPUs by a 1x1 convolution.
 
-    The convolution is for maps and windows in float32 alone. It adds in another order than
-    ``F.linear``, so the last digits may differ.
+    The convolution is for maps and windows in float32, on CPUs of which :func:`onednn_is_faster`
+    is true. It adds in another order than ``F.linear``, so the last digits may differ.
 
     Args:
         x: ``(..., in_features)``, float; ``(B, H, W, in_features)`` or ``(B, N, in_features)`` for

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import check_choice, check_int, check_number, check_rate
+from mmlocal.layers.gelu import GELU
 from mmlocal.layers.linear import Linear
+
+# The most bytes of hidden channels that a thread should hold at once. They fit into its caches, so
+# the system need not find new memory for them.
+_HIDDEN_BYTES = 2 * 1024**2
 
 
 class MLP(nn.Module):
     """``drop(fc2(drop(gelu(fc1(x)))))`` over the last dimension.
+
+    Without gradients, a CPU takes a large map in parts, so it never holds all hidden channels.
+    Hooks of the layers inside then see the parts.
 
     Args:
         embed_dims: channels in and out.
@@ -30,14 +39,36 @@ class MLP(nn.Module):
         check_int(embed_dims=embed_dims, hidden_dims=hidden_dims)
         check_rate(drop_rate=drop_rate)
         check_choice(("none", "tanh"), gelu=gelu)
+        self.hidden_dims = hidden_dims
         self.fc1 = Linear(embed_dims, hidden_dims)
-        self.act = nn.GELU(gelu)
+        self.act = GELU(gelu)
         self.fc2 = Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., embed_dims)`` to the same shape."""
+        part = self._tokens_at_once(x)
+        if part is None:
+            return self._forward(x)
+        parts = x.reshape(1, -1, x.shape[-1]).split(part, dim=1)
+        return torch.cat([self._forward(part) for part in parts], dim=1).view(x.shape)
+
+    def _forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+    def _tokens_at_once(self, x: Tensor) -> int | None:
+        """Return how many tokens a part has, or ``None`` for a map that is taken at once."""
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or x.device.type != "cpu"
+        ):
+            return None
+        part = torch.get_num_threads() * _HIDDEN_BYTES // (self.hidden_dims * x.element_size())
+        # Each part reads the weights again, so it must be large beside them.
+        part = max(part, 8 * x.shape[-1])
+        return part if x.numel() >= 4 * part * x.shape[-1] else None
 
 
 def hidden_dims_of(embed_dims: int, mlp_ratio: float) -> int:

@@ -6,10 +6,24 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlocal.layers.linear import Linear, linear
+from mmlocal.layers.linear import Linear, linear, onednn_is_faster
 
 # Shapes of the input, without its channels.
 SHAPES = [(3, 5, 7), (2, 9), (6,), (), (1, 1, 1), (0, 4, 4), (0, 9), (2, 3, 2, 2)]
+
+
+@pytest.fixture(autouse=True)
+def convolve(monkeypatch):
+    """Convolve on any CPU."""
+    monkeypatch.setattr("mmlocal.layers.linear._ONEDNN", True)
+
+
+def test_only_amds_cpus_with_avx512_convolve():
+    assert onednn_is_faster("AVX512", "AMD EPYC 9654")
+    assert not onednn_is_faster("AVX2", "AMD EPYC 7763")
+    assert not onednn_is_faster("AVX512", "Intel(R) Xeon(R)")
+    assert not onednn_is_faster("AVX512", "")
+    assert not onednn_is_faster("DEFAULT", "AMD EPYC 7763")
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
@@ -46,7 +60,6 @@ def has_convolution(layer, x) -> bool:
     return "convolution" in calls.names
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs AVX2")
 @pytest.mark.parametrize("shape", [(2, 9, 4), (2, 3, 5, 4)], ids=str)
 def test_maps_and_windows_are_convolved(shape):
     layer = Linear(4, 8)

@@ -14,6 +14,7 @@ from mmlocal.layers import (
     TransformerBlock,
     lecun_normal_,
 )
+from mmlocal.layers.gelu import GELU
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (8, 12), (9, 4)], ids=str)
@@ -69,8 +70,49 @@ def test_mlp_without_gradients_is_the_same(gelu):
     expected = mlp(x)
     with torch.no_grad():
         out = mlp(x)
-    assert torch.equal(out, expected)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-7)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("gelu", ["none", "tanh"])
+@pytest.mark.parametrize("drop_rate", [0.0, 0.5])
+def test_mlp_takes_large_maps_in_parts_without_gradients(gelu, drop_rate):
+    torch.manual_seed(0)
+    mlp = MLP(8, 1024, drop_rate, gelu).eval()
+    tokens = 4 * torch.get_num_threads() * 512  # 2 MiB of hidden channels each
+    seen = []
+    mlp.fc1.register_forward_hook(lambda module, args, out: seen.append(out.numel() * 4))
+    x = torch.randn(2, tokens // 8, 4, 8).transpose(1, 2)
+    with torch.no_grad():
+        out = mlp(x)
+        assert len(seen) == 4
+        small = mlp(x[:, :-1])
+    assert len(seen) == 5
+    with torch.enable_grad():
+        expected = mlp(x)
+    assert seen[-1] == tokens * 4096
+    assert out.shape == x.shape
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(small, expected[:, :-1], rtol=0, atol=1e-5)
+    mlp.train()
+    with torch.no_grad():
+        assert (mlp(x) == 0).float().mean() == pytest.approx(drop_rate, abs=0.02)
+
+
+def test_gelu_by_a_sigmoid():
+    x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([1e-30, 1e20, -1e20, torch.inf])])
+    exact = F.gelu(x.double(), approximate="tanh").float()
+    out = GELU("tanh")(x)
+    torch.testing.assert_close(out, exact, rtol=1e-6, atol=1e-6)
+    assert GELU("tanh")(torch.tensor(torch.nan)).isnan()
+    leaf = x[:-3].requires_grad_()
+    found, expected = (
+        torch.autograd.grad(layer("tanh")(leaf).sum(), leaf)[0] for layer in (GELU, nn.GELU)
+    )
+    assert torch.equal(found, expected)
+    assert torch.equal(GELU()(x), F.gelu(x))
+    half = x[:-3].detach().bfloat16()
+    assert torch.equal(GELU("tanh")(half), F.gelu(half, approximate="tanh"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 2), (5, 7), (4, 6)], ids=str)
