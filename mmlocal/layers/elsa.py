@@ -16,7 +16,7 @@ from mmlocal.layers.checks import (
     check_number,
     check_rate,
 )
-from mmlocal.layers.linear import Linear
+from mmlocal.layers.linear import Linear, PointwiseConv2d
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.projected_attention import ProjectedAttention
 
@@ -126,7 +126,7 @@ class ELSA(Unscripted, nn.Module):
         self.gamma = gamma
         self.backend = backend
 
-        self.qkv = nn.Conv2d(embed_dims, 2 * qk_dims + v_dims, 1, bias=qkv_bias)
+        self.qkv = PointwiseConv2d(embed_dims, 2 * qk_dims + v_dims, bias=qkv_bias)
         self.attn_conv = nn.Conv2d(
             qk_dims,
             qk_dims,

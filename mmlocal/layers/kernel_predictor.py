@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers.batch_norm import batch_norm
 from mmlocal.layers.checks import check_int
+from mmlocal.layers.linear import PointwiseConv2d
 
 
 class KernelPredictor(nn.Module):
@@ -30,10 +31,10 @@ class KernelPredictor(nn.Module):
                 f"reduction must be at most embed_dims={embed_dims}, got reduction={reduction}"
             )
         hidden_dims = embed_dims // reduction
-        self.reduce = nn.Conv2d(embed_dims, hidden_dims, 1, bias=reduce_bias)
+        self.reduce = PointwiseConv2d(embed_dims, hidden_dims, bias=reduce_bias)
         self.bn = nn.BatchNorm2d(hidden_dims)
         self.act = nn.ReLU()
-        self.expand = nn.Conv2d(hidden_dims, out_dims, 1)
+        self.expand = PointwiseConv2d(hidden_dims, out_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, embed_dims, H, W)`` to ``(B, out_dims, H, W)``.

@@ -14,7 +14,8 @@ from mmlocal.layers.checks import (
     is_int,
 )
 from mmlocal.layers.init import lecun_normal_
-from mmlocal.layers.linear import Linear, linear
+from mmlocal.layers.linear import Linear
+from mmlocal.ops.linear import linear
 from mmlocal.ops.qna import attention_maps, qna_attention
 
 ATTN_SCALES = ("normal", "normal_elementwise", "ones", "posneg", "avg", "none")

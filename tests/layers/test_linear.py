@@ -1,4 +1,4 @@
-"""The linear layer by a 1x1 convolution."""
+"""Linear layers by 1x1 convolutions, and the reverse."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlocal.layers.linear import Linear, linear, onednn_is_faster
+from mmlocal.layers.linear import Linear, PointwiseConv2d
+from mmlocal.ops.linear import linear, onednn_is_faster, pointwise_conv2d
 
 # Shapes of the input, without its channels.
 SHAPES = [(3, 5, 7), (2, 9), (6,), (), (1, 1, 1), (0, 4, 4), (0, 9), (2, 3, 2, 2)]
@@ -15,7 +16,7 @@ SHAPES = [(3, 5, 7), (2, 9), (6,), (), (1, 1, 1), (0, 4, 4), (0, 9), (2, 3, 2, 2
 @pytest.fixture(autouse=True)
 def convolve(monkeypatch):
     """Convolve on any CPU."""
-    monkeypatch.setattr("mmlocal.layers.linear._ONEDNN", True)
+    monkeypatch.setattr("mmlocal.ops.linear._ONEDNN", True)
 
 
 def test_only_amds_cpus_with_avx512_convolve():
@@ -104,3 +105,43 @@ def test_autocast_and_meta_tensors_are_left_to_pytorch():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         layer(x.to("meta"))
     assert counter.get_total_flops() == 2 * 6 * 4 * 8
+
+
+@pytest.fixture
+def multiply(monkeypatch):
+    """Compute 1x1 convolutions by linear layers on any CPU."""
+    monkeypatch.setattr("mmlocal.ops.linear._ONEDNN", False)
+
+
+@pytest.mark.usefixtures("multiply")
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("shape", [(2, 6, 5, 7), (1, 6, 1, 1), (0, 6, 4, 4), (2, 1, 3, 3)], ids=str)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_pointwise_convolution_equals_pytorchs(shape, bias, layout):
+    torch.manual_seed(0)
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    tensors = [x, torch.randn(10, shape[1], 1, 1), torch.randn(10) if bias else None]
+    found, expected = [], []
+    for function, results in ((pointwise_conv2d, found), (F.conv2d, expected)):
+        inputs = [t if t is None else t.clone().requires_grad_() for t in tensors]
+        out = function(*inputs)
+        out.square().sum().backward()
+        results += [out, *(t.grad for t in inputs if t is not None)]
+    assert found[0].stride() == expected[0].stride()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("multiply")
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
+def test_pointwise_convolution_is_a_product_of_channels_last_maps_alone():
+    layer = PointwiseConv2d(4, 8)
+    assert layer.weight.shape == (8, 4, 1, 1)
+    x = torch.randn(2, 4, 3, 5)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert not has_convolution(layer, last)
+    assert has_convolution(layer, x)
+    assert "conv" in str(torch.export.export(layer, (last,)).graph)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert has_convolution(layer, last)
+    assert has_convolution(layer.double(), last.double())

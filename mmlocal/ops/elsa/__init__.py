@@ -11,7 +11,6 @@ import numbers
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops.backends import choose_backend, make_backends
@@ -25,6 +24,7 @@ from mmlocal.ops.checks import (
     count_heads,
 )
 from mmlocal.ops.elsa import plain, reference
+from mmlocal.ops.linear import pointwise_conv2d
 from mmlocal.ops.operator import Operator, as_for_convolution
 from mmlocal.ops.registry import Op, register_op
 
@@ -202,7 +202,7 @@ def elsa_attention_projected(
         return _projected_operator(*args, backend=name)
     return elsa_attention(
         value,
-        F.conv2d(features, weight[:, :, None, None], bias),
+        pointwise_conv2d(features, weight[:, :, None, None], bias),
         ghost_mul,
         ghost_add,
         kernel_size=kernel_size,
