@@ -47,28 +47,27 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., embed_dims)`` to the same shape."""
-        part = self._tokens_at_once(x)
-        if part is None:
+        parts = self._parts(x)
+        if parts < 3:  # few parts gain less than their products lose
             return self._forward(x)
-        parts = x.reshape(1, -1, x.shape[-1]).split(part, dim=1)
-        return torch.cat([self._forward(part) for part in parts], dim=1).view(x.shape)
+        tokens = x.reshape(1, -1, x.shape[-1])
+        return torch.cat([self._forward(part) for part in tokens.chunk(parts, dim=1)], 1).view_as(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
-    def _tokens_at_once(self, x: Tensor) -> int | None:
-        """Return how many tokens a part has, or ``None`` for a map that is taken at once."""
+    def _parts(self, x: Tensor) -> int:
+        """Return the number of parts in which a map is best taken."""
         if (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or x.device.type != "cpu"
         ):
-            return None
-        part = torch.get_num_threads() * _HIDDEN_BYTES // (self.hidden_dims * x.element_size())
+            return 1
+        tokens = torch.get_num_threads() * _HIDDEN_BYTES // (self.hidden_dims * x.element_size())
         # Each part reads the weights again, so it must be large beside them.
-        part = max(part, 8 * x.shape[-1])
-        return part if x.numel() >= 4 * part * x.shape[-1] else None
+        return x.numel() // x.shape[-1] // max(tokens, 8 * x.shape[-1])
 
 
 def hidden_dims_of(embed_dims: int, mlp_ratio: float) -> int:

@@ -79,15 +79,15 @@ def test_mlp_without_gradients_is_the_same(gelu):
 def test_mlp_takes_large_maps_in_parts_without_gradients(gelu, drop_rate):
     torch.manual_seed(0)
     mlp = MLP(8, 1024, drop_rate, gelu).eval()
-    tokens = 4 * torch.get_num_threads() * 512  # 2 MiB of hidden channels each
+    tokens = 3 * torch.get_num_threads() * 512  # 2 MiB of hidden channels each
     seen = []
     mlp.fc1.register_forward_hook(lambda module, args, out: seen.append(out.numel() * 4))
     x = torch.randn(2, tokens // 8, 4, 8).transpose(1, 2)
     with torch.no_grad():
         out = mlp(x)
-        assert len(seen) == 4
+        assert len(seen) == 3
         small = mlp(x[:, :-1])
-    assert len(seen) == 5
+    assert len(seen) == 4
     with torch.enable_grad():
         expected = mlp(x)
     assert seen[-1] == tokens * 4096
