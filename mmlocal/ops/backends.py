@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -70,13 +70,23 @@ class Backend:
         reasons = []
         if reason := self.unavailable_reason():
             reasons.append(reason)
-        # A meta tensor has no numbers: the call only asks for shapes.
-        runs_on = (*self.devices, "meta")
-        if "any" not in self.devices and value.device.type not in runs_on:
+        if not self._runs_on(value.device.type):
             reasons.append(f"runs on {', '.join(self.devices)}, not on {value.device.type}")
         if value.dtype not in self.dtypes:
             reasons.append(f"does not take {value.dtype}")
         return reasons
+
+    def supports(self, value: Tensor) -> bool:
+        """Whether :meth:`not_supported_reasons` is empty. Each call of an op asks this."""
+        return (
+            self._runs_on(value.device.type)
+            and value.dtype in self.dtypes
+            and self.unavailable_reason() is None
+        )
+
+    def _runs_on(self, device: str) -> bool:
+        # A meta tensor has no numbers: the call only asks for shapes.
+        return device in self.devices or device == "meta" or "any" in self.devices
 
     def load(self) -> ModuleType:
         """Import the implementation."""
@@ -210,29 +220,28 @@ def choose_backend(
         name = os.environ.get(ENVIRONMENT_VARIABLE) or None
         source = ENVIRONMENT_VARIABLE
     if name is not None:
-        candidates = tuple(b for b in backends if b.name == name)
+        candidates = [b for b in backends if b.name == name]
         if not candidates:
             names = ", ".join(b.name for b in backends)
             raise ValueError(f"{op}: {source} must be one of {names}, got {name!r}")
     else:
-        candidates = tuple(b for b in backends if not b.only_if_named)
-    failures = []
+        candidates = [b for b in backends if not b.only_if_named]
     for backend in candidates:
-        reasons = backend.not_supported_reasons(value)
-        if not reasons:
+        if backend.supports(value):
             if name is None and not torch.compiler.is_compiling():
                 _warn_of_faster(candidates, backend, value.device.type)
             return backend
-        failures.append(f"{backend.name}: {'; '.join(reasons)}")
+    failures = [f"{b.name}: {'; '.join(b.not_supported_reasons(value))}" for b in candidates]
     asked = f"; {source} asks for it" if name and source == ENVIRONMENT_VARIABLE else ""
     raise RuntimeError(f"{op}: no backend can run here ({' | '.join(failures)}){asked}")
 
 
-def _warn_of_faster(candidates: tuple[Backend, ...], chosen: Backend, device: str) -> None:
+def _warn_of_faster(candidates: Sequence[Backend], chosen: Backend, device: str) -> None:
     """Warn of each backend for this device that is faster than ``chosen`` and cannot run."""
-    for backend in candidates[: candidates.index(chosen)]:
-        reason = backend.unavailable_reason()
-        if reason and device in backend.devices:
+    for backend in candidates:
+        if backend is chosen:
+            return
+        if device in backend.devices and (reason := backend.unavailable_reason()):
             _warn_once(
                 f"mmlocal runs its {chosen.name} backend on this {device}, which is several times "
                 f"slower than {backend.name}: {reason}"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlocal.ops.extension import round_up
-from mmlocal.ops.layout import new_map
+from mmlocal.ops.layout import is_channels_last, new_map
 
 # How many parts the gradients of tables are summed in. It does not depend on the number of threads.
 PARTS = 16
@@ -31,7 +31,9 @@ def to_pixels(x: Tensor, dtype: torch.dtype, lanes: int = 1) -> Tensor:
         dtype: dtype of the result.
         lanes: zeros are added until this number divides the channels.
     """
-    x = x.to(dtype).movedim(-3, -1)
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    x = x.movedim(-3, -1)
     pad = round_up(x.shape[-1], lanes) - x.shape[-1]
     if pad:
         x = F.pad(x, (0, pad))
@@ -56,14 +58,15 @@ class Output:
     def __init__(
         self, like: Tensor, shape: Sequence[int], dtype: torch.dtype, lanes: int = 1
     ) -> None:
-        self._map = new_map(like, shape)
-        self.pixels = self._map.movedim(-3, -1)
-        *lead, channels = self.pixels.shape
-        if dtype != like.dtype or channels % lanes or self.pixels.stride(-1) != 1:
-            self.pixels = like.new_empty((*lead, round_up(channels, lanes)), dtype=dtype)
+        *lead, channels, height, width = shape
+        padded = round_up(channels, lanes)
+        self._map = None
+        if dtype != like.dtype or padded != channels or not is_channels_last(like):
+            self._map = new_map(like, shape)
+        self.pixels = like.new_empty((*lead, height, width, padded), dtype=dtype)
 
     def finish(self) -> Tensor:
         """Return the map, once the kernel has written the pixels."""
-        if self.pixels.data_ptr() != self._map.data_ptr():
-            self._map.copy_(self.pixels[..., : self._map.shape[-3]].movedim(-1, -3))
-        return self._map
+        if self._map is None:
+            return self.pixels.movedim(-1, -3)
+        return self._map.copy_(self.pixels[..., : self._map.shape[-3]].movedim(-1, -3))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 
 
@@ -56,15 +58,21 @@ def differentiable(
     no_second = refuse("second derivatives (autograd of the gradient)")
     no_jvp = refuse("forward-mode derivatives (torch.func.jvp)")
 
+    def attention(*args: Any) -> Tensor:
+        return (forward_op if _needs_no_function(args[:count]) else Attention.apply)(*args)
+
+    def attention_gradients(*args: Any) -> tuple[Tensor, ...]:
+        return (backward_op if _needs_no_function(args[: 1 + count]) else Gradients.apply)(*args)
+
     class Attention(torch.autograd.Function):
-        forward = staticmethod(lambda *args: forward_op(*args))
+        forward = staticmethod(_with_signature(lambda *args: forward_op(*args)))
         setup_context = staticmethod(remember)
-        backward = staticmethod(gradients_by(lambda *args: Gradients.apply(*args)))
+        backward = staticmethod(gradients_by(attention_gradients))
         vmap = staticmethod(lambda *args: _vmap(Attention.apply, tables, 0, *args))
         jvp = staticmethod(no_jvp)
 
     class Gradients(torch.autograd.Function):
-        forward = staticmethod(lambda *args: backward_op(*args))
+        forward = staticmethod(_with_signature(lambda *args: backward_op(*args)))
         setup_context = staticmethod(remember_settings)
         backward = staticmethod(no_second)
         vmap = staticmethod(lambda *args: _vmap(Gradients.apply, tables, 1, *args))
@@ -72,7 +80,34 @@ def differentiable(
 
     forward_op.register_autograd(gradients_by(backward_op), setup_context=remember)
     backward_op.register_autograd(no_second, setup_context=remember_settings)
-    return Attention.apply
+    return attention
+
+
+def _needs_no_function(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether the operator can be called without its ``torch.autograd.Function``.
+
+    It can if nothing differentiates or transforms the tensors. The function takes as long as a
+    kernel on a small map.
+    """
+    if torch.is_grad_enabled():
+        return False
+    try:
+        # A tensor that torch.func transforms has no memory, whatever the mode of autograd.
+        for x in tensors:
+            if x is not None:
+                x.data_ptr()
+    except RuntimeError:
+        return False
+    # Outside of all levels of forward-mode AD, a tensor is its own primal.
+    first = tensors[0]
+    return first is not None and forward_ad.unpack_dual(first).primal is first
+
+
+def _with_signature(forward: Callable) -> Callable:
+    """Store the signature of ``forward(*args)``, which ``apply`` inspects at each call."""
+    args = inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)
+    forward.__signature__ = inspect.Signature([args])  # type: ignore[attr-defined]
+    return forward
 
 
 def _vmap(

@@ -10,10 +10,13 @@ its size.
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
+from collections.abc import Callable, Mapping
 from ctypes import Structure, byref, c_char_p, c_int64, c_void_p
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +27,8 @@ from mmlocal.ops import build
 MEND = "`mmlocal build` compiles them with the C++ compiler of this machine"
 
 _CAPABILITIES = {"AVX2": 1, "AVX512": 2}
+_NAMES = {torch.float32: "float", torch.float64: "double"}
 _OPENMP = ("GOMP_parallel", "omp_in_parallel", "omp_get_thread_num", "omp_get_num_threads")
-
-
-_AnyMap = TypeVar("_AnyMap", bound="Map")
 
 
 class Map(Structure):
@@ -35,13 +36,19 @@ class Map(Structure):
 
     _fields_ = [("data", c_void_p), ("b", c_int64), ("y", c_int64), ("x", c_int64)]
 
+    dtype: torch.dtype | None = None  # None: the dtype of the call
+
     @classmethod
-    def of(cls: type[_AnyMap], x: Tensor, name: str) -> _AnyMap:
-        """Describe ``(B, H, W, C)``, or the first query of ``(B, queries, H, W, C)``."""
+    def of(cls, x: Tensor, name: str) -> tuple[int, ...]:
+        """Describe ``(B, H, W, C)``, or the first query of ``(B, queries, H, W, C)``.
+
+        Returns:
+            The members, from which ``ctypes`` makes the structure.
+        """
         b, *_, y, pixel, channel = x.stride()
         if channel != 1 and x.shape[-1] > 1 and x.numel():
             raise RuntimeError(f"{name} must be channels-last, got strides {x.stride()}")
-        return cls(x.data_ptr(), b, y, pixel)
+        return x.data_ptr(), b, y, pixel
 
 
 class QueryMap(Map):
@@ -50,24 +57,22 @@ class QueryMap(Map):
     _fields_ = [("query", c_int64)]
 
     @classmethod
-    def of(cls, x: Tensor, name: str) -> QueryMap:
+    def of(cls, x: Tensor, name: str) -> tuple[int, ...]:
         """Describe ``(B, queries or 1, H, W, C)``."""
-        result = super().of(x, name)
-        result.query = x.stride(1) if x.shape[1] > 1 else 0
-        return result
+        return *super().of(x, name), x.stride(1) if x.shape[1] > 1 else 0
 
 
 class Table(c_void_p):
     """The address of numbers that lie side by side."""
 
-    dtype: torch.dtype | None = None  # None: the dtype of the call
+    dtype: torch.dtype | None = None
 
     @classmethod
-    def of(cls, x: Tensor, name: str) -> Table:
+    def of(cls, x: Tensor, name: str) -> int:
         """Describe a tensor of any shape."""
         if not x.is_contiguous():
             raise RuntimeError(f"{name} must be contiguous, got strides {x.stride()}")
-        return cls(x.data_ptr())
+        return x.data_ptr()
 
 
 class Flags(Table):
@@ -104,14 +109,21 @@ def round_up(count: int, lanes: int) -> int:
 
 
 class Extension:
-    """The functions of a loaded library."""
+    """The functions of a loaded library.
+
+    A call takes as long as a small map, so the answers that never change are kept.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self._lanes = {
+            dtype: getattr(library, f"mmlocal_lanes_{name}")() for dtype, name in _NAMES.items()
+        }
+        self._functions: dict[tuple, Callable] = {}
 
     def lanes(self, dtype: torch.dtype) -> int:
         """Return how many numbers a vector has. ``dtype`` is float32 or float64."""
-        return getattr(self._library, f"mmlocal_lanes_{_name(dtype)}")()
+        return self._lanes[dtype]
 
     def threads(self) -> int:
         """Return how many threads share a loop: PyTorch's number, or 1 without OpenMP."""
@@ -140,35 +152,98 @@ class Extension:
             RuntimeError: the function takes a structure of another size, a member is unknown, or a
                 tensor does not have the shape, dtype, device or strides that the function needs.
         """
-        size = getattr(self._library, f"mmlocal_size_of_{function}")()
-        if size != ctypes.sizeof(structure):
-            raise RuntimeError(
-                f"{function} takes a structure of {size} bytes, got {structure.__name__} of "
-                f"{ctypes.sizeof(structure)} bytes"
-            )
-        if unknown := members.keys() - {field[0] for field in structure._fields_}:
-            raise RuntimeError(f"{structure.__name__} has no members {sorted(unknown)}")
-        there = {name: x for name, x in members.items() if x is not None}
-        tensors = {name: x for name, x in there.items() if isinstance(x, Tensor)}
-        call = structure(**{name: there[name] for name in there.keys() - tensors.keys()})
-        kinds: dict[str, Any] = {field[0]: field[1] for field in call._fields_}
-        shapes = call.shapes(self.lanes(dtype))
-        for name, x in tensors.items():
-            expected = getattr(kinds[name], "dtype", None) or dtype
-            if x.device.type != "cpu" or x.dtype != expected:
+        counts, tensors = {}, {}
+        for name, x in members.items():
+            (tensors if x is None or isinstance(x, Tensor) else counts)[name] = x
+        return self.prepare(structure, dtype, **counts).run(function, **tensors)
+
+    def prepare(
+        self, structure: type[Arguments], dtype: torch.dtype, **counts: int
+    ) -> PreparedCall:
+        """Return a call without its tensors. It is kept for further calls with these counts.
+
+        Args:
+            structure: structure that the functions to call take.
+            dtype: dtype of the tensors, float32 or float64.
+            **counts: members of the structure that are not tensors.
+
+        Raises:
+            RuntimeError: a member is unknown.
+        """
+        return _prepare(self, structure, dtype, **counts)
+
+    def function(self, name: str, structure: type[Arguments], dtype: torch.dtype) -> Callable:
+        """Return a function of the library, once it is known to take the structure.
+
+        Raises:
+            RuntimeError: the function takes a structure of another size.
+        """
+        key = (name, structure, dtype)
+        if key not in self._functions:
+            size = getattr(self._library, f"mmlocal_size_of_{name}")()
+            if size != ctypes.sizeof(structure):
                 raise RuntimeError(
-                    f"{name} must be {expected} on the CPU, got {x.dtype} on {x.device}"
+                    f"{name} takes a structure of {size} bytes, got {structure.__name__} of "
+                    f"{ctypes.sizeof(structure)} bytes"
                 )
-            if x.shape != shapes[name]:
-                raise RuntimeError(f"{name} must be {shapes[name]}, got {tuple(x.shape)}")
-            setattr(call, name, kinds[name].of(x, name))
-        threads = c_int64(torch.get_num_threads())
-        getattr(self._library, f"mmlocal_{function}_{_name(dtype)}")(byref(call), threads)
-        return call
+            self._functions[key] = getattr(self._library, f"mmlocal_{name}_{_NAMES[dtype]}")
+        return self._functions[key]
 
 
-def _name(dtype: torch.dtype) -> str:
-    return {torch.float32: "float", torch.float64: "double"}[dtype]
+class PreparedCall:
+    """A call without its tensors, and what is known about them. :meth:`Extension.prepare` makes it.
+
+    Attributes:
+        shapes: shapes of all tensors, by member.
+    """
+
+    def __init__(
+        self,
+        extension: Extension,
+        structure: type[Arguments],
+        dtype: torch.dtype,
+        counts: Mapping[str, int],
+    ) -> None:
+        kinds = dict(structure._fields_)
+        if unknown := counts.keys() - kinds.keys():
+            raise RuntimeError(f"{structure.__name__} has no members {sorted(unknown)}")
+        self._extension, self._structure, self._dtype = extension, structure, dtype
+        arguments = structure(**counts)
+        self._bytes = bytes(arguments)
+        self.shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(
+            arguments.shapes(extension.lanes(dtype))
+        )
+        self._tensors = {
+            name: (kinds[name].of, kinds[name].dtype or dtype, shape)
+            for name, shape in self.shapes.items()
+        }
+
+    def run(self, function: str, **tensors: Tensor | None) -> Arguments:
+        """Call a function of the library. See :meth:`Extension.run`."""
+        call = self._extension.function(function, self._structure, self._dtype)
+        arguments = self._structure.from_buffer_copy(self._bytes)
+        for name, x in tensors.items():
+            if name not in self._tensors:
+                raise RuntimeError(f"{self._structure.__name__} has no members {[name]}")
+            if x is None:
+                continue
+            describe, dtype, shape = self._tensors[name]
+            if x.dtype != dtype or not x.is_cpu:
+                raise RuntimeError(
+                    f"{name} must be {dtype} on the CPU, got {x.dtype} on {x.device}"
+                )
+            if x.shape != shape:
+                raise RuntimeError(f"{name} must be {shape}, got {tuple(x.shape)}")
+            setattr(arguments, name, describe(x, name))
+        call(byref(arguments), c_int64(torch.get_num_threads()))
+        return arguments
+
+
+@functools.lru_cache(maxsize=1024)
+def _prepare(
+    extension: Extension, structure: type[Arguments], dtype: torch.dtype, **counts: int
+) -> PreparedCall:
+    return PreparedCall(extension, structure, dtype, counts)
 
 
 def _openmp() -> ctypes.Array | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -150,14 +151,14 @@ class Operator:
 
     def _forward(self, *args: Any) -> Tensor:
         implementation = self._implementation(args[-1])
-        with torch.autocast(args[0].device.type, enabled=False):
+        with _without_autocast(args[0]):
             return implementation.forward(*self._prepare(args[:-1]))
 
     # An operator must return tensors, so an empty one stands for a gradient that is not needed.
     def _backward(self, grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         *_, backend, needs_grad = args
         implementation = self._implementation(backend)
-        with torch.autocast(grad.device.type, enabled=False):
+        with _without_autocast(grad):
             grads = implementation.backward(grad, *self._prepare(args[:-2]), needs_grad)
         return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
@@ -168,6 +169,14 @@ class Operator:
             else grad.new_empty(0)
             for x, table, needed in zip(args[: self._count], self._tables, args[-1], strict=True)
         )
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    """Turn autocast off for the device of ``x``. That takes time, so only where it is on."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def as_for_convolution(

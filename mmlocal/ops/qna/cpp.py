@@ -81,12 +81,13 @@ class _Call:
         padding: int,
         sum_queries: bool,
     ) -> None:
-        self.extension = loaded()
         self.dtype = computation_dtype(value)
         batch, channels, height, width = value.shape
         self.size = [output_size(n, kernel_size, stride, padding) for n in (height, width)]
         self.sum_queries = sum_queries
-        self.counts = dict(
+        self._call = loaded().prepare(
+            Qna,
+            self.dtype,
             batch=batch,
             channels=channels,
             height=height,
@@ -101,8 +102,8 @@ class _Call:
             parts=PARTS,
             sum_queries=sum_queries,
         )
-        self.shapes = Qna(**self.counts).shapes(self.extension.lanes(self.dtype))
-        self.inputs = dict(
+        self.shapes = self._call.shapes
+        self._inputs = dict(
             value=to_pixels(value, self.dtype),
             scores=to_pixels(scores, self.dtype),
             rel_pos=self._table(rel_pos),
@@ -122,8 +123,8 @@ class _Call:
 
     def run(self, function: str, **more: Tensor | None) -> bool:
         """Call a function. Returns whether all numbers were finite."""
-        members = self.counts | self.inputs | self.empty("tables") | more
-        return not self.extension.run(function, Qna, self.dtype, **members).refused
+        done = self._call.run(function, **self._inputs, **self.empty("tables"), **more)
+        return not done.refused
 
 
 def forward(
