@@ -82,10 +82,10 @@ struct QnaCall : Qna<T> {
   T* shift;  // (batch, padded tables): 0 unless the scores are large
   T* power;  // (batch, padded tables): K, a whole number
   T* rel;    // (taps, padded tables): R
-  T* mix;    // (taps, vectors of channels, queries, lanes): R times tap_weight
+  T* mix;    // (vectors of channels, taps, queries, lanes): R times tap_weight
   // One part of the gradients of rel and mix, and of both tables in exact windows.
   T *sum_rel, *sum_exact_rel, *sum_exact_mix;  // (taps, padded tables)
-  T* sum_mix;                                  // (taps, vectors of channels, queries, lanes)
+  T* sum_mix;                                  // (vectors of channels, taps, queries, lanes)
   int64_t sums_of_part;                        // the step from one part to the next
 };
 
@@ -138,9 +138,12 @@ struct Kernels {
 
   // This works on one of batch * parts parts.
   void (*qna_peak)(const QnaCall<T>&, int64_t part);
-  // Makes all tables from the peaks. Returns whether all numbers are below infinity.
+  // Makes shift and power. Returns whether all scores are below infinity.
+  bool (*qna_scales)(const QnaCall<T>&);
+  // Makes rel and mix, by tasks [begin, end). Returns whether all numbers are below infinity.
+  int64_t (*qna_table_tasks)(const QnaCall<T>&);
   int64_t (*qna_table_scratch)(const QnaCall<T>&);
-  bool (*qna_tables)(const QnaCall<T>&, T* scratch);
+  bool (*qna_tables)(const QnaCall<T>&, T* scratch, int64_t begin, int64_t end);
   // This works on taps [begin, end).
   void (*qna_grad_tables)(const QnaCall<T>&, T* scratch, int64_t begin, int64_t end);
   // These work on tasks [begin, end). A task is a tile of windows, or of tokens.

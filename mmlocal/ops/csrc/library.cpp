@@ -126,16 +126,27 @@ QnaCall<T> placed(const Qna<T>& given) {
   return a;
 }
 
+// Into how many shares the work on the tables is cut.
+constexpr int64_t kShares = 128;
+
 // Makes the tables. Returns whether all numbers in them are below infinity.
 template <class T>
 bool make_tables(const QnaCall<T>& a, int64_t threads) {
   const Kernels<T>& kernels = chosen<T>();
-  const int64_t numbers = a.height * a.width * a.queries * a.heads / a.parts + 1;
-  parallel_for(threads, a.batch * a.parts, 1 + 50000 / numbers, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) kernels.qna_peak(a, part);
+  const int64_t tables = a.queries * a.heads, parts = a.batch * a.parts;
+  const int64_t tasks = kernels.qna_table_tasks(a);
+  bool refused = false;
+  // A share has tasks of both kinds.
+  const int64_t work = a.batch * a.height * a.width * tables / 8 + tables * a.kernel * a.kernel;
+  parallel_for(threads, kShares, 1 + kShares * 5000 / (work + 1), [&](int64_t begin, int64_t end) {
+    const auto of = [&](int64_t share, int64_t count) { return share * count / kShares; };
+    for (int64_t part = of(begin, parts); part < of(end, parts); ++part) kernels.qna_peak(a, part);
+    Memory<T> memory(kernels.qna_table_scratch(a));
+    if (!kernels.qna_tables(a, memory.data, of(begin, tasks), of(end, tasks))) {
+      __atomic_store_n(&refused, true, __ATOMIC_RELAXED);
+    }
   });
-  Memory<T> memory(kernels.qna_table_scratch(a));
-  return kernels.qna_tables(a, memory.data);
+  return kernels.qna_scales(a) && !refused;
 }
 
 template <class T>

@@ -85,7 +85,7 @@ struct TokenTile {
       grad_rows[oy - first] = ring_grad + slot * grad_row();
       mean_rows[oy - first] = ring_mean + slot * mean_row();
       rel_rows[oy - first] = a.rel + tap * a.kernel * s.padded;
-      mix_rows[oy - first] = a.mix + tap * a.kernel * s.mixed * kLanes<T>;
+      mix_rows[oy - first] = a.mix + tap * a.kernel * a.queries * kLanes<T>;
     }
   }
 
@@ -104,14 +104,16 @@ struct TokenTile {
     grad.table = mix_rows;
     grad.source_col = -token;
     grad.source_pixel = token;
-    grad.table_col = grad.out_pixel = stride * s.mixed * n;
+    grad.table_col = stride * token;
+    grad.out_pixel = stride * s.mixed * n;
+    mean.pixels = grad.pixels = tiling.pixels;
     mean.rows = grad.rows = rows;
     // Tokens of one phase have the same taps, and their windows are neighbours.
     for (int64_t phase = 0; phase < smaller(stride, x1 - x0); ++phase) {
       const int64_t tap = (x0 + phase + a.padding) % stride;
       const int64_t source = (x0 + phase + a.padding - tap) / stride - ox0;
       mean.cols = grad.cols = tap < k ? (k - 1 - tap) / stride + 1 : 0;
-      for (int64_t x = phase; x < x1 - x0; x += kPixels * stride) {
+      for (int64_t x = phase; x < x1 - x0; x += tiling.pixels * stride) {
         for (int64_t t = 0; t < s.padded; t += n) {
           convolve<T, 1>(mean, (source + x / stride) * s.padded + t, tap * s.padded + t,
                          means + x * s.padded + t);
@@ -122,9 +124,10 @@ struct TokenTile {
           const int64_t u = g * queries + l;
           const bool two = l + 1 < queries;
           const auto part = two ? convolve<T, 2> : convolve<T, 1>;
-          for (int64_t x = phase; x < x1 - x0; x += kPixels * stride) {
+          for (int64_t x = phase; x < x1 - x0; x += tiling.pixels * stride) {
             const int64_t at = g * tiling.ring_cols + source + x / stride;
-            part(grad, at * token + l * n, (tap * s.mixed + u) * n, sums + (x * s.mixed + u) * n);
+            part(grad, at * token + l * n, g * s.vector_mix + (tap * queries + l) * n,
+                 sums + (x * s.mixed + u) * n);
           }
           l += two ? 2 : 1;
         }

@@ -37,8 +37,9 @@ struct BackwardWindowTile : WindowTile<T> {
         const int64_t u = g * a.queries + l;
         const bool two = l + 1 < a.queries;
         const auto part = two ? convolve<T, 2> : convolve<T, 1>;
-        for (int64_t x = 0; x < count; x += kPixels) {
-          part(c, this->value_offset(g, l, x), u * n, sums + x * c.out_pixel + u * n);
+        for (int64_t x = 0; x < count; x += c.pixels) {
+          part(c, this->value_offset(g, l, x), g * s.vector_mix + l * n,
+               sums + x * c.out_pixel + u * n);
         }
         l += two ? 2 : 1;
       }
@@ -78,9 +79,8 @@ struct BackwardWindowTile : WindowTile<T> {
     rel.cols = mix.cols = k;
     rel.grad_pixel = rel.source_col = rel.table_col = s.padded;
     rel.source_pixel = a.stride * s.padded;
-    mix.grad_pixel = mix.source_col = token;
+    mix.grad_pixel = mix.source_col = mix.table_col = token;
     mix.source_pixel = a.stride * token;
-    mix.table_col = s.mixed * n;
     for (int64_t i = 0; i < this->rows; ++i) {
       T* rel_row = a.sum_rel + part * a.sums_of_part + (this->rel_rows[i] - a.rel);
       for (int64_t t = 0; t < s.padded; t += n) {
@@ -93,7 +93,7 @@ struct BackwardWindowTile : WindowTile<T> {
           const auto row = two ? correlate_row<T, 2> : correlate_row<T, 1>;
           row(mix, grads + g * tiling.cols * token + l * n,
               this->value_rows[i] + g * tiling.ring_cols * token + l * n,
-              mix_row + (g * queries + l) * n);
+              mix_row + g * s.vector_mix + l * n);
           l += two ? 2 : 1;
         }
       }

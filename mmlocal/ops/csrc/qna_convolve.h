@@ -11,6 +11,7 @@ struct Convolution {
   int64_t rows, cols;               // numbers of taps
   int64_t source_col, table_col;    // steps from tap to tap
   int64_t source_pixel, out_pixel;  // steps from one pixel of the output to the next
+  int64_t pixels;                   // of a block: kPixels or kOddPixels
 };
 
 // Takes P pixels and U vectors, from an offset in the rows of source and table on. The source's
@@ -43,15 +44,24 @@ static __attribute__((noinline)) void convolve_at(const Convolution<T>& c, int64
   }
 }
 
-// The same for kPixels pixels at any step. Loads are faster at steps that the compiler knows.
+// The same for P pixels at any step. Loads are faster at steps that the compiler knows.
+template <class T, int P, int U>
+MMLOCAL_INLINE void convolve_pixels(const Convolution<T>& c, int64_t source_offset,
+                                    int64_t table_offset, T* out) {
+  constexpr int n = kLanes<T>;
+  const auto part = c.source_pixel == n       ? convolve_at<T, P, U, 1>
+                    : c.source_pixel == 2 * n ? convolve_at<T, P, U, 2>
+                    : c.source_pixel == 4 * n ? convolve_at<T, P, U, 4>
+                                              : convolve_at<T, P, U, 0>;
+  part(c, source_offset, table_offset, out);
+}
+
+// The same for a block of pixels.
 template <class T, int U>
 MMLOCAL_INLINE void convolve(const Convolution<T>& c, int64_t source_offset, int64_t table_offset,
                              T* out) {
-  constexpr int n = kLanes<T>, p = kPixels;
-  const auto part = c.source_pixel == n       ? convolve_at<T, p, U, 1>
-                    : c.source_pixel == 2 * n ? convolve_at<T, p, U, 2>
-                    : c.source_pixel == 4 * n ? convolve_at<T, p, U, 4>
-                                              : convolve_at<T, p, U, 0>;
+  const auto part =
+      c.pixels == kOddPixels ? convolve_pixels<T, kOddPixels, U> : convolve_pixels<T, kPixels, U>;
   part(c, source_offset, table_offset, out);
 }
 

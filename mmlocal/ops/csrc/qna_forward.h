@@ -6,10 +6,10 @@ struct ForwardTile : WindowTile<T> {
   using Base::a;
   using Base::s;
 
-  T* block;  // (kPixels, 2, n)
+  T* block;  // (pixels, 2, n)
 
   ForwardTile(const QnaCall<T>& a, T* memory) : Base(a, memory) {
-    block = this->scratch.take(kPixels * 2 * kLanes<T>);
+    block = this->scratch.take(this->tiling.pixels * 2 * kLanes<T>);
   }
 
   // Writes a row of windows, for one vector of channels and the queries [l, l + U).
@@ -25,10 +25,10 @@ struct ForwardTile : WindowTile<T> {
     const bool sum = a.sum_queries, add = sum && l > 0;
     const T* inverse = this->inverse;
     T* out = a.out.at(b, oy, ox0) + l * query + g * n;
-    for (int64_t x = 0; x < count; x += kPixels) {
-      convolve<T, U>(c, this->value_offset(g, l, x), (g * a.queries + l) * n, block);
+    for (int64_t x = 0; x < count; x += c.pixels) {
+      convolve<T, U>(c, this->value_offset(g, l, x), g * s.vector_mix + l * n, block);
       const T* sums = block;
-      for (int64_t p = smaller(kPixels, count - x); p > 0; --p) {
+      for (int64_t p = smaller(c.pixels, count - x); p > 0; --p) {
         const Vec<T> first = load(sums) * expand(inverse, l);
         const Vec<T> second = load(sums + (U - 1) * n) * expand(inverse, l + U - 1);
         const Vec<T> total = sum && U == 2 ? first + second : first;

@@ -25,6 +25,31 @@ static void qna_peak(const QnaCall<T>& a, int64_t part) {
   }
 }
 
+// Makes shift and power of the peaks. Returns whether all scores are below infinity.
+template <class T>
+static bool qna_scales(const QnaCall<T>& a) {
+  const Sizes<T> s(a);
+  bool finite = true;
+  for (int64_t b = 0; b < a.batch; ++b) {
+    for (int64_t t = 0; t < s.padded; ++t) {
+      T peak = -kInfinity<T>;
+      for (int64_t i = 0; t < s.tables && i < a.parts; ++i) {
+        const T part = a.peak[(b * a.parts + i) * s.padded + t];
+        finite &= part < kInfinity<T>;
+        peak = part > peak ? part : peak;
+      }
+      if (peak == -kInfinity<T>) peak = 0;
+      // exp(score) / 2^K stays in range up to this size of the largest score. Beyond it, scores
+      // are taken relative to the largest one. The difference is exact for scores that count.
+      const bool large = peak > 256 || peak < -256;
+      a.shift[b * s.padded + t] = large ? peak : T(0);
+      a.power[b * s.padded + t] = large ? T(0) : T(__builtin_rint(peak * 1.4426950408889634));
+    }
+  }
+  return finite;
+}
+
+// A task makes the tables of the fewest heads whose channels fill whole vectors.
 template <class T>
 struct Tables {
   const QnaCall<T>& a;
@@ -32,9 +57,10 @@ struct Tables {
   const int64_t taps;
   Scratch<T> scratch;
   const Heads<T> heads;
-  T* row;     // (padded), and room for a vector: the tables at one tap
-  T* mixed;   // (mixed, n)
-  double* r;  // (taps), and room for a vector: R of one table
+  T* weighted;  // (taps, padded), and room for a vector: R times tap_weight
+  T* row;       // (padded): the tables at one tap
+  T* mixed;     // (mixed, n)
+  double* r;    // (taps), and room for a vector: R of one table
 
   Tables(const QnaCall<T>& a, T* memory)
       : a(a),
@@ -42,39 +68,29 @@ struct Tables {
         taps(a.kernel * a.kernel),
         scratch{memory},
         heads(a.heads, a.channels / a.heads, scratch) {
-    row = scratch.take(s.padded + kLanes<T>);
+    weighted = scratch.take(taps * s.padded + kLanes<T>);
+    row = scratch.take(s.padded);
     mixed = scratch.take(s.mixed * kLanes<T>);
     r = scratch.template take<double>(taps + kLanes<double>);
   }
 
-  // Makes shift and power. Returns false for NaN and infinity.
-  bool load_scales() const {
-    bool finite = true;
-    for (int64_t b = 0; b < a.batch; ++b) {
-      for (int64_t t = 0; t < s.padded; ++t) {
-        T peak = -kInfinity<T>;
-        for (int64_t i = 0; t < s.tables && i < a.parts; ++i) {
-          const T part = a.peak[(b * a.parts + i) * s.padded + t];
-          finite &= part < kInfinity<T>;
-          peak = part > peak ? part : peak;
-        }
-        if (peak == -kInfinity<T>) peak = 0;
-        // exp(score) / 2^K stays in range up to this size of the largest score. Beyond it, scores
-        // are taken relative to the largest one. The difference is exact for scores that count.
-        const bool large = peak > 256 || peak < -256;
-        a.shift[b * s.padded + t] = large ? peak : T(0);
-        a.power[b * s.padded + t] = large ? T(0) : T(__builtin_rint(peak * 1.4426950408889634));
-      }
-    }
-    return finite;
+  // Where mix, or its gradient, has a vector of channels at a tap.
+  T* mix_at(T* mix, int64_t vector, int64_t tap) const {
+    return mix + (vector * taps + tap) * a.queries * kLanes<T>;
   }
 
-  // Makes rel. Returns false for NaN and infinity.
-  bool load_rel() const {
+  int64_t heads_of_task() const {
+    int64_t count = 1;
+    while (count * (a.channels / a.heads) % kLanes<T>) ++count;
+    return count;
+  }
+
+  // Makes rel of one table, and weighted. Returns false for NaN and infinity.
+  bool load_table(int64_t table) const {
     constexpr int n = kLanes<double>;
-    for (int64_t i = 0; i < taps * s.padded; ++i) a.rel[i] = 1;
     bool finite = true;
-    for (int64_t table = 0; a.rel_pos && table < s.tables; ++table) {
+    for (int64_t t = 0; t < taps; ++t) r[t] = 1;
+    if (a.rel_pos) {
       const T* from = a.rel_pos + table * taps;
       T most = -kInfinity<T>;
       for (int64_t t = 0; t < taps; ++t) {
@@ -84,26 +100,36 @@ struct Tables {
       if (most == -kInfinity<T>) most = 0;
       for (int64_t t = 0; t < taps; ++t) r[t] = double(from[t]) - double(most);
       for (int64_t t = 0; t < taps; t += n) store(r + t, exp_scaled(load(r + t), Vec<double>{}));
-      for (int64_t t = 0; t < taps; ++t) a.rel[t * s.padded + table] = T(r[t]);
+    }
+    for (int64_t t = 0; t < taps; ++t) {
+      const T weight = tap_weight(a, table, t);
+      finite &= weight < kInfinity<T> && weight > -kInfinity<T>;
+      a.rel[t * s.padded + table] = T(r[t]);
+      weighted[t * s.padded + table] = T(r[t]) * weight;
     }
     return finite;
   }
 
-  // Makes mix of rel. Returns false for NaN and infinity.
-  bool load_mix() const {
+  // Makes rel and mix of a task. Returns false for NaN and infinity.
+  bool load_task(int64_t task) const {
+    const int64_t head_dims = a.channels / a.heads;
+    const int64_t first = task * heads_of_task();
+    const int64_t last = smaller(a.heads, first + heads_of_task());
     bool finite = true;
-    for (int64_t t = 0; t < taps; ++t) {
-      const T* rel = a.rel + t * s.padded;
-      for (int64_t table = 0; table < s.tables; ++table) {
-        const T weight = tap_weight(a, table, t);
-        finite &= weight < kInfinity<T> && weight > -kInfinity<T>;
-        row[table] = rel[table] * weight;
+    for (int64_t l = 0; l < a.queries; ++l) {
+      for (int64_t head = first; head < last; ++head) finite &= load_table(l * a.heads + head);
+    }
+    for (int64_t g = first * head_dims / kLanes<T>; g * kLanes<T> < last * head_dims; ++g) {
+      const Expand<T> expand(a, heads, g);
+      for (int64_t t = 0; t < taps; ++t) {
+        T* out = mix_at(a.mix, g, t);
+        for (int64_t l = 0; l < a.queries; ++l) {
+          store(out + l * kLanes<T>, expand(weighted + t * s.padded, l));
+        }
       }
-      T* out = a.mix + t * s.mixed * kLanes<T>;
-      for (int64_t g = 0; g < s.vectors; ++g) {
-        const Expand<T> expand(a, heads, g);
-        for (int64_t l = 0; l < a.queries; ++l, out += kLanes<T>) store(out, expand(row, l));
-      }
+    }
+    for (int64_t t = 0; task == 0 && t < taps; ++t) {
+      for (int64_t i = s.tables; i < s.padded; ++i) a.rel[t * s.padded + i] = 1;
     }
     return finite;
   }
@@ -118,7 +144,8 @@ struct Tables {
   void write_grads(int64_t tap) const {
     constexpr int64_t n = kLanes<T>;
     for (int64_t u = 0; u < s.mixed; ++u) {
-      store(mixed + u * n, total(a.sum_mix + (tap * s.mixed + u) * n));
+      const T* sums = mix_at(a.sum_mix, u / a.queries, tap) + u % a.queries * n;
+      store(mixed + u * n, total(sums));
     }
     sum_heads(a, s, mixed, row);
     for (int64_t t = 0; t < s.padded; t += n) {
@@ -141,10 +168,16 @@ static int64_t qna_table_scratch(const QnaCall<T>& a) {
 }
 
 template <class T>
-static bool qna_tables(const QnaCall<T>& a, T* scratch) {
+static int64_t qna_table_tasks(const QnaCall<T>& a) {
+  return ceil_div(a.heads, Tables<T>(a, nullptr).heads_of_task());
+}
+
+template <class T>
+static bool qna_tables(const QnaCall<T>& a, T* scratch, int64_t begin, int64_t end) {
   const Tables<T> tables(a, scratch);
-  const bool scales = tables.load_scales(), rel = tables.load_rel(), mix = tables.load_mix();
-  return scales && rel && mix;
+  bool finite = true;
+  for (int64_t task = begin; task < end; ++task) finite &= tables.load_task(task);
+  return finite;
 }
 
 template <class T>

@@ -24,11 +24,13 @@ template <class T>
 struct Sizes {
   int64_t tables, padded;  // tables, and their number rounded up to whole vectors
   int64_t vectors, mixed;  // vectors of channels, and their number times queries
+  int64_t vector_mix;      // numbers of mix for each vector of channels
   explicit Sizes(const QnaCall<T>& a)
       : tables(a.queries * a.heads),
         padded(round_up(tables, kLanes<T>)),
         vectors((a.channels + kLanes<T> - 1) / kLanes<T>),
-        mixed(vectors * a.queries) {}
+        mixed(vectors * a.queries),
+        vector_mix(a.kernel * a.kernel * a.queries * kLanes<T>) {}
 
   // The table at which to load a vector for table t. It overlaps the vector before where it would
   // end behind the tables, because part of a vector is loaded slowly.
@@ -37,10 +39,20 @@ struct Sizes {
   }
 };
 
+// Blocks of pixels of a convolution. Maps of images of 224x224 have multiples of 7 columns.
+constexpr int kOddPixels = MMLOCAL_VECTOR_BYTES == 16 ? kPixels : 7;
+
+// The size of blocks with fewer loads for a row: of each pixel, and of the table for each block.
+MMLOCAL_INLINE int64_t block_pixels(int64_t cols) {
+  const auto loads = [&](int64_t pixels) { return ceil_div(cols, pixels) * (pixels + 1); };
+  return loads(kOddPixels) < loads(kPixels) ? kOddPixels : kPixels;
+}
+
 // The size and number of tiles of an output map. A tile keeps the rows of the other map that it
 // needs in a ring.
 template <class T>
 struct Tiling {
+  int64_t pixels;      // of a block
   int64_t rows, cols;  // of a tile; cols are whole blocks of pixels
   int64_t row_tiles, col_tiles;
   int64_t ring_rows, ring_cols;
@@ -50,10 +62,11 @@ struct Tiling {
       : ring_rows(ring_rows) {
     const Sizes<T> s(a);
     const int64_t bytes = ring_rows * (s.mixed * kLanes<T> + s.padded) * sizeof(T);
-    const int64_t step = kPixels * shrink;
     cols = (kTileBytes / bytes - a.kernel) * shrink / stride;
     cols = larger(cols, 2 * kPixels);
-    cols = round_up(smaller(smaller(cols, 128), width), step);
+    cols = smaller(smaller(cols, 128), width);
+    pixels = block_pixels(ceil_div(cols, shrink));
+    cols = round_up(cols, pixels * shrink);
     // Tiles are small enough to give work to many threads. They are not smaller, because each tile
     // computes some of its neighbours' rows again.
     rows = larger(2 * a.kernel + 1, smaller(larger(16, 8 * a.kernel), a.batch * height / 64));

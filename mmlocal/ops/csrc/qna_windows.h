@@ -80,12 +80,13 @@ struct WindowTile {
     c.source_col = c.table_col = c.out_pixel = s.padded;
     c.source_pixel = a.stride * s.padded;
     IntVec<T> small{};
-    for (int64_t x = 0; x < count; x += kPixels) {
+    c.pixels = tiling.pixels;
+    for (int64_t x = 0; x < count; x += c.pixels) {
       for (int64_t i = 0; i < s.padded; i += n) {
         const int64_t t = s.whole(i);
         T* out = inverse + x * s.padded + t;
         convolve<T, 1>(c, x * c.source_pixel + t, t, out);
-        for (int64_t p = 0; p < smaller(kPixels, count - x); ++p) {
+        for (int64_t p = 0; p < smaller(c.pixels, count - x); ++p) {
           const Vec<T> z = load(out + p * s.padded);
           const IntVec<T> fits = z >= broadcast(kSmallest<T>);
           small |= ~fits;
@@ -98,7 +99,7 @@ struct WindowTile {
     return any;
   }
 
-  // Describes the convolution of E * value. Taps of a table lie `mixed` vectors apart.
+  // Describes the convolution of E * value.
   Convolution<T> of_values() const {
     const int64_t token = a.queries * kLanes<T>;
     Convolution<T> c{};
@@ -106,9 +107,9 @@ struct WindowTile {
     c.table = mix_rows;
     c.rows = rows;
     c.cols = a.kernel;
-    c.source_col = token;
-    c.table_col = s.mixed * kLanes<T>;
+    c.source_col = c.table_col = token;
     c.source_pixel = a.stride * token;
+    c.pixels = tiling.pixels;
     return c;
   }
 
@@ -137,7 +138,7 @@ struct WindowTile {
         exp_rows[i] = ring_exp + slot * exp_row();
         value_rows[i] = ring_value + slot * value_row();
         rel_rows[i] = a.rel + tap * s.padded;
-        mix_rows[i] = a.mix + tap * s.mixed * kLanes<T>;
+        mix_rows[i] = a.mix + tap * a.queries * kLanes<T>;
       }
       const bool any_exact = load_inverse(count);
       use(tile.b, oy, tile.x, count, any_exact);
