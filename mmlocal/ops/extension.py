@@ -152,9 +152,13 @@ class Extension:
             RuntimeError: the function takes a structure of another size, a member is unknown, or a
                 tensor does not have the shape, dtype, device or strides that the function needs.
         """
-        counts, tensors = {}, {}
+        counts: dict[str, Any] = {}
+        tensors: dict[str, Tensor | None] = {}
         for name, x in members.items():
-            (tensors if x is None or isinstance(x, Tensor) else counts)[name] = x
+            if x is None or isinstance(x, Tensor):
+                tensors[name] = x
+            else:
+                counts[name] = x
         return self.prepare(structure, dtype, **counts).run(function, **tensors)
 
     def prepare(
@@ -204,7 +208,7 @@ class PreparedCall:
         dtype: torch.dtype,
         counts: Mapping[str, int],
     ) -> None:
-        kinds = dict(structure._fields_)
+        kinds: dict[str, Any] = {field[0]: field[1] for field in structure._fields_}
         if unknown := counts.keys() - kinds.keys():
             raise RuntimeError(f"{structure.__name__} has no members {sorted(unknown)}")
         self._extension, self._structure, self._dtype = extension, structure, dtype

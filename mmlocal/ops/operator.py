@@ -137,10 +137,10 @@ class Operator:
         return self._apply(*args, chosen)
 
     def _cut(self, args: tuple, limit: int) -> tuple:
-        if self._step is None:
-            return args
         index = self._step
-        return (*args[:index], min(args[index], limit), *args[index + 1 :])
+        if index is None or args[index] <= limit:
+            return args
+        return (*args[:index], limit, *args[index + 1 :])
 
     def _prepare(self, args: tuple) -> tuple:
         padding = 0 if self._padding is None else args[self._padding]

@@ -309,6 +309,41 @@ def test_memory_of_the_forward_pass(op, inputs):
     assert extra < unfold / 20
 
 
+@built
+def test_a_call_makes_its_output_and_its_tables_only():
+    """Each further tensor would cost as much as some pixels of a small map."""
+    tensors, settings = qna_inputs((2, 8, 8, 14, 14, 3, 2, 1, 2))
+    for name in ("value", "scores"):
+        tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        qna_attention(**tensors, **settings, backend="cpp")
+    made = [e.name for e in profile.events() if e.name in ("aten::empty", "aten::copy_")]
+    assert made == ["aten::empty"] * 2
+
+
+@built
+def test_calls_of_other_counts_check_other_shapes():
+    """What is known about a call is kept for calls with the same counts."""
+    sizes = dict(batch=1, width=4, heads=1, head_dims=16, kernel=3, dilation=1, softmax=True)
+    maps = dict(
+        value=torch.zeros(1, 4, 4, 16),
+        attn=torch.zeros(1, 4, 4, 9),
+        out=torch.empty(1, 4, 4, 16),
+    )
+    for _ in range(2):
+        extension.extension.run("elsa_forward", Elsa, torch.float32, height=4, **sizes, **maps)
+        for changes, message in [
+            (dict(height=3), r"value must be \(1, 3, 4, 16\), got \(1, 4, 4, 16\)"),
+            (dict(height=4, heads=2), r"value must be \(1, 4, 4, 32\)"),
+            (dict(height=4, size=1), r"Elsa has no members \['size'\]"),
+            (dict(height=4, sum=torch.zeros(1)), r"Elsa has no members \['sum'\]"),
+        ]:
+            with pytest.raises(RuntimeError, match=message):
+                extension.extension.run(
+                    "elsa_forward", Elsa, torch.float32, **(sizes | changes), **maps
+                )
+
+
 MEND = "`mmlocal build` compiles them"
 # Each function of the library, which begins with the name of its op, and its structure.
 FUNCTIONS = re.findall(

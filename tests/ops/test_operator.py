@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import grad, jacrev, jvp, vjp, vmap
 
 from mmlocal.layers import ELSA, QnA
@@ -124,6 +125,45 @@ def test_derivatives_that_only_the_definition_has(op, backend):
         message = f"{name}: backend='{backend}' has no {what}.* backend='reference', which"
         with pytest.raises(RuntimeError, match=message):
             call()
+
+
+@cases
+def test_transforms_where_autograd_is_off(op, backend):
+    """A call then leaves out a function of autograd, but no sample of vmap and no refusal."""
+    f, maps, tables = make(op, backend)
+    args = (*(x[0] for x in maps), *tables)
+    out = f(*args)
+    # The result is a constant for grad.
+    ours = grad(lambda x: (torch.no_grad()(f)(x, *args[1:]) * x.sum()).sum())(args[0])
+    torch.testing.assert_close(ours, out.sum().expand_as(args[0]))
+    several = vmap(f, in_dims=(0, *[None] * (len(args) - 1)))
+    for off in (torch.no_grad, torch.inference_mode):
+        torch.testing.assert_close(off()(several)(maps[0], *args[1:]), several(maps[0], *args[1:]))
+        torch.testing.assert_close(off()(f)(*args), out, rtol=0, atol=0)
+    if backend != "reference":
+        for forward_mode in (
+            torch.no_grad()(lambda: jvp(f, args, args)),
+            lambda: jvp(torch.no_grad()(f), args, args),
+        ):
+            with pytest.raises(RuntimeError, match="has no forward-mode derivatives"):
+                forward_mode()
+        with torch.no_grad(), forward_ad.dual_level():
+            dual = forward_ad.make_dual(args[0], args[0])
+            with pytest.raises(RuntimeError, match="has no forward-mode derivatives"):
+                f(dual, *args[1:])
+
+
+@cases
+def test_gradients_of_several_cotangents_at_once(op, backend):
+    """PyTorch runs the backward pass under vmap, without autograd."""
+    f, maps, tables = make(op, backend)
+    leaves = [x.clone().requires_grad_() for x in (*(x[0] for x in maps), *tables)]
+    out = f(*leaves)
+    cotangents = torch.stack([torch.ones_like(out), out.detach()])
+    ours = torch.autograd.grad(out, leaves, cotangents, retain_graph=True, is_grads_batched=True)
+    each = [torch.autograd.grad(out, leaves, c, retain_graph=True) for c in cotangents]
+    for x, *expected in zip(ours, *each, strict=True):
+        torch.testing.assert_close(x, torch.stack(expected))
 
 
 @cases
