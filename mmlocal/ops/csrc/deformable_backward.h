@@ -124,6 +124,9 @@ static void deformable_grad_samples(const Deformable<T>& a, T* scratch, int64_t 
   });
 }
 
+// The fewest queries of a block, as in mmlocal/ops/deformable/cpp.py.
+constexpr int64_t kFewestQueries = 16;
+
 // The gradient of the values, for the maps [begin, end) of heads * maps. Only one task writes to a
 // map, query by query, so the result does not depend on the number of threads.
 template <class T>
@@ -135,8 +138,11 @@ static void deformable_grad_value(const Deformable<T>& a, T* scratch, int64_t be
     const int64_t head = begin / a.maps, map = begin % a.maps;
     const int64_t maps = smaller(a.maps - map, end - begin);
     T* grad_value = a.grad_value + head * a.rows * stride;
-    for (int64_t first = 0; first < a.queries; first += a.block) {
-      const int64_t last = smaller(a.queries, first + a.block);
+    // Blocks of queries order the sums over several chunks of points, and a.block depends on the
+    // number of threads.
+    const int64_t block = smaller(a.block, kFewestQueries);
+    for (int64_t first = 0; first < a.queries; first += block) {
+      const int64_t last = smaller(a.queries, first + block);
       deformable_softmaxes(a, head, first, last, softmaxes);
       deformable_load_grad(a, head, first, last, grads);
       const auto spread = [&](const DeformableChunk<T>& chunk) {
