@@ -14,13 +14,13 @@ from torch import Tensor
 
 from mmlocal.ops.backends import TRITON_INTERPRETED
 
-# TILE is how many numbers the (pixels, channels) tile of a program has. The first entry is used
-# where nothing is measured: in the interpreter, and where results must be deterministic.
 # With a limit of registers, even the largest, NVIDIA's compiler moves none of them to memory in
 # order to run more programs at once. Triton refuses a limit for AMD's GPUs.
-_MOST_REGISTERS = None if torch.version.hip else 255
+REGISTERS = {} if torch.version.hip else dict(maxnreg=255)
+# TILE is how many numbers the (pixels, channels) tile of a program has. The first entry is used
+# where nothing is measured: in the interpreter, and where results must be deterministic.
 _CONFIGS = [
-    triton.Config({"TILE": tile}, num_warps=warps, maxnreg=_MOST_REGISTERS)
+    triton.Config({"TILE": tile}, num_warps=warps, **REGISTERS)
     for tile, warps in ((2048, 4), (1024, 4), (1024, 2), (4096, 8))
 ]
 # The most partial sums for the gradient of a table, and the fewest pixels that each of them covers.
@@ -80,6 +80,21 @@ def store(pointers, x, mask):
     if pointers.dtype.element_ty != tl.float64:
         x = x.to(tl.float32)
     tl.store(pointers, x, mask=mask)
+
+
+@triton.jit
+def widen(x, ACC: tl.constexpr):
+    """``x`` in ``ACC``. A bfloat16 is the upper half of a float32."""
+    if x.dtype == tl.bfloat16 and tl.float32 == ACC:
+        bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        return bits.to(tl.float32, bitcast=True)
+    return x.to(ACC)
+
+
+@triton.jit
+def within(x, size):
+    """Whether ``0 <= x < size``, by one comparison: without a sign, negative numbers are large."""
+    return x.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ from torch import Tensor
 from mmlocal.ops.deformable.triton_backward import backward_kernel
 from mmlocal.ops.deformable.triton_kernels import forward_kernel
 from mmlocal.ops.layout import to_layout
-from mmlocal.ops.triton_common import accumulator
+from mmlocal.ops.triton_common import REGISTERS, accumulator
 
 # A program reads so many bytes at once, if they are aligned.
 _VECTOR = 16
@@ -160,7 +160,7 @@ class Call:
             with torch.cuda.device_of(value):
                 backward_kernel[self.grid](
                     grad, *self.inputs, sums, special, step, grad_places, grad_weights, by_head,
-                    *self.size, **self.constants, **tile,
+                    *self.size, **self.constants, **tile, **REGISTERS,
                 )  # fmt: skip
         if sums is not None:
             if special is not None and step is not None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmlocal.ops.elsa.triton_forward import softmax_of
-from mmlocal.ops.triton_common import store
+from mmlocal.ops.elsa.triton_forward import exp, softmax_of
+from mmlocal.ops.triton_common import store, widen, within
 
 
 @triton.jit
@@ -49,9 +49,9 @@ def map_of(table, number):
 @triton.jit
 def weight_of(logits, peak, scale, exists, reference, ACC: tl.constexpr):
     """Weights of samples, 0 where there is none."""
-    weight = tl.load(logits, mask=exists, other=0.0).to(ACC)
+    weight = widen(tl.load(logits, mask=exists, other=0.0), ACC)
     if reference is not None:
-        weight = tl.where(exists, tl.exp(weight - peak) * scale, 0.0)
+        weight = tl.where(exists, exp(weight - peak) * scale, 0.0)
     return weight
 
 
@@ -71,8 +71,7 @@ def cell_of(at, missing, size, BORDER: tl.constexpr):
     if BORDER:
         lower = tl.minimum(tl.maximum(lower, 0), size - 1)
         upper = tl.minimum(tl.maximum(upper, 0), size - 1)
-    has_lower = (lower >= 0) & (lower < size)
-    has_upper = (upper >= 0) & (upper < size)
+    has_lower, has_upper = within(lower, size), within(upper, size)
     return lower, has_lower, upper, has_upper, share, cut == at
 
 
@@ -119,7 +118,7 @@ def shares_of(share_x, share_y):
 def read(value, offset, mask, START: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
     """Channels ``(samples, BLOCK)`` from ``START`` on of one pixel each; 0 if it is not there."""
     pointers = value + offset[:, None] + (START + tl.arange(0, BLOCK))[None, :]
-    return tl.load(pointers, mask=mask[:, None], other=0.0).to(ACC)
+    return widen(tl.load(pointers, mask=mask[:, None], other=0.0), ACC)
 
 
 @triton.jit

@@ -14,7 +14,16 @@ from mmlocal.ops.elsa.triton_forward import (
     softmax_of,
     weight_of,
 )
-from mmlocal.ops.triton_common import channels_of, locate, program, share, sized, store, tuned
+from mmlocal.ops.triton_common import (
+    channels_of,
+    locate,
+    program,
+    share,
+    sized,
+    store,
+    tuned,
+    widen,
+)
 
 
 @tuned
@@ -71,7 +80,7 @@ def grad_value_kernel(
 def grad_weight(g, value, ghost_mul, offsets, near, real, ACC: tl.constexpr):
     """Gradient of the weight of one tap for each pixel, 0 where ``near`` is false."""
     v = tl.load(value, mask=near[:, None] & real[None, :], other=0.0)
-    product = g * v.to(ACC)
+    product = g * widen(v, ACC)
     if ghost_mul is not None:
         product *= tl.load(ghost_mul + offsets, mask=real, other=0.0).to(ACC)[None, :]
     return tl.where(near, tl.sum(product, axis=1), 0.0)
@@ -96,7 +105,7 @@ def grad_attn_kernel(
     value += batch * value_strides[0] + channel[None, :] * value_strides[1]
     grad += batch * grad_strides[0] + channel[None, :] * grad_strides[1]
     grad += index[:, None] * grad_strides[2]
-    g = tl.load(grad, mask=inside[:, None] & real[None, :], other=0.0).to(ACC)
+    g = widen(tl.load(grad, mask=inside[:, None] & real[None, :], other=0.0), ACC)
 
     # The gradient of a softmax: w * (dw - mean), mean = <w, dw>. Without one, attn may be None.
     peak, scale = 0.0, 0.0
@@ -160,12 +169,12 @@ def grad_ghost_kernel(
             v = tl.load(
                 value + (batch * value_strides[0] + other[:, None] * value_strides[2]),
                 mask=mask, other=0.0,
-            ).to(ACC)  # fmt: skip
+            )  # fmt: skip
             g = tl.load(
                 grad + (batch * grad_strides[0] + index[:, None] * grad_strides[2]),
                 mask=mask, other=0.0,
-            ).to(ACC)  # fmt: skip
-            product = v * g
+            )  # fmt: skip
+            product = widen(v, ACC) * widen(g, ACC)
             if add_sums is not None:
                 add_sum += product
             if mul_sums is not None:
@@ -176,7 +185,7 @@ def grad_ghost_kernel(
                     scale = tl.load(scales + softmaxes, mask=inside, other=0.0)
                 pointers = tap_attn + (batch * attn_strides[0] + index * attn_strides[2])
                 weight = weight_of(pointers, peak, scale, inside, SOFTMAX, ACC)
-                mul_sum += tl.where(mask, weight[:, None] * product, 0.0)
+                mul_sum = tl.where(mask, mul_sum + weight[:, None] * product, mul_sum)
         if mul_sums is not None:
             store(mul_sums + sums + tap, tl.sum(mul_sum, axis=0), mask=real)
         if add_sums is not None:

@@ -8,7 +8,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmlocal.ops.triton_common import channels_of, locate, program, sized, store, tuned
+from mmlocal.ops.triton_common import (
+    channels_of,
+    locate,
+    program,
+    sized,
+    store,
+    tuned,
+    widen,
+    within,
+)
 
 
 @triton.jit
@@ -17,8 +26,14 @@ def neighbour(row, col, index, y, x, inside, dilation, height, width, KERNEL: tl
     row = (row - KERNEL // 2) * dilation
     col = (col - KERNEL // 2) * dilation
     y, x = y + row, x + col
-    near = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    near = inside & within(y, height) & within(x, width)
     return index + (row * width + col), near
+
+
+@triton.jit
+def exp(x):
+    """The exponential. It flushes results below ``2**-126`` to 0, as ``tl.exp`` does not."""
+    return tl.exp2(x * 1.4426950408889634)
 
 
 @triton.jit
@@ -33,10 +48,10 @@ def softmax_of(
         taps = start + tl.arange(0, BLOCK_T)[None, :]
         mask = inside[:, None] & (taps < TAPS)
         logits = tl.load(pointers[:, None] + taps.to(tl.int64) * stride, mask=mask, other=0.0)
-        logits = tl.where(taps < TAPS, logits.to(ACC), float("-inf"))
+        logits = tl.where(taps < TAPS, widen(logits, ACC), float("-inf"))
         higher = tl.maximum(peak, tl.max(logits, axis=1))
         finite = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(peak - finite) + tl.sum(tl.exp(logits - finite[:, None]), axis=1)
+        total = total * exp(peak - finite) + tl.sum(exp(logits - finite[:, None]), axis=1)
         peak = higher
     return finite, 1.0 / total
 
@@ -44,9 +59,9 @@ def softmax_of(
 @triton.jit
 def weight_of(pointers, peak, scale, mask, SOFTMAX: tl.constexpr, ACC: tl.constexpr):
     """Weight of one tap for each pixel, 0 where ``mask`` is false."""
-    weight = tl.load(pointers, mask=mask, other=0.0).to(ACC)
+    weight = widen(tl.load(pointers, mask=mask, other=0.0), ACC)
     if SOFTMAX:
-        weight = tl.where(mask, tl.exp(weight - peak) * scale, 0.0)
+        weight = tl.where(mask, exp(weight - peak) * scale, 0.0)
     return weight
 
 
@@ -58,17 +73,23 @@ def next_tap(row, col, KERNEL: tl.constexpr):
 
 
 @triton.jit
-def refined(weight, ghost_mul, ghost_add, entry, real, mask):
-    """The factors ``(pixels, channels)``: the weight, refined by entries of the ghost heads.
+def add_tap(
+    total, weight, value, ghost_mul, ghost_add, entry, real, mask, ACC: tl.constexpr
+):  # fmt: skip
+    """Add values ``(pixels, channels)`` times the weight, refined by entries of the ghost heads.
 
-    They are 0 outside ``mask``, even where a ghost head is infinite or NaN.
+    Outside ``mask``, nothing is added, even where a ghost head is infinite or NaN.
     """
+    v = widen(tl.load(value, mask=mask, other=0.0), ACC)
     factor = weight[:, None]
+    if ghost_mul is None and ghost_add is None:
+        return total + tl.where(mask, factor, 0.0) * v  # one selection for all channels
     if ghost_mul is not None:
         factor = factor * tl.load(ghost_mul + entry, mask=real, other=0.0)[None, :]
     if ghost_add is not None:
         factor = factor + tl.load(ghost_add + entry, mask=real, other=0.0)[None, :]
-    return tl.where(mask, factor, 0.0)
+    # A sum that is selected takes no instruction beside the sum. A factor that is selected does.
+    return tl.where(mask, total + factor * v, total)
 
 
 @triton.jit
@@ -80,7 +101,8 @@ def mix_of(
     """The sums ``(pixels, channels)`` of the values around each pixel, times their factors.
 
     With ``OWN``, a pixel has weights for its neighbours, and ``peak`` and ``scale`` are its own.
-    Without it, the neighbours have weights for the pixel, and both point to the first pixel.
+    Without it, the neighbours have weights for the pixel, both point to the first pixel, and the
+    dilation is negative.
     """
     REACH: tl.constexpr = KERNEL // 2
     LOG2_E: tl.constexpr = 1.4426950408889634
@@ -105,25 +127,25 @@ def mix_of(
             peak += corner
             scale += corner
     for _ in range(KERNEL):
-        row_exists = inside & (y >= 0) & (y < height)
+        # Where the row does not exist, no column does: columns go away from the map.
+        row_x = tl.where(inside & within(y, height), x, width if OWN else -1)
         for col in range(KERNEL):
-            at = x + col * dilation
-            near = row_exists & (at >= 0) & (at < width)
+            near = within(row_x + col * dilation, width)
             mask = near[:, None] & real[None, :]
             if OWN:
-                weight = tl.load(attn + col * tap_stride, mask=inside, other=0.0).to(ACC)
+                weight = widen(tl.load(attn + col * tap_stride, mask=inside, other=0.0), ACC)
                 if SOFTMAX:
                     weight = tl.exp2((weight - peak) * LOG2_E + scale)
             else:
-                weight = tl.load(attn + col * tap_stride, mask=near, other=0.0).to(ACC)
+                weight = widen(tl.load(attn + col * tap_stride, mask=near, other=0.0), ACC)
                 if SOFTMAX:
                     weight -= tl.load(peak + col * dilation, mask=near, other=0.0)
                     weight = tl.exp2(weight * LOG2_E)
                     weight *= tl.load(scale + col * dilation, mask=near, other=0.0)
-            at = entry + col * ghost_stride
-            factor = refined(weight, ghost_mul, ghost_add, at, real, mask)
-            v = tl.load(value + col * right * value_stride, mask=mask, other=0.0)
-            total += factor * v.to(ACC)
+            total = add_tap(
+                total, weight, value + col * right * value_stride,
+                ghost_mul, ghost_add, entry + col * ghost_stride, real, mask, ACC,
+            )  # fmt: skip
         y += dilation
         value += down * value_stride
         attn += row_stride

@@ -10,8 +10,8 @@ import triton.language as tl
 
 from mmlocal.ops.backends import TRITON_INTERPRETED
 from mmlocal.ops.elsa.triton_backward import grad_weight
-from mmlocal.ops.elsa.triton_forward import neighbour, next_tap, refined
-from mmlocal.ops.triton_common import channels_of, locate, program, store, tuned
+from mmlocal.ops.elsa.triton_forward import add_tap, exp, neighbour, next_tap
+from mmlocal.ops.triton_common import channels_of, locate, program, store, tuned, widen
 
 # The smallest number of taps, features and pixels in a product of matrices.
 BLOCK = 16
@@ -100,7 +100,7 @@ def _softmax(
         logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
         higher = tl.maximum(peak, tl.max(logits, axis=1))
         finite = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(peak - finite) + tl.sum(tl.exp(logits - finite[:, None]), axis=1)
+        total = total * exp(peak - finite) + tl.sum(exp(logits - finite[:, None]), axis=1)
         peak = higher
     return finite, 1.0 / total
 
@@ -138,15 +138,16 @@ def forward_kernel(
     entry = channel
     for start in range(0, TAPS, BLOCK_T):
         logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-        weights = tl.exp(logits - peak[:, None]) * scale[:, None]
+        weights = exp(logits - peak[:, None]) * scale[:, None]
         row, col = start // KERNEL, start % KERNEL
         for tap in range(start, tl.minimum(start + BLOCK_T, TAPS)):
             other, near = neighbour(row, col, index, y, x, inside, dilation, height, width, KERNEL)
             mask = near[:, None] & real[None, :]
             weight = _column(weights, tap - start)
-            factor = refined(weight, ghost_mul, ghost_add, entry, real, mask)
-            v = tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0)
-            total += factor * v.to(ACC)
+            total = add_tap(
+                total, weight, value + other[:, None] * value_strides[2],
+                ghost_mul, ghost_add, entry, real, mask, ACC,
+            )  # fmt: skip
             row, col = next_tap(row, col, KERNEL)
             entry += heads * PER_HEAD
 
@@ -179,7 +180,7 @@ def weights_kernel(
         out += softmaxes * TAPS + index
         for start in range(0, TAPS, BLOCK_T):
             logits = _logits(source, start, TAPS, BLOCK_T, BLOCK_K, ONE_BLOCK, DOT, ACC)
-            weights = tl.exp(logits - peak[:, None]) * scale[:, None]
+            weights = exp(logits - peak[:, None]) * scale[:, None]
             tap = start + tl.arange(0, BLOCK_T)[None, :]
             pointers = out[:, None] + tap.to(tl.int64) * (height * width)
             store(pointers, weights, mask=inside[:, None] & (tap < TAPS))
@@ -221,7 +222,7 @@ def grad_logits_kernel(
     value += batch * value_strides[0] + channel[None, :] * value_strides[1]
     grad += batch * grad_strides[0] + channel[None, :] * grad_strides[1]
     grad += index[:, None] * grad_strides[2]
-    g = tl.load(grad, mask=inside[:, None] & real[None, :], other=0.0).to(ACC)
+    g = widen(tl.load(grad, mask=inside[:, None] & real[None, :], other=0.0), ACC)
     source = _source(
         features, feature_strides, dims, proj_weight, proj_bias, head, batch, index, inside,
         TAPS, BLOCK_K,
@@ -238,7 +239,7 @@ def grad_logits_kernel(
             g, value, value_strides[2], ghost_mul, start, index, y, x, inside, channel, real,
             dilation, height, width, KERNEL, BLOCK_T, ACC,
         )  # fmt: skip
-        mean += tl.sum(tl.exp(logits - peak[:, None]) * slopes, axis=1)
+        mean += tl.sum(exp(logits - peak[:, None]) * slopes, axis=1)
     mean *= scale
     out += ((batch * (height * width) + index) * heads + head) * TAPS
     for start in range(0, TAPS, BLOCK_T):
@@ -247,7 +248,7 @@ def grad_logits_kernel(
             g, value, value_strides[2], ghost_mul, start, index, y, x, inside, channel, real,
             dilation, height, width, KERNEL, BLOCK_T, ACC,
         )  # fmt: skip
-        weights = tl.exp(logits - peak[:, None]) * scale[:, None]
+        weights = exp(logits - peak[:, None]) * scale[:, None]
         tap = start + tl.arange(0, BLOCK_T)[None, :]
         mask = inside[:, None] & (tap < TAPS)
         store(out[:, None] + tap, weights * (slopes - mean[:, None]), mask=mask)

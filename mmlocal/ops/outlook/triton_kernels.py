@@ -8,9 +8,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmlocal.ops.elsa.triton_forward import softmax_of, weight_of
+from mmlocal.ops.elsa.triton_forward import exp, softmax_of, weight_of
 from mmlocal.ops.qna.triton_forward import token_of
-from mmlocal.ops.triton_common import channels_of, locate, program, sized, store, tuned
+from mmlocal.ops.triton_common import (
+    channels_of,
+    locate,
+    program,
+    sized,
+    store,
+    tuned,
+    widen,
+    within,
+)
 
 
 @tuned
@@ -41,8 +50,8 @@ def mix_kernel(
         row = (y + padding) // STRIDE - step // REACH
         col = (x + padding) // STRIDE - step % REACH
         top, left = row * STRIDE - padding, col * STRIDE - padding
-        near = inside & (row >= 0) & (row < rows) & (y - top < KERNEL)
-        near = near & (col >= 0) & (col < cols) & (x - left < KERNEL)
+        near = inside & within(row, rows) & (y - top < KERNEL)
+        near = near & within(col, cols) & (x - left < KERNEL)
         own = ((y - top) * KERNEL + (x - left)).to(tl.int64)
         window = row.to(tl.int64) * cols + col
         pointers = attn + window * attn_strides[2]
@@ -62,7 +71,7 @@ def mix_kernel(
             weight = weight_of(pointers, peak, scale, there, SOFTMAX, ACC)
             mask = there[:, None] & real[None, :]
             v = tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0)
-            total += weight[:, None] * v.to(ACC)
+            total += weight[:, None] * widen(v, ACC)
             if TRANSPOSED:
                 pointers += TAPS * attn_strides[1]
             else:
@@ -112,14 +121,14 @@ def grad_attn_kernel(
     value += batch * value_strides[0] + channel[None, :] * value_strides[1]
     own, there = token_of(target % TAPS, top, left, inside, height, width, KERNEL)
     mask = there[:, None] & real[None, :]
-    g = tl.load(grad + own[:, None] * grad_strides[2], mask=mask, other=0.0).to(ACC)
+    g = widen(tl.load(grad + own[:, None] * grad_strides[2], mask=mask, other=0.0), ACC)
 
     sources = tl.arange(0, BLOCK_T)[None, :]
     slopes = tl.zeros([BLOCK_P, BLOCK_T], ACC)
     for tap in range(TAPS):
         other, near = token_of(tap, top, left, there, height, width, KERNEL)
         mask = near[:, None] & real[None, :]
-        v = tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0).to(ACC)
+        v = widen(tl.load(value + other[:, None] * value_strides[2], mask=mask, other=0.0), ACC)
         slope = tl.sum(tl.where(mask, g * v, 0.0), axis=1)
         slopes = tl.where(sources == tap, slope[:, None], slopes)
 
@@ -127,11 +136,11 @@ def grad_attn_kernel(
     first = target.to(tl.int64) * TAPS
     if SOFTMAX:
         attn += batch * attn_strides[0] + (first + sources) * attn_strides[1]
-        logits = tl.load(attn + index[:, None] * attn_strides[2], mask=mask, other=0.0).to(ACC)
+        logits = widen(tl.load(attn + index[:, None] * attn_strides[2], mask=mask, other=0.0), ACC)
         logits = tl.where(sources < TAPS, logits, float("-inf"))
         peak = tl.max(logits, axis=1)
         peak = tl.where(peak == float("-inf"), 0.0, peak)
-        weights = tl.exp(logits - peak[:, None])
+        weights = exp(logits - peak[:, None])
         weights = weights / tl.sum(weights, axis=1)[:, None]
         # The gradient of a softmax: w * (dw - mean), mean = <w, dw>.
         slopes = weights * (slopes - tl.sum(weights * slopes, axis=1)[:, None])

@@ -16,7 +16,17 @@ from mmlocal.ops.qna.triton_forward import (
     softmax_of,
     token_of,
 )
-from mmlocal.ops.triton_common import channels_of, locate, program, share, sized, store, tuned
+from mmlocal.ops.triton_common import (
+    channels_of,
+    locate,
+    program,
+    share,
+    sized,
+    store,
+    tuned,
+    widen,
+    within,
+)
 
 
 @tuned
@@ -49,7 +59,7 @@ def softmax_kernel(
         value += batch * value_strides[0] + channel * value_strides[1]
         grad += batch * grad_strides[0] + group.to(tl.int64) * grad_strides[1]
         grad += channel * grad_strides[2] + index[:, None] * grad_strides[3]
-        g = tl.load(grad, mask=inside[:, None] & real, other=0.0).to(ACC)
+        g = widen(tl.load(grad, mask=inside[:, None] & real, other=0.0), ACC)
         mean = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
         for tap in range(TAPS):
             token, near = token_of(tap, y, x, inside, height, width, KERNEL)
@@ -59,7 +69,7 @@ def softmax_kernel(
             weight = attention_of(score, bias, peak, scale)
             weight *= entry_of(tap_weight, rows * TAPS + tap, asked, near[:, None], 1.0, ACC)
             pointers = value + token * value_strides[2]
-            v = tl.load(pointers, mask=near[:, None] & real, other=0.0).to(ACC)
+            v = widen(tl.load(pointers, mask=near[:, None] & real, other=0.0), ACC)
             mean += weight * tl.sum(g * v, axis=1)[:, None]
         store(means + softmaxes, mean, mask=mask)
 
@@ -89,7 +99,7 @@ def grad_tokens_kernel(
     grad += batch * grad_strides[0] + channel * grad_strides[2]
     if grad_scores is not None:
         value += batch * value_strides[0] + channel * value_strides[1]
-        v = tl.load(value + index * value_strides[2], mask=exists, other=0.0).to(ACC)
+        v = widen(tl.load(value + index * value_strides[2], mask=exists, other=0.0), ACC)
     total = tl.zeros([BLOCK_P, BLOCK_C], ACC)
     for group in range(GROUPS):
         rows, asked = rows_of(group, head, heads, QUERIES, BLOCK_Q)
@@ -100,8 +110,8 @@ def grad_tokens_kernel(
         for step in range(REACH * REACH):
             out_y, out_x = y // STRIDE - step // REACH, x // STRIDE - step % REACH
             i, j = y - out_y * STRIDE, x - out_x * STRIDE
-            near = inside & (i < KERNEL) & (out_y >= 0) & (out_y < out_height)
-            near = (near & (j < KERNEL) & (out_x >= 0) & (out_x < out_width))[:, None]
+            near = inside & (i < KERNEL) & within(out_y, out_height)
+            near = (near & (j < KERNEL) & within(out_x, out_width))[:, None]
             window = (out_y.to(tl.int64) * out_width + out_x)[:, None]
             entry = rows * TAPS + (i * KERNEL + j)[:, None]
             mask = near & asked
@@ -111,7 +121,7 @@ def grad_tokens_kernel(
             factor = entry_of(tap_weight, entry, mask, mask, 1.0, ACC)
             weight = attention_of(tl.where(mask, score, float("-inf")), bias, peak, scale)
             pointers = grad + window * grad_strides[3]
-            g = tl.load(pointers, mask=near & real, other=0.0).to(ACC)
+            g = widen(tl.load(pointers, mask=near & real, other=0.0), ACC)
             if grad_value is not None:
                 total += tl.sum(weight * factor, axis=1)[:, None] * g
             if grad_scores is not None:
@@ -171,9 +181,9 @@ def grad_tables_kernel(
             scale = tl.load(scales + softmaxes, mask=mask, other=0.0)
             weight = tl.where(mask, attention_of(score, bias, peak, scale), 0.0)
             pointers = value + (batch * value_strides[0] + token * value_strides[2])
-            v = tl.load(pointers, mask=near & real, other=0.0).to(ACC)
+            v = widen(tl.load(pointers, mask=near & real, other=0.0), ACC)
             pointers = grad + (batch * grad_strides[0] + index * grad_strides[3])
-            g = tl.load(pointers, mask=near & real, other=0.0).to(ACC)
+            g = widen(tl.load(pointers, mask=near & real, other=0.0), ACC)
             slope = tl.sum(g * v, axis=1)[:, None]
             if tap_weight_sums is not None:
                 tap_weight_sum += weight * slope

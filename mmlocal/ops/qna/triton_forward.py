@@ -8,7 +8,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmlocal.ops.triton_common import channels_of, locate, program, sized, store, tuned
+from mmlocal.ops.elsa.triton_forward import exp
+from mmlocal.ops.triton_common import (
+    channels_of,
+    locate,
+    program,
+    sized,
+    store,
+    tuned,
+    widen,
+    within,
+)
 
 
 @triton.jit
@@ -18,7 +28,7 @@ def token_of(tap, y, x, inside, height, width, KERNEL: tl.constexpr):
     ``(y, x)`` is the corner of a window.
     """
     y, x = y + tap // KERNEL, x + tap % KERNEL
-    near = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    near = inside & within(y, height) & within(x, width)
     return y.to(tl.int64) * width + x, near
 
 
@@ -38,18 +48,18 @@ def entry_of(table, offsets, mask, near, default, ACC: tl.constexpr):
     """
     if table is None:
         return default
-    return tl.where(near, tl.load(table + offsets, mask=mask, other=0.0).to(ACC), default)
+    return tl.where(near, widen(tl.load(table + offsets, mask=mask, other=0.0), ACC), default)
 
 
 @triton.jit
 def score_of(pointers, mask, ACC: tl.constexpr):
-    return tl.load(pointers, mask=mask, other=float("-inf")).to(ACC)
+    return widen(tl.load(pointers, mask=mask, other=float("-inf")), ACC)
 
 
 @triton.jit
 def attention_of(score, bias, peak, scale):
     # The order matters: added to a large score, the bias would lose its digits.
-    return tl.exp(score - peak + bias) * scale
+    return exp(score - peak + bias) * scale
 
 
 @triton.jit
@@ -69,7 +79,7 @@ def softmax_of(
         bias = entry_of(rel_pos, rows * TAPS + tap, asked, near[:, None], 0.0, ACC)
         higher = tl.maximum(peak, score + bias)
         finite = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(peak - finite) + tl.exp(score - finite + bias)
+        total = total * exp(peak - finite) + exp(score - finite + bias)
         peak = higher
     return finite, tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
 
@@ -107,7 +117,7 @@ def forward_kernel(
         weight = attention_of(score, bias, peak, scale)
         weight *= entry_of(tap_weight, rows * TAPS + tap, asked, near[:, None], 1.0, ACC)
         mask = near[:, None] & real
-        v = tl.load(value + token * value_strides[2], mask=mask, other=0.0).to(ACC)
+        v = widen(tl.load(value + token * value_strides[2], mask=mask, other=0.0), ACC)
         total += tl.sum(weight, axis=1)[:, None] * v
 
     out += batch * out_strides[0] + group.to(tl.int64) * out_strides[1] + channel * out_strides[2]
