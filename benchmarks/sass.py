@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import triton
@@ -118,9 +119,17 @@ def _bytes(name: str) -> int:
 def _passes(work: Counter, depth: int, waiting: list[LoopCount]) -> float:
     """Return how often a loop runs, and take its counterpart from ``waiting``.
 
-    A loop that the last compiler unrolled has a multiple of the instructions. A loop without
-    counterpart is counted as if it ran once.
+    A loop that the last compiler unrolled has a multiple of the instructions. A loop whose inner
+    loops it unrolled has the instructions of all passes. A loop without counterpart is counted as
+    if it ran once.
     """
+    for number, loop in enumerate(waiting):
+        inner = list(takewhile(lambda x, outer=loop: x.depth > outer.depth, waiting[number + 1 :]))
+        if inner and loop.runs and loop.depth == depth:
+            per_run = {k: sum(x.work[k] * x.runs for x in inner) // loop.runs for k in _WORK}
+            if work == Counter({k: n + loop.work[k] for k, n in per_run.items()}):
+                del waiting[number : number + 1 + len(inner)]
+                return float(loop.runs)
     kinds = {kind for kind in _WORK if work[kind]}
     same = [loop for loop in waiting if {k for k, n in loop.work.items() if n} == kinds]
     same.sort(key=lambda loop: loop.depth != depth)

@@ -8,10 +8,12 @@ latency, caches and the order of programs.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from triton.runtime.autotuner import Autotuner
 from benchmarks.ptx import count_loops
 from benchmarks.report import format_table, write_json
 from benchmarks.sass import Program, examine
-from benchmarks.triton_calls import CALLS, Call
+from benchmarks.triton_calls import CALLS, VARIANTS, Call
 from benchmarks.triton_driver import Launch, recording
 from mmlocal.files import write_whole
 
@@ -31,9 +33,18 @@ PAGE = Path("docs/gpu_kernels.md")
 # The script replaces the lines between these two.
 BEGIN = "<!-- written by tools/audit_triton.py: begin -->"
 END = "<!-- written by tools/audit_triton.py: end -->"
-DTYPES = {"bfloat16": torch.bfloat16}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Registers of a multiprocessor, the most warps on it, and by how many registers a warp grows.
 _REGISTERS, _WARPS, _STEP = 2**16, 64, 256
+
+
+# How many cycles of a scheduler an instruction occupies its unit, by capability. "L1" is for 128
+# bytes between registers and L1, and is a unit that all four schedulers share.
+CYCLES = {
+    80: dict(issue=1, fp32=2, special=8, L1=4),
+    90: dict(issue=1, fp32=1, special=8, L1=4),
+    100: dict(issue=1, fp32=1, special=8, L1=4),
+}
 
 
 @dataclass(frozen=True)
@@ -45,25 +56,29 @@ class Machine:
         processors: multiprocessors. Each has four schedulers, which issue one instruction per
             cycle.
         gigahertz: clock.
-        terabytes: bandwidth of the memory per second.
-        cycles: how many cycles of a scheduler an instruction occupies its unit. A ``wavefront``,
-            128 bytes between registers and L1, occupies a unit that all four schedulers share.
+        terabytes_per_second: bandwidth of the memory.
     """
 
     capability: int
     processors: int
     gigahertz: float
-    terabytes: float
-    cycles: dict[str, int]
+    terabytes_per_second: float
+
+    @property
+    def cycles_per_byte(self) -> float:
+        """Cycles of all schedulers while the memory moves a byte."""
+        return self.processors * 4 * self.gigahertz / 1e3 / self.terabytes_per_second
 
 
 MACHINES = {
-    "A100": Machine(80, 108, 1.41, 1.94, dict(fp32=2, special=8, wavefront=4)),
-    "H100": Machine(90, 132, 1.70, 3.35, dict(fp32=1, special=8, wavefront=4)),
-    "H200": Machine(90, 132, 1.70, 4.80, dict(fp32=1, special=8, wavefront=4)),
-    "B200": Machine(100, 148, 1.85, 8.00, dict(fp32=1, special=8, wavefront=4)),
+    "A100": Machine(80, 108, 1.41, 1.94),
+    "H100": Machine(90, 132, 1.70, 3.35),
+    "H200": Machine(90, 132, 1.70, 4.80),
+    "B200": Machine(100, 148, 1.85, 8.00),
 }
-CAPABILITIES = sorted({machine.capability for machine in MACHINES.values()})
+# The machine that ``VARIANTS`` are compiled for.
+VARIANTS_ON = "H100"
+CAPABILITIES = sorted(CYCLES)
 
 
 def fingerprint() -> str:
@@ -98,38 +113,35 @@ def launches_of(call: Call, dtype: torch.dtype, capability: int) -> list[Launch]
     return list(found.values())
 
 
-def predict(launch: Launch, program: Program, machine: Machine) -> tuple[float, str]:
-    """Return the share of the speed of a copy that a call can reach, and what limits it.
-
-    A call cannot be faster than the memory moves its tensors once, and not faster than the
-    schedulers and units run its instructions.
-    """
-    warps = launch.programs * launch.warps
-    busy = {"issue": program.instructions}
-    busy |= {unit: n * machine.cycles[unit] for unit, n in program.units.items()}
-    busy["L1"] = program.wavefronts * machine.cycles["wavefront"]
+def cycles_of(launch: Launch, program: Program) -> tuple[float, str]:
+    """Return for how many cycles per byte of the tensors the busiest unit works, and its name."""
+    work = {"issue": program.instructions, "L1": program.wavefronts} | program.units
+    busy = {unit: n * CYCLES[launch.capability][unit] for unit, n in work.items()}
     limit = max(busy, key=lambda name: busy[name])
-    rate = machine.processors * 4 * machine.gigahertz * 1e9
-    seconds = warps * busy[limit] / rate
-    copy = launch.traffic / (machine.terabytes * 1e12)
-    return (1.0, "memory") if copy >= seconds else (copy / seconds, limit)
+    return busy[limit] * launch.programs * launch.warps / launch.traffic, limit
 
 
-def resident_warps(launch: Launch, program: Program) -> int:
+def share_of(row: dict, machine: Machine) -> float:
+    """Return the share of the speed of a copy that a kernel can reach.
+
+    It cannot be faster than the memory moves its tensors once, and not faster than the schedulers
+    and units run its instructions.
+    """
+    return min(1.0, machine.cycles_per_byte / row["cycles"])
+
+
+def resident_warps(row: dict) -> int:
     """Return how many warps of a kernel a multiprocessor holds at once, by their registers."""
-    each = -(-program.registers * 32 // _STEP) * _STEP
-    return min(_WARPS, _REGISTERS // (each * launch.warps) * launch.warps)
+    each = -(-row["registers"] * 32 // _STEP) * _STEP
+    return min(_WARPS, _REGISTERS // (each * row["warps"]) * row["warps"])
 
 
 def row_of(call: Call, dtype: str, launch: Launch) -> dict:
     """Return the figures of one configuration of a kernel."""
     program = examine(launch.cubin, count_loops(launch.ptx, launch.parameters))
     inner = program.inner
-    shares = {
-        name: predict(launch, program, machine)
-        for name, machine in MACHINES.items()
-        if machine.capability == launch.capability
-    }
+    cycles, limit = cycles_of(launch, program)
+    slots = program.instructions * launch.programs * launch.warps / launch.traffic
     return dict(
         call=call.name,
         dtype=dtype,
@@ -140,16 +152,15 @@ def row_of(call: Call, dtype: str, launch: Launch) -> dict:
         registers=program.registers,
         spilled=program.spilled,
         shared=launch.shared,
-        resident_warps=resident_warps(launch, program),
-        slots=round(program.instructions * launch.programs * launch.warps / launch.traffic, 3),
+        slots=float(f"{slots:.4g}"),
+        cycles=float(f"{cycles:.4g}"),
+        limit=limit,
         inner=None if inner is None else [inner.instructions, inner.loaded],
-        share={name: round(share, 3) for name, (share, _) in shares.items()},
-        limit={name: limit for name, (_, limit) in shares.items()},
     )
 
 
 def audit(
-    calls: Sequence[Call] = CALLS,
+    calls: Iterable[Call],
     dtypes: Iterable[str] = DTYPES,
     capabilities: Iterable[int] = CAPABILITIES,
 ) -> list[dict]:
@@ -163,9 +174,50 @@ def audit(
     ]
 
 
-def read_audit() -> dict:
-    """Return the committed audit."""
-    return json.loads((ROOT / AUDIT).read_text())
+def _audit_named(name: str, dtype: str, capability: int) -> list[dict]:
+    calls = [call for call in [*CALLS, *VARIANTS] if call.name == name]
+    return audit(calls, [dtype], [capability])
+
+
+def audit_all(only: str = "") -> list[dict]:
+    """Return the rows of all calls whose names have this text, from one process per core."""
+    one = [MACHINES[VARIANTS_ON].capability]
+    tasks = [
+        (call.name, dtype, capability)
+        for calls, capabilities in ((CALLS, CAPABILITIES), (VARIANTS, one))
+        for call in calls
+        for dtype in DTYPES
+        for capability in capabilities
+        if only in call.name
+    ]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        return [row for rows in pool.map(_audit_named, *zip(*tasks, strict=True)) for row in rows]
+
+
+# What the configurations of a kernel have in common.
+_COMMON = ("call", "dtype", "kernel", "capability")
+
+
+def pack(rows: Iterable[dict]) -> list[dict]:
+    """Return one row for all configurations of a kernel, with lists of their figures."""
+    groups: dict[tuple, dict] = {}
+    for row in rows:
+        common = {name: row[name] for name in _COMMON}
+        group = groups.setdefault(tuple(common.values()), common)
+        for name in row.keys() - common.keys():
+            group.setdefault(name, []).append(row[name])
+    return [{name: group[name] for name in row} for group in groups.values()]
+
+
+def unpack(packed: Iterable[dict]) -> list[dict]:
+    """Return the rows from which ``pack`` made these."""
+    rows = []
+    for group in packed:
+        common = {name: group[name] for name in _COMMON}
+        lists = {name: x for name, x in group.items() if name not in common}
+        for figures in zip(*lists.values(), strict=True):
+            rows.append(common | dict(zip(lists, figures, strict=True)))
+    return rows
 
 
 def write_audit(rows: list[dict]) -> list[Path]:
@@ -173,17 +225,9 @@ def write_audit(rows: list[dict]) -> list[Path]:
     about = dict(
         triton=triton.__version__,
         kernels=fingerprint(),
-        machines={
-            name: dict(
-                capability=m.capability,
-                processors=m.processors,
-                gigahertz=m.gigahertz,
-                terabytes_per_second=m.terabytes,
-                cycles=m.cycles,
-            )
-            for name, m in MACHINES.items()
-        },
-        results=rows,
+        cycles=CYCLES,
+        machines={name: asdict(machine) for name, machine in MACHINES.items()},
+        results=pack(rows),
     )
     write_json(about, ROOT / AUDIT)
     write_whole(ROOT / PAGE, page_with((ROOT / PAGE).read_text(), rows))
@@ -194,41 +238,87 @@ def page_with(page: str, rows: Sequence[dict]) -> str:
     """Return the page with the tables of these rows."""
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]
-    tables = "\n\n".join(format_audit(rows, dtype) for dtype in DTYPES)
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{format_audit(rows)}\n\n{END}{after}"
 
 
-def _best(rows: Sequence[dict], machine: str) -> dict | None:
-    known = [row for row in rows if machine in row["share"]]
-    return max(known, key=lambda row: row["share"][machine]) if known else None
+def format_audit(rows: Sequence[dict]) -> str:
+    """Format the rows as Markdown tables: one for each dtype, and one for the variants."""
+    names = {call.name for call in CALLS}
+    tables = [
+        f"`{dtype}`:\n\n{_format_calls(chosen)}"
+        for dtype in DTYPES
+        if (chosen := [r for r in rows if r["call"] in names and r["dtype"] == dtype])
+    ]
+    if variants := [row for row in rows if row["call"] not in names]:
+        tables.append(f"Variants on {VARIANTS_ON}:\n\n{_format_variants(variants)}")
+    return "\n\n".join(tables)
 
 
-def format_audit(rows: Sequence[dict], dtype: str) -> str:
-    """Format the best configuration of each kernel in one dtype as a Markdown table."""
-    table = [["kernel", "registers", "shared, KiB", "slots per byte", "inner loop", *MACHINES]]
+def _by_kernel(rows: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
-        if row["dtype"] == dtype:
-            groups.setdefault((row["call"], row["kernel"]), []).append(row)
+        groups.setdefault((row["call"], row["kernel"]), []).append(row)
+    return groups
+
+
+def _best(rows: Sequence[dict], machine: Machine) -> dict | None:
+    known = [row for row in rows if row["capability"] == machine.capability]
+    return min(known, key=lambda row: row["cycles"], default=None)
+
+
+def _share(row: dict | None, machine: Machine) -> str:
+    if row is None:
+        return "-"
+    share = share_of(row, machine)
+    return f"{share:.0%} {row['limit'] if share < 1 else 'memory'}"
+
+
+def _kibibytes(rows: Sequence[dict]) -> str:
+    return f"{max(row['shared'] for row in rows) / 1024:.1f}"
+
+
+def _format_calls(rows: Sequence[dict]) -> str:
+    """Format the best configuration of each kernel."""
+    table = [["kernel", "registers", "shared, KiB", "slots per byte", "inner loop", *MACHINES]]
     last = None
-    for (call, kernel), members in groups.items():
+    for (call, kernel), members in _by_kernel(rows).items():
         if call != last:
             table.append([f"**{call}**", *[""] * (len(table[0]) - 1)])
             last = call
-        best = {name: _best(members, name) for name in MACHINES}
+        best = {name: _best(members, machine) for name, machine in MACHINES.items()}
         shown = next(row for row in best.values() if row is not None)
         inner = shown["inner"]
-        cells = [
-            f"{row['share'][n]:.0%} {row['limit'][n]}" if row else "-" for n, row in best.items()
-        ]
         table.append(
             [
                 kernel.replace("triton_", ""),
                 str(max(row["registers"] for row in members)),
-                f"{max(row['shared'] for row in members) / 1024:.1f}",
+                _kibibytes(members),
                 f"{shown['slots']:.2f}",
                 f"{inner[0] / inner[1]:.1f}" if inner and inner[1] else "-",
-                *cells,
+                *(_share(row, MACHINES[name]) for name, row in best.items()),
             ]
         )
-    return f"`{dtype}`:\n\n{format_table(table)}"
+    return format_table(table)
+
+
+def _format_variants(rows: Sequence[dict]) -> str:
+    """Format the worst kernel of each call."""
+    head = ["call", "kernels, configurations"]
+    for name in ("registers", "spilled", "shared, KiB", "slowest kernel"):
+        head += [f"{name}, {dtype}" for dtype in DTYPES]
+    table = [head]
+    machine = MACHINES[VARIANTS_ON]
+    for call in dict.fromkeys(row["call"] for row in rows):
+        columns: list[list[str]] = [[], [], [], []]
+        counts = []
+        for dtype in DTYPES:
+            mine = [row for row in rows if (row["call"], row["dtype"]) == (call, dtype)]
+            best = [_best(members, machine) for members in _by_kernel(mine).values()]
+            slowest = max((x for x in best if x), key=lambda row: row["cycles"])
+            counts.append(f"{len(best)}, {len(mine)}")
+            columns[0].append(str(max(row["registers"] for row in mine)))
+            columns[1].append(str(sum(row["spilled"] > 0 for row in mine)))
+            columns[2].append(_kibibytes(mine))
+            columns[3].append(_share(slowest, machine))
+        table.append([call, counts[0], *(cell for column in columns for cell in column)])
+    return format_table(table)

@@ -1,7 +1,7 @@
 """The calls of the published models at 224x224, for tensors that hold no numbers.
 
 Each is the forward and the backward pass of one operator in Triton. Maps are channels-last in
-memory, as the layers pass them on.
+memory, as the layers pass them on, except where a layer passes others on.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Call:
         shapes: shapes of the tensors; ``None`` for one that is left out.
         settings: the other arguments.
         deterministic: whether sums must not depend on the order of programs.
+        channels_last: whether maps have the channels of a pixel side by side in memory.
     """
 
     name: str
@@ -42,10 +43,11 @@ class Call:
     shapes: Sequence[tuple[int, ...] | None]
     settings: tuple
     deterministic: bool = False
+    channels_last: bool = True
 
     def run(self, dtype: torch.dtype) -> None:
         """Call the forward and the backward pass, with the gradients of all tensors."""
-        tensors = [None if s is None else _empty(s, dtype) for s in self.shapes]
+        tensors = [None if s is None else self._empty(s, dtype) for s in self.shapes]
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(self.deterministic)
         try:
@@ -55,26 +57,35 @@ class Call:
         finally:
             torch.use_deterministic_algorithms(before)
 
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    if len(shape) == 4 and shape[0] != _BATCH:  # not a map
-        layout = torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        is_map = len(shape) == 4 and shape[0] == _BATCH
+        layout = torch.channels_last if is_map and self.channels_last else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
 
 
-def _elsa(name: str, channels: int, side: int) -> Call:
-    logits, table = channels // 32 * 49, (channels, 7, 7)
+def _ghost_heads(kind: str, channels: int, kernel: int) -> list[tuple[int, ...] | None]:
+    """Return the shapes of the two ghost heads. ``kind`` names the ones that exist."""
+    table = (channels, kernel, kernel)
+    return [table if name in kind else None for name in ("mul", "add")]
+
+
+def _elsa(
+    name: str, channels: int, side: int, heads: int, ghost: str = "",
+    softmax: bool = True, channels_last: bool = True,
+) -> Call:  # fmt: skip
     size = (side, side)
-    shapes = [(_BATCH, channels, *size), (_BATCH, logits, *size), None, table]
-    return Call(name, elsa, shapes, (7, 1, True))
+    maps = [(_BATCH, channels, *size), (_BATCH, heads * 49, *size)]
+    shapes = [*maps, *_ghost_heads(ghost, channels, 7)]
+    return Call(name, elsa, shapes, (7, 1, softmax), channels_last=channels_last)
 
 
-def _projected(name: str, channels: int, side: int) -> Call:
-    logits, dims, table = channels // 32 * 49, 2 * channels // 3, (channels, 7, 7)
-    size = (side, side)
+def _projected(
+    name: str, channels: int, side: int, dims: int, ghost: str = "add", kernel: int = 7
+) -> Call:
+    logits, size = channels // 32 * kernel**2, (side, side)
     maps = [(_BATCH, channels, *size), (_BATCH, dims, *size)]
-    return Call(name, projected, [*maps, (logits, dims), (logits,), None, table], (7, 1))
+    tables = _ghost_heads(ghost, channels, kernel)
+    return Call(name, projected, [*maps, (logits, dims), (logits,), *tables], (kernel, 1))
 
 
 def _neighborhood(name: str, channels: int, side: int) -> Call:
@@ -82,11 +93,11 @@ def _neighborhood(name: str, channels: int, side: int) -> Call:
     return Call(name, neighborhood, [size, size], (channels // 32, 7, 1, True))
 
 
-def _qna(name: str, channels: int, side: int) -> Call:
-    scores, size = 2 * channels // 8, (side, side)
+def _qna(name: str, channels: int, side: int, queries: int = 2) -> Call:
+    scores, size = queries * channels // 8, (side, side)
     maps = [(_BATCH, channels, *size), (_BATCH, scores, *size)]
     tables = [(scores, 3, 3), (scores, 3, 3)]
-    return Call(name, qna, [*maps, *tables], (2, 3, 1, 1, True))
+    return Call(name, qna, [*maps, *tables], (queries, 3, 1, 1, True))
 
 
 def _outlook(name: str, channels: int, side: int) -> Call:
@@ -109,13 +120,21 @@ def _deformable(name: str, fused: bool, deterministic: bool = False) -> Call:
     return Call(name, module, shapes, (flat, "border"), deterministic)
 
 
+# Each kernel is here. These are compiled for all GPUs.
 CALLS = [
-    _elsa("ELSA-Swin-T, stage 1, logits given", 96, 56),
-    _projected("ELSA-Swin-T, stage 1", 96, 56),
+    _elsa("ELSA-Swin-T, stage 1, logits given", 96, 56, 3, "add"),
+    _projected("ELSA-Swin-T, stage 1", 96, 56, 64),
     _neighborhood("Swin-T with sliding windows, stage 1", 96, 56),
     _qna("QnA-ViT-T, stage 1", 64, 56),
     _outlook("VOLO-D1, stage 1", 192, 28),
     _deformable("ITSA, locations", fused=False),
     _deformable("ITSA, offsets", fused=True),
     _deformable("ITSA, offsets, deterministic", fused=True, deterministic=True),
+]
+# Other layouts and constants of the same kernels. These are compiled for one GPU.
+VARIANTS = [
+    _projected("ELSA-Swin-B, stage 3", 512, 14, 352),
+    _projected("ELSA-VOLO-D1, stage 1", 192, 28, 128, "mul add", kernel=5),
+    _elsa("I-DWNet-T, stage 1", 96, 56, 32, softmax=False, channels_last=False),
+    _qna("QnA-ViT-T, 3 queries, stage 1", 64, 56, queries=3),
 ]

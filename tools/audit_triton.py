@@ -14,8 +14,8 @@ from mmlocal.errors import UsageError
 # hide an installed mmlocal.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.triton_audit import DTYPES, audit, format_audit, write_audit
-from benchmarks.triton_calls import CALLS
+from benchmarks.triton_audit import audit_all, format_audit, write_audit
+from benchmarks.triton_calls import CALLS, VARIANTS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,6 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         metavar="TEXT",
+        default="",
         help="print the figures of the calls whose names have this text, and write nothing",
     )
     return parser.parse_args(argv)
@@ -30,14 +31,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    calls = [call for call in CALLS if args.only is None or args.only in call.name]
-    if not calls:
-        names = ", ".join(repr(call.name) for call in CALLS)
-        raise UsageError(f"must be a part of one of {names}; got {args.only!r}", "only")
-    rows = audit(calls)
-    for dtype in DTYPES:
-        print(format_audit(rows, dtype))
-    if args.only is None:
+    names = [call.name for call in [*CALLS, *VARIANTS]]
+    if not any(args.only in name for name in names):
+        known = ", ".join(map(repr, names))
+        raise UsageError(f"must be a part of one of {known}; got {args.only!r}", "only")
+    rows = audit_all(args.only)
+    print(format_audit(rows))
+    if not args.only:
         print("wrote", ", ".join(map(str, write_audit(rows))))
 
 

@@ -12,12 +12,12 @@ pytest.importorskip("triton.backends.driver")
 
 from benchmarks import triton_audit
 from benchmarks.ptx import count_loops
-from benchmarks.triton_calls import CALLS
+from benchmarks.triton_calls import CALLS, VARIANTS
 from benchmarks.triton_driver import SHARED_MEMORY
 
 ROOT = Path(__file__).parents[2]
 AUDIT = json.loads((ROOT / triton_audit.AUDIT).read_text())
-ROWS = AUDIT["results"]
+ROWS = triton_audit.unpack(AUDIT["results"])
 compiles = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
 )
@@ -79,15 +79,22 @@ def kernels() -> set[str]:
 
 
 def test_every_kernel_and_configuration_is_in_the_figures():
+    names = {call.name for call in CALLS}
     for dtype in triton_audit.DTYPES:
         for capability in triton_audit.CAPABILITIES:
             rows = [r for r in ROWS if (r["dtype"], r["capability"]) == (dtype, capability)]
+            rows = [r for r in rows if r["call"] in names]
             assert {r["kernel"] for r in rows} == kernels()
-            for call in CALLS:
-                assert any(r["call"] == call.name for r in rows), call.name
+            assert {r["call"] for r in rows} == names
             for kernel in kernels():
                 mine = {(r["tile"], r["warps"]) for r in rows if r["kernel"] == kernel}
                 assert len(mine) >= (1 if kernel.startswith("deformable") else 4), kernel
+
+
+def test_every_variant_is_in_the_figures():
+    capability = triton_audit.MACHINES[triton_audit.VARIANTS_ON].capability
+    found = {(r["call"], r["dtype"]) for r in ROWS if r["capability"] == capability}
+    assert {(v.name, dtype) for v in VARIANTS for dtype in triton_audit.DTYPES} <= found
 
 
 def test_no_spills_and_within_the_limits():
@@ -95,7 +102,22 @@ def test_no_spills_and_within_the_limits():
     for row in ROWS:
         assert row["registers"] <= 255
         assert row["shared"] <= SHARED_MEMORY[row["capability"]]
-        assert row["resident_warps"] >= 8, row
+        assert triton_audit.resident_warps(row) >= 8, row
+
+
+def test_packed_rows():
+    """One for all configurations of a kernel."""
+    assert triton_audit.pack(ROWS) == AUDIT["results"]
+    names = [
+        [row[n] for n in ("call", "dtype", "kernel", "capability")] for row in AUDIT["results"]
+    ]
+    assert all(names.count(x) == 1 for x in names)
+
+
+def test_shares():
+    row = dict(cycles=2 * triton_audit.MACHINES["A100"].cycles_per_byte)
+    assert triton_audit.share_of(row, triton_audit.MACHINES["A100"]) == 0.5
+    assert triton_audit.share_of(dict(cycles=1e-3), triton_audit.MACHINES["B200"]) == 1.0
 
 
 @compiles
