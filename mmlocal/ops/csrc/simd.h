@@ -122,29 +122,65 @@ MMLOCAL_INLINE T largest(Vec<T> v) {
   return v[0];
 }
 
-// Lane i of the result is the sum of the lanes of rows[i]. Destroys rows.
-template <class T>
-MMLOCAL_INLINE Vec<T> sums_of(Vec<T>* rows) {
-  const IntVec<T> even = 2 * numbers<T>(), odd = even + 1;
-#pragma GCC unroll 16
-  for (int count = kLanes<T>; count > 1; count /= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < count / 2; ++i) {
-      const Vec<T> a = rows[2 * i], b = rows[2 * i + 1];
+// The lanes 0, 1, 2, ... of a vector as constants, from which the compiler chooses instructions.
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct FirstLanes : FirstLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct FirstLanes<0, I...> {
+  using Type = Lanes<I...>;
+};
+
+// The lanes of a and b at even places if ODD is 0, and those at odd places if it is 1. Pairs of
+// lanes meet inside a block of 16 bytes, or pairs of such blocks if BLOCKS: other shuffles are
+// slow.
+template <class T, bool BLOCKS, int ODD, int... I>
+MMLOCAL_INLINE Vec<T> every_second(Vec<T> a, Vec<T> b, Lanes<I...>) {
+  constexpr int n = sizeof...(I), block = 16 / sizeof(T);
+  constexpr int width = BLOCKS ? block : 1, count = BLOCKS ? n / block : block;
+  struct Place {
+    static constexpr int of(int i) {
+      const int start = i / (width * count) * (width * count), at = i / width % count;
+      const int from = at < count / 2 ? 2 * at : 2 * at - count + n / width;
+      return start + (from + ODD) * width + i % width;
+    }
+  };
 #if defined(__clang__)
-      Vec<T> evens, odds;
-      for (int k = 0; k < kLanes<T>; ++k) {
-        constexpr int half = kLanes<T> / 2;
-        evens[k] = k < half ? a[2 * k] : b[2 * (k - half)];
-        odds[k] = k < half ? a[2 * k + 1] : b[2 * (k - half) + 1];
-      }
-      rows[i] = evens + odds;
+  return __builtin_shufflevector(a, b, Place::of(I)...);
 #else
-      rows[i] = __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+  return __builtin_shuffle(a, b, IntVec<T>{Place::of(I)...});
 #endif
+}
+
+// Lane i of the result is the sum of the lanes of rows[i], or the largest one. Destroys rows.
+template <class T, bool LARGEST>
+MMLOCAL_INLINE Vec<T> joined(Vec<T>* rows) {
+  constexpr int n = kLanes<T>, block = 16 / sizeof(T);
+  const typename FirstLanes<n>::Type lanes;
+#pragma GCC unroll 4
+  for (int size = 1; size < n; size *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n / (2 * size); ++i) {
+      const Vec<T> a = rows[2 * i], b = rows[2 * i + 1];
+      const Vec<T> even = size < block ? every_second<T, false, 0>(a, b, lanes)
+                                       : every_second<T, true, 0>(a, b, lanes);
+      const Vec<T> odd = size < block ? every_second<T, false, 1>(a, b, lanes)
+                                      : every_second<T, true, 1>(a, b, lanes);
+      rows[i] = LARGEST ? (even > odd ? even : odd) : even + odd;
     }
   }
   return rows[0];
+}
+
+template <class T>
+MMLOCAL_INLINE Vec<T> sums_of(Vec<T>* rows) {
+  return joined<T, false>(rows);
+}
+
+template <class T>
+MMLOCAL_INLINE Vec<T> largest_of(Vec<T>* rows) {
+  return joined<T, true>(rows);
 }
 
 // Transposes a square of numbers: rows[i][j] becomes rows[j][i].
@@ -227,3 +263,23 @@ MMLOCAL_INLINE Vec<double> exp_scaled(Vec<double> x, Vec<double> power) {
   const Vec<double> result = p * (Vec<double>)bits;
   return e < least ? Vec<double>{} : result;
 }
+
+// exp(x) for x up to 0, as exp_scaled has it.
+MMLOCAL_INLINE Vec<float> exp_negative(Vec<float> x) {
+  const Vec<float> least = broadcast(-87.3365f);  // the logarithm of the smallest normal number
+  const Vec<float> clamped = least > x ? least : x;
+  const Vec<float> magic = broadcast(12582912.0f);
+  const Vec<float> shifted = clamped * 1.44269504f + magic;  // a whole number in its last bits
+  const Vec<float> n = shifted - magic;
+  const Vec<float> r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const IntVec<float> power = ((IntVec<float>)shifted << 23) + (127 << 23);
+  return x < least ? Vec<float>{} : p * (Vec<float>)power;
+}
+
+MMLOCAL_INLINE Vec<double> exp_negative(Vec<double> x) { return exp_scaled(x, Vec<double>{}); }
