@@ -47,6 +47,11 @@ MMLOCAL_INLINE void elsa_sum_taps(const ElsaSum<T>& s, const T* value, const T* 
       if (ADD) a[j][u] = load(s.add + table + j * s.table_col + u * n);
     }
   }
+  constexpr int kWeightCols = OPPOSITE ? P + J - 1 : P;
+  const T* weights[kWeightCols];
+  weights[0] = weight;
+#pragma GCC unroll 16
+  for (int c = 1; c < kWeightCols; ++c) weights[c] = hidden(weights[c - 1] + s.weight_col);
 #pragma GCC unroll 16
   for (int c = 0; c < P + J - 1; ++c) {  // a value serves all pixels that have its column
     if (EDGE && (c < left || c >= right)) continue;
@@ -57,7 +62,7 @@ MMLOCAL_INLINE void elsa_sum_taps(const ElsaSum<T>& s, const T* value, const T* 
     for (int j = 0; j < J; ++j) {
       const int p = c - j;
       if (p < 0 || p >= P) continue;
-      const T* w = OPPOSITE ? weight + c * s.weight_col - j : weight + p * s.weight_col + j;
+      const T* w = OPPOSITE ? weights[c] - j : weights[p] + j;
       const Vec<T> own = SHARED ? lane_weights(w, s.weight_head, heads, lane) : broadcast(*w);
 #pragma GCC unroll 2
       for (int u = 0; u < U; ++u) {
@@ -128,20 +133,27 @@ static void elsa_sum(const ElsaSum<T>& sum, const Heads<T>& heads, int64_t vecto
       for (int u = 0; u < U; ++u) store(packed + u * n, load(value + u * n));
     }
   }
+  // The outputs, and the values of the next tile below, are on their way while the sums are made.
   for (int64_t y = 0; y < s.rows; ++y) {
-    for (int64_t next = 0; next < s.cols;) {
-      if (s.cols < kPixels) {
-        elsa_sum_block<T, 1, U, true, SHARED, OPPOSITE, MUL, ADD>(s, heads, vector, y, next);
-        ++next;
-        continue;
-      }
+    for (int64_t x = 0; x < s.cols; ++x) {
+      __builtin_prefetch(s.out + y * s.out_row + x * s.out_col + vector * n, 1);
+      __builtin_prefetch(s.value + (s.bottom + y) * s.value_row + (x + s.kernel / 2) * s.value_col +
+                         vector * n);
+    }
+  }
+  for (int64_t y = 0; y < s.rows; ++y) {
+    for (int64_t x = 0; s.cols < kPixels && x < s.cols; ++x) {
+      elsa_sum_block<T, 1, U, true, SHARED, OPPOSITE, MUL, ADD>(s, heads, vector, y, x);
+    }
+    for (int64_t next = 0; s.cols >= kPixels && next < s.cols; next += kPixels) {
       const int64_t x = smaller(next, s.cols - kPixels);  // the last block may overlap
-      if (s.left <= x && x + kPixels + s.kernel - 1 <= s.right) {
-        elsa_sum_block<T, kPixels, U, false, SHARED, OPPOSITE, MUL, ADD>(s, heads, vector, y, x);
-      } else {
-        elsa_sum_block<T, kPixels, U, true, SHARED, OPPOSITE, MUL, ADD>(s, heads, vector, y, x);
+      if constexpr (!SHARED) {
+        if (s.left <= x && x + kPixels + s.kernel - 1 <= s.right) {
+          elsa_sum_block<T, kPixels, U, false, SHARED, OPPOSITE, MUL, ADD>(s, heads, vector, y, x);
+          continue;
+        }
       }
-      next += kPixels;
+      elsa_sum_block<T, kPixels, U, true, SHARED, OPPOSITE, MUL, ADD>(s, heads, vector, y, x);
     }
   }
 }

@@ -7,7 +7,7 @@ struct Window {
 };
 
 // The size of a tile, whose windows fit into the cache.
-constexpr int kTileRows = 4, kTileCols = 16;
+constexpr int kTileRows = 2, kTileCols = 32;
 
 // The taps of a window around x that lie in [0, size).
 MMLOCAL_INLINE void elsa_clip(int64_t x, int64_t size, int64_t kernel, int64_t dilation,

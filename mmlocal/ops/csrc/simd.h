@@ -52,6 +52,14 @@ MMLOCAL_INLINE Vec<T> load(const T* p) {
   return *reinterpret_cast<const typename Types<T>::Unaligned*>(p);
 }
 
+// p, without what the compiler knows about it. GCC would otherwise keep every sum of strides, and
+// there are more of them than registers.
+template <class T>
+MMLOCAL_INLINE const T* hidden(const T* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
 template <class T>
 MMLOCAL_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Types<T>::Unaligned*>(p) = v;
