@@ -85,7 +85,7 @@ def test_the_time_is_up():
 def test_shapes_for_a_gpu():
     """They are valid calls of every op."""
     problems = odd_problems()
-    assert {p.op for p in problems} == set(OPS)
+    assert {p.op for p in problems} == set(OPS) - {"convolution"}  # it has no Triton kernels
     assert {p.function for p in problems} == {p.function for p in big_problems(2**31, 16, 509)}
     for problem in problems:
         tensors, cotangent = problem.make("cpu", torch.float16, channels_last=True)
@@ -102,7 +102,7 @@ def test_what_is_timed_on_a_gpu():
     for dtype in ("bfloat16", "float32"):
         found = [name.partition(",")[0] for name in items if name.endswith(dtype)]
         counts = {op: found.count(op) for op in OPS}
-        assert counts == dict(elsa=4, qna=5, neighborhood=2, outlook=1, deformable=2)
+        assert counts == dict(convolution=0, elsa=4, qna=5, neighborhood=2, outlook=1, deformable=2)
     assert [item.name for item in speed.shape_items("cuda", False)] == items[1:]
     assert len(speed.flex_items("cuda", False)) == 4
     assert len(network_items("cuda", False)) == 2 * (len(MODELS) + len(LAYERS))

@@ -139,6 +139,26 @@ def make_neighborhood(shape, border="zero", dtype=torch.float64, seed=0) -> tupl
     return leaves(tensors, dtype), settings
 
 
+def make_convolution(shape, bias=True, dtype=torch.float64, seed=0) -> tuple[dict, dict]:
+    """Return leaf tensors and settings of ``grouped_conv2d``.
+
+    Args:
+        shape: batch, groups, height, width, kernel, padding, dilation.
+        bias: whether there is a bias.
+        dtype: dtype of all tensors.
+        seed: seed of the random numbers.
+    """
+    batch, groups, height, width, k, padding, dilation = shape
+    randn = _randn(seed)
+    tensors = {
+        "x": randn(batch, 4 * groups, height, width),
+        "weight": randn(4 * groups, 4, k, k),
+    }
+    if bias:
+        tensors["bias"] = randn(4 * groups)
+    return leaves(tensors, dtype), dict(padding=padding, dilation=dilation, groups=groups)
+
+
 def make_deformable(shape, fused=False, dtype=torch.float64, seed=0) -> tuple[dict, dict]:
     """Return leaf tensors and settings of ``deformable_attention``, or of its fused form.
 

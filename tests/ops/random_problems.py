@@ -169,6 +169,8 @@ def _largest(x: Tensor) -> float:
 def _arrange(x: Tensor, layout: str) -> Tensor:
     if layout == "channels-last" and x.dim() == 4:
         return x.contiguous(memory_format=torch.channels_last)
+    if x.dim() == 1 and layout in ("sliced", "transposed"):
+        return torch.stack((x, x), dim=1)[:, 1]
     if layout == "sliced":
         return torch.cat((x, x), dim=1)[:, x.shape[1] :]
     if layout == "transposed":
@@ -297,8 +299,22 @@ def _deformable_from_offsets(
     return tensors, settings
 
 
+def _convolution(
+    pick: random.Random, k: int, size: tuple[int, ...], channels: int
+) -> tuple[dict, dict]:
+    """Return shapes by tensor, and settings. ``size`` is batch, groups, height and width."""
+    batch, groups, *sides = size
+    dilation, padding = pick.choice([1, 1, 1, 2, 3]), pick.choice([0, k // 2, k // 2, k + 1])
+    reach = dilation * (k - 1)
+    sides = [max(side, reach + 1 - 2 * padding) for side in sides]
+    shapes = {"x": (batch, 4 * groups, *sides), "weight": (4 * groups, 4, k, k)}
+    shapes |= {"bias": (4 * groups,)} if pick.random() < 0.6 else {}
+    return shapes, dict(padding=padding, dilation=dilation, groups=groups)
+
+
 # The generator of each op's shapes and settings. A new op needs one here.
 MAKE = {
+    "convolution": _convolution,
     "deformable": _deformable,
     "deformable_from_offsets": _deformable_from_offsets,
     "elsa": _elsa,
@@ -325,7 +341,7 @@ def backends_of(op: str) -> tuple[Backend, ...]:
 
 
 # Ops whose tensors must have one dtype.
-ONE_DTYPE = {"neighborhood"}
+ONE_DTYPE = {"convolution", "neighborhood"}
 
 
 def make_problem(op: str, seed: int, limit: int = 13) -> Problem:
@@ -376,6 +392,7 @@ def differences(problem: Problem, backend: str, exact: dict[str, Tensor]) -> lis
     A number that the dtype of the result cannot hold may be infinite or finite.
     """
     found, magnitudes = [], problem.magnitudes
+    tables = set(OPS[problem.op.partition("_")[0]].tables)
     for name, x in problem.run(backend).items():
         expected = exact[name]
         if x.shape != expected.shape:
@@ -383,7 +400,7 @@ def differences(problem: Problem, backend: str, exact: dict[str, Tensor]) -> lis
             continue
         own = name.removeprefix("grad of ")
         like = problem.first if name == "out" else problem.tensors[own]
-        is_map = like.dim() == x.dim() == 4 and own not in EXPANDED
+        is_map = like.dim() == x.dim() == 4 and own not in EXPANDED | tables
         if backend != "reference" and is_map and x.numel():
             promised = new_map(like, x.shape).stride()
             if x.stride() != promised:

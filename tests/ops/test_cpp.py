@@ -1,7 +1,7 @@
 """What only the C++ backend has: instruction sets, vectors, tiles, and the way it is loaded.
 
 That it computes the ops is tested with all other backends, in test_deformable.py, test_elsa.py,
-test_outlook.py and test_qna.py.
+test_outlook.py, test_qna.py and test_convolution.py.
 """
 
 import _ctypes
@@ -17,7 +17,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import make_deformable, make_elsa, make_neighborhood, make_outlook, make_qna, peak_memory
+from cases import (
+    make_convolution,
+    make_deformable,
+    make_elsa,
+    make_neighborhood,
+    make_outlook,
+    make_qna,
+    peak_memory,
+)
 from cases import run as run_op
 from cases import worst_error as largest_difference
 
@@ -27,10 +35,12 @@ from mmlocal.ops import (
     deformable_attention_from_offsets,
     elsa_attention,
     extension,
+    grouped_conv2d,
     neighborhood_scores,
     outlook_attention,
     qna_attention,
 )
+from mmlocal.ops.convolution import BACKENDS as CONVOLUTION
 from mmlocal.ops.deformable import BACKENDS as DEFORMABLE
 from mmlocal.ops.elsa import BACKENDS as ELSA
 from mmlocal.ops.elsa.cpp import Elsa
@@ -90,6 +100,15 @@ OUTLOOK_SHAPES = [
     (1, 1, 48, 8, 9, 3, 5, 0),  # an odd number of vectors, and pixels in no window
 ]
 
+# batch, groups, height, width, kernel, padding, dilation
+CONVOLUTION_SHAPES = [
+    (2, 16, 37, 21, 7, 3, 1),  # as in ELSA-Swin, with several tasks of rows
+    (2, 32, 7, 7, 7, 3, 1),
+    (1, 5, 9, 11, 3, 1, 1),  # a part of a vector
+    (1, 1, 19, 40, 5, 4, 2),  # maps that skip pixels
+    (1, 3, 10, 9, 8, 4, 1),  # an even kernel
+    (1, 2, 17, 5, 11, 5, 1),  # more taps than work at once
+]
 
 # batch, queries, heads, channels per head, points, and pairs of height and width
 DEFORMABLE_SHAPES = [
@@ -127,6 +146,19 @@ def neighborhood_inputs(shape, dtype=torch.float32):
 def test_elsa_at_sizes_of_vectors(shape, dtype):
     tensors, settings = elsa_inputs(shape, dtype)
     assert worst_error(elsa_attention, tensors, **settings) < atol(ELSA, dtype)
+
+
+def convolution_inputs(shape, dtype=torch.float32):
+    tensors, settings = make_convolution(shape, dtype=dtype)
+    return {name: x.detach() for name, x in tensors.items()}, settings
+
+
+@built
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", CONVOLUTION_SHAPES, ids=str)
+def test_convolution_at_sizes_of_vectors_and_blocks(shape, dtype):
+    tensors, settings = convolution_inputs(shape, dtype)
+    assert worst_error(grouped_conv2d, tensors, **settings) < atol(CONVOLUTION, dtype)
 
 
 @built
@@ -223,6 +255,7 @@ def test_threads_do_not_change_the_result():
         (qna_attention, *qna_inputs((2, 4, 8, 50, 140, 3, 1, 1, 2))),
         (outlook_attention, *outlook_inputs((3, 3, 16, 23, 17, 3, 2, 1))),
         (outlook_attention, *outlook_inputs((2, 2, 16, 22, 9, 5, 2, 2))),
+        *((grouped_conv2d, *convolution_inputs(shape)) for shape in CONVOLUTION_SHAPES),
         *((deformable_attention, *deformable_inputs(shape)) for shape in DEFORMABLE_SHAPES),
         *((deformable_attention_from_offsets, *fused_inputs(shape)) for shape in DEFORMABLE_SHAPES),
     ]
@@ -260,6 +293,7 @@ for inputs, op, shapes in (
     (deformable_inputs, deformable_attention, DEFORMABLE_SHAPES),
     (fused_inputs, deformable_attention_from_offsets, DEFORMABLE_SHAPES),
     (qna_inputs, qna_attention, QNA_SHAPES),
+    (convolution_inputs, grouped_conv2d, CONVOLUTION_SHAPES),
 ):
     backends = next(k.backends for k in OPS.values() if op in (k.function, *k.variants))
     for shape in shapes:
@@ -288,10 +322,19 @@ for inputs, op, shapes in (
         (qna_attention, qna_inputs((2, 8, 8, 64, 64, 3, 1, 1, 2))),
         (qna_attention, qna_inputs((2, 8, 8, 64, 64, 7, 1, 3, 2))),
         (outlook_attention, outlook_inputs((2, 6, 32, 28, 28, 3, 2, 1))),
+        (grouped_conv2d, convolution_inputs((2, 16, 56, 56, 7, 3, 1))),
         (deformable_attention, deformable_inputs((1, 400, 4, 70, 16, (20, 20), (10, 10)))),
         (deformable_attention_from_offsets, fused_inputs((1, 400, 4, 70, 16, (20, 20), (10, 10)))),
     ],
-    ids=["elsa", "qna 3x3", "qna 7x7", "outlook", "deformable", "deformable from offsets"],
+    ids=[
+        "elsa",
+        "qna 3x3",
+        "qna 7x7",
+        "outlook",
+        "convolution",
+        "deformable",
+        "deformable from offsets",
+    ],
 )
 def test_memory_of_the_forward_pass(op, inputs):
     """Beside the output, a twentieth of what the definition takes."""

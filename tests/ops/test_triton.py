@@ -526,7 +526,9 @@ def test_choice():
     """Never on a CPU unless named, and then only in the interpreter."""
     value = torch.zeros(1)
     for op in OPS.values():
-        triton = next(b for b in op.backends if b.name == "triton")
+        triton = next((b for b in op.backends if b.name == "triton"), None)
+        if triton is None:
+            continue
         assert choose_backend(op.name, op.backends, value, None) is not triton
         if INTERPRETED:
             assert choose_backend(op.name, op.backends, value, "triton") is triton

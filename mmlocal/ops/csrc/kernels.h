@@ -123,6 +123,26 @@ struct Deformable {
   T* grad_weights;       // (queries, heads, maps, points)
 };
 
+// The arguments of the grouped convolution. mmlocal/ops/convolution says what they mean. A group
+// has 4 channels. A vector has at least one group, so that it may have more numbers than `lanes`.
+template <class T>
+struct GroupedConvolution {
+  int64_t batch, channels, height, width, out_height, out_width;
+  int64_t kernel, padding, dilation;
+  int64_t parts;      // how many parts the sums have
+  bool transposed;    // whether the weight is transposed in each group, and its taps are reversed
+  bool refused;       // set by the function: a number is not finite, and the results mean nothing
+  Map<const T> x;     // (height, width, padded channels)
+  Map<const T> grad;  // (out_height, out_width, padded channels)
+  Map<T> out;         // (out_height, out_width, padded channels)
+  const T* weight;    // (channels, 4, taps)
+  const T* bias;      // (channels) or null
+  T* grad_weight;     // (channels, 4, taps)
+  T* grad_bias;       // (channels) or null
+  T* tables;          // (vectors, 4 * taps + 1, numbers in a vector): weights, then the bias
+  T* sums;            // (parts, vectors, 4 * taps + 1, numbers in a vector): their gradients
+};
+
 // The kernels of one instruction set. Scratch memory begins at a whole vector.
 template <class T>
 struct Kernels {
@@ -170,6 +190,17 @@ struct Kernels {
   // This works on maps [begin, end) of heads * maps, and the last one on queries.
   void (*deformable_grad_value)(const Deformable<T>&, T* scratch, int64_t begin, int64_t end);
   void (*deformable_grad_points)(const Deformable<T>&, int64_t begin, int64_t end);
+
+  int64_t (*convolution_vectors)(const GroupedConvolution<T>&);
+  int64_t (*convolution_tasks)(const GroupedConvolution<T>&);  // for each vector
+  int64_t (*convolution_scratch)(const GroupedConvolution<T>&);
+  // These work on vectors [begin, end). They return whether all numbers are finite.
+  bool (*convolution_tables)(const GroupedConvolution<T>&, int64_t begin, int64_t end);
+  bool (*convolution_add_parts)(const GroupedConvolution<T>&, int64_t begin, int64_t end);
+  // This works on tasks * vectors, and the last one on parts * vectors.
+  void (*convolution_forward)(const GroupedConvolution<T>&, T* scratch, int64_t begin, int64_t end);
+  void (*convolution_grad_weight)(const GroupedConvolution<T>&, T* scratch, int64_t begin,
+                                  int64_t end);
 };
 
 // The namespaces avx2 and avx512 have definitions on x86 only.

@@ -237,6 +237,37 @@ void deformable_backward(const Deformable<T>& a, int64_t threads) {
   }
 }
 
+template <class T>
+void over_vectors(GroupedConvolution<T>& a, int64_t threads,
+                  bool (*function)(const GroupedConvolution<T>&, int64_t, int64_t)) {
+  parallel_for(threads, chosen<T>().convolution_vectors(a), 4, [&](int64_t begin, int64_t end) {
+    if (!function(a, begin, end)) __atomic_store_n(&a.refused, true, __ATOMIC_RELAXED);
+  });
+}
+
+template <class T>
+void convolution_forward(GroupedConvolution<T>& a, int64_t threads) {
+  const Kernels<T>& kernels = chosen<T>();
+  over_vectors(a, threads, kernels.convolution_tables);
+  if (a.refused) return;
+  const int64_t tasks = kernels.convolution_tasks(a) * kernels.convolution_vectors(a);
+  parallel_for(threads, tasks, 1, [&](int64_t begin, int64_t end) {
+    Memory<T> memory(kernels.convolution_scratch(a));
+    kernels.convolution_forward(a, memory.data, begin, end);
+  });
+}
+
+template <class T>
+void convolution_grad_weight(GroupedConvolution<T>& a, int64_t threads) {
+  const Kernels<T>& kernels = chosen<T>();
+  const int64_t items = a.parts * kernels.convolution_vectors(a);
+  parallel_for(threads, items, 1, [&](int64_t begin, int64_t end) {
+    Memory<T> memory(kernels.convolution_scratch(a));
+    kernels.convolution_grad_weight(a, memory.data, begin, end);
+  });
+  over_vectors(a, threads, kernels.convolution_add_parts);
+}
+
 }  // namespace
 }  // namespace mmlocal
 
@@ -283,3 +314,5 @@ MMLOCAL_FUNCTIONS(outlook_forward, Outlook)
 MMLOCAL_FUNCTIONS(outlook_backward, Outlook)
 MMLOCAL_FUNCTIONS(deformable_forward, Deformable)
 MMLOCAL_FUNCTIONS(deformable_backward, Deformable)
+MMLOCAL_FUNCTIONS(convolution_forward, GroupedConvolution)
+MMLOCAL_FUNCTIONS(convolution_grad_weight, GroupedConvolution)
