@@ -16,6 +16,7 @@ from mmlocal.layers.checks import (
     check_number,
     check_rate,
 )
+from mmlocal.layers.grouped_conv import GroupedConv2d
 from mmlocal.layers.linear import Linear, PointwiseConv2d
 from mmlocal.layers.mixers import register_mixer
 from mmlocal.layers.projected_attention import ProjectedAttention
@@ -127,7 +128,7 @@ class ELSA(Unscripted, nn.Module):
         self.backend = backend
 
         self.qkv = PointwiseConv2d(embed_dims, 2 * qk_dims + v_dims, bias=qkv_bias)
-        self.attn_conv = nn.Conv2d(
+        self.attn_conv = GroupedConv2d(
             qk_dims,
             qk_dims,
             kernel_size,

@@ -24,15 +24,6 @@ struct Grouped {
   }
 };
 
-template <int... I>
-struct Lanes {};
-template <int N, int... I>
-struct LanesTo : LanesTo<N - 1, N - 1, I...> {};
-template <int... I>
-struct LanesTo<0, I...> {
-  using type = Lanes<I...>;
-};
-
 // Sets x to channel C of each group of p, in all lanes of the group.
 template <class T, int C, int... I>
 MMLOCAL_INLINE void spread(const T* p, typename Grouped<T>::Vec& x, Lanes<I...>) {
@@ -47,7 +38,7 @@ MMLOCAL_INLINE void spread(const T* p, typename Grouped<T>::Vec& x, Lanes<I...>)
 
 template <class T, int C>
 MMLOCAL_INLINE void spread(const T* p, typename Grouped<T>::Vec& x) {
-  spread<T, C>(p, x, typename LanesTo<Grouped<T>::n>::type());
+  spread<T, C>(p, x, typename FirstLanes<Grouped<T>::n>::Type());
 }
 
 constexpr bool kManyRegisters = MMLOCAL_VECTOR_BYTES == 64;
