@@ -62,7 +62,8 @@ class PatchEmbed(Unscripted, nn.Module):
         # Sums and products rather than remainders keep the symbols of an exporter short.
         below, right = (_up(side, self.patch_size) - side for side in x.shape[2:])
         x = F.pad(x, (0, right, 0, below))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        # The convolution keeps the layout of the image, and so would all sums that follow.
+        return self.norm(self.proj(x).permute(0, 2, 3, 1).contiguous())
 
 
 class PatchMerging(nn.Module):

@@ -26,6 +26,20 @@ def relative_position_index(window_size: tuple[int, int]) -> Tensor:
     return dy[:, None, :, None] * (2 * width - 1) + dx[None, :, None, :]
 
 
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float, scale: float | None
+) -> Tensor:
+    """Compute what ``F.scaled_dot_product_attention`` does, by two products of matrices."""
+    windows, heads, tokens, dims = q.shape
+    bias = attn_mask.expand(windows, -1, -1, -1).reshape(-1, tokens, tokens)
+    q, k, v = (x.reshape(-1, tokens, dims) for x in (q, k, v))
+    scale = dims**-0.5 if scale is None else scale
+    attn = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(dim=2)
+    if dropout_p:
+        attn = F.dropout(attn, dropout_p)
+    return torch.bmm(attn, v).view(windows, heads, tokens, dims)
+
+
 def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
     """Cut a map into windows.
 
@@ -166,14 +180,18 @@ class WindowMSA(Unscripted, nn.Module):
             ValueError: ``x`` has another shape, or ``window_size`` is too large.
         """
         q, k, v, bias = self._project(x, window_size, mask)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=bias,
-            dropout_p=self.attn_drop_rate if self.training else 0.0,
-            scale=self.qk_scale,
+        dropout = self.attn_drop_rate if self.training else 0.0
+        # PyTorch has no fused kernel for CPUs that differentiates the bias. What it calls instead
+        # looks for tokens that may see no other, of which a map without a mask has none.
+        written_out = (
+            mask is None
+            and bias.requires_grad
+            and bias.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
         )
+        attend = _attend if written_out else F.scaled_dot_product_attention
+        out = attend(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.qk_scale)
         return self.proj_drop(self.proj(out.transpose(1, 2).reshape(x.shape)))
 
     def attention_maps(

@@ -92,7 +92,8 @@ def _may_choose(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         # Other tensors, such as quantised weights, bring their own product.
         and type(weight) in (Tensor, nn.Parameter)
-        and not _is_exporting()
+        # In torch.compile, PyTorch says that it exports.
+        and (torch.compiler.is_dynamo_compiling() or not _is_exporting())
         # A convolution needs pixels.
         and (torch.compiler.is_compiling() or x.numel() > 0)
     )

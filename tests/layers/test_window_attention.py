@@ -160,6 +160,24 @@ def test_gradients():
         assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("qk_scale", [None, 0.0, 0.3])
+def test_attention_with_and_without_gradients_of_the_bias(dtype, qk_scale):
+    torch.manual_seed(0)
+    layer = WindowMSA(12, 3, (3, 2), qk_scale=qk_scale)
+    layer.relative_position_bias_table.data.normal_()
+    layer.to(dtype)
+    x = torch.randn(4, 6, 12, dtype=dtype, requires_grad=True)
+    out = layer(x)
+    layer.relative_position_bias_table.requires_grad_(False)
+    fused = layer(x)
+    tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 8e-3}[dtype]
+    torch.testing.assert_close(out, fused, rtol=0, atol=tolerance)
+    cotangent = torch.randn_like(out)
+    (found,), (expected,) = (torch.autograd.grad(y, x, cotangent) for y in (out, fused))
+    torch.testing.assert_close(found, expected, rtol=0, atol=4 * tolerance)
+
+
 def test_attention_dropout():
     layer = shifted(attn_drop_rate=0.5)
     x = torch.randn(1, 4, 4, 12, dtype=torch.float64)

@@ -57,7 +57,7 @@ class ResNetStem(nn.Module):
         check_image(x, self.in_channels, 4)
         x = self.act(self.norm(self.conv(pad_same(x, 7, 2))))
         x = F.max_pool2d(pad_same(x, 3, 2, float("-inf")), 3, stride=2)
-        return x.permute(0, 2, 3, 1)
+        return x.permute(0, 2, 3, 1).contiguous()
 
 
 class DownsampleSkip(nn.Module):
