@@ -11,10 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 
 # Kind -> pattern for names of PyTorch's operators. The first match counts.
 _KINDS = {
-    "local attention": r"mmlocal",
+    "local attention": r"mmlocal(?!(::|_)grouped_conv2d)",
     "window attention": r"aten::(baddbmm|bmm|_softmax|_scaled_dot_product)",
     "linear": r"aten::(addmm|mm|linear|matmul|einsum)\b",
-    "convolution": r"aten::(conv2d|_?convolution|mkldnn_convolution|cudnn_convolution)",
+    "convolution": r"mmlocal(::|_)grouped_conv2d"
+    r"|aten::(conv2d|_?convolution|mkldnn_convolution|cudnn_convolution)",
     "gelu": r"aten::gelu",
     "norm": r"aten::(native_|cudnn_)?(layer_norm|batch_norm)",
     "copy": r"aten::(copy_|_?to_copy|cat|clone|contiguous|index|_index_put|roll|im2col|fill_|zero)"

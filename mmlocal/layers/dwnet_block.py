@@ -66,11 +66,11 @@ class DWNetBlock(Unscripted, nn.Module):
         check_flag(with_cp=with_cp)
         self.embed_dims = embed_dims
         self.pad_size_divisor = pad_size_divisor
-        self.conv1 = PointwiseConv2d(embed_dims, embed_dims, bias=False)
+        self.conv1 = PointwiseConv2d(embed_dims, embed_dims, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(embed_dims)
         self.attn = attn
         self.bn2 = nn.BatchNorm2d(embed_dims)
-        self.conv2 = PointwiseConv2d(embed_dims, embed_dims, bias=False)
+        self.conv2 = PointwiseConv2d(embed_dims, embed_dims, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(embed_dims)
         self.bn_mlp = nn.BatchNorm2d(embed_dims)
         self.mlp = MLP(embed_dims, hidden_dims, drop_rate)

@@ -127,8 +127,10 @@ class ELSA(Unscripted, nn.Module):
         self.gamma = gamma
         self.backend = backend
 
-        self.qkv = PointwiseConv2d(embed_dims, 2 * qk_dims + v_dims, bias=qkv_bias)
-        self.attn_conv = GroupedConv2d(
+        self.qkv = PointwiseConv2d(embed_dims, 2 * qk_dims + v_dims, 1, bias=qkv_bias)
+        # The op has derivatives of any order in its reference alone, as PyTorch's has.
+        conv = nn.Conv2d if backend == "reference" else GroupedConv2d
+        self.attn_conv = conv(
             qk_dims,
             qk_dims,
             kernel_size,

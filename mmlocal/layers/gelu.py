@@ -29,6 +29,7 @@ class GELU(nn.GELU):
             or (torch.is_grad_enabled() and input.requires_grad)
             or input.dtype != torch.float32
             or input.device.type != "cpu"
+            or input.is_nested
         ):
             return F.gelu(input, approximate=self.approximate)
         gate = input * input

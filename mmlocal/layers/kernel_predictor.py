@@ -31,10 +31,10 @@ class KernelPredictor(nn.Module):
                 f"reduction must be at most embed_dims={embed_dims}, got reduction={reduction}"
             )
         hidden_dims = embed_dims // reduction
-        self.reduce = PointwiseConv2d(embed_dims, hidden_dims, bias=reduce_bias)
+        self.reduce = PointwiseConv2d(embed_dims, hidden_dims, 1, bias=reduce_bias)
         self.bn = nn.BatchNorm2d(hidden_dims)
         self.act = nn.ReLU()
-        self.expand = PointwiseConv2d(hidden_dims, out_dims)
+        self.expand = PointwiseConv2d(hidden_dims, out_dims, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, embed_dims, H, W)`` to ``(B, out_dims, H, W)``.

@@ -17,17 +17,14 @@ class Linear(Unscripted, nn.Linear):
 
 
 class PointwiseConv2d(Unscripted, nn.Conv2d):
-    """``nn.Conv2d`` with a kernel of 1x1, by :func:`mmlocal.ops.linear.pointwise_conv2d`.
-
-    Args:
-        in_channels: channels in.
-        out_channels: channels out.
-        bias: whether it has a bias.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, 1, bias=bias)
+    """``nn.Conv2d``, by :func:`mmlocal.ops.linear.pointwise_conv2d` if its kernel is 1x1."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H, W)``."""
+        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, rows, columns)``."""
+        if not self._is_pointwise():
+            return super().forward(input)
         return pointwise_conv2d(input, self.weight, self.bias)
+
+    def _is_pointwise(self) -> bool:
+        ones = self.kernel_size == self.stride == self.dilation == (1, 1)
+        return ones and self.padding == (0, 0) and self.groups == 1

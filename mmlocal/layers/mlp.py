@@ -58,8 +58,10 @@ class MLP(nn.Module):
 
     def _parts(self, x: Tensor) -> int:
         """Return the number of parts in which a map is best taken."""
+        # Random numbers of parts come in another order, which checkpointing would not expect.
         if (
             torch.is_grad_enabled()
+            or (self.training and self.drop.p > 0)
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or x.device.type != "cpu"
@@ -67,7 +69,7 @@ class MLP(nn.Module):
             return 1
         tokens = torch.get_num_threads() * _HIDDEN_BYTES // (self.hidden_dims * x.element_size())
         # Each part reads the weights again, so it must be large beside them.
-        return x.numel() // x.shape[-1] // max(tokens, 8 * x.shape[-1])
+        return x.shape[:-1].numel() // max(tokens, 8 * x.shape[-1])
 
 
 def hidden_dims_of(embed_dims: int, mlp_ratio: float) -> int:

@@ -209,7 +209,7 @@ def choose_backend(
         backends: all backends of the op, fastest first.
         value: the first tensor of the call. Its device and dtype must be supported.
         name: name of a backend. If it is ``None``, the environment variable ``MMLOCAL_BACKEND`` may
-            name one for all ops.
+            name one for all ops. An op that has no such backend runs ``eager``.
 
     Raises:
         ValueError: ``name`` or the variable does not name one of ``backends``.
@@ -221,6 +221,8 @@ def choose_backend(
         source = ENVIRONMENT_VARIABLE
     if name is not None:
         candidates = [b for b in backends if b.name == name]
+        if not candidates and source == ENVIRONMENT_VARIABLE and name in _KINDS:
+            return choose_backend(op, backends, value, "eager")  # this op has no such backend
         if not candidates:
             names = ", ".join(b.name for b in backends)
             raise ValueError(f"{op}: {source} must be one of {names}, got {name!r}")

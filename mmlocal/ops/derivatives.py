@@ -94,8 +94,11 @@ def _needs_no_function(tensors: tuple[Tensor | None, ...]) -> bool:
     try:
         # A tensor that torch.func transforms has no memory, whatever the mode of autograd.
         for x in tensors:
-            if x is not None:
-                x.data_ptr()
+            if x is None:
+                continue
+            if type(x) not in (Tensor, torch.nn.Parameter):
+                return False
+            x.data_ptr()
     except RuntimeError:
         return False
     # Outside of all levels of forward-mode AD, a tensor is its own primal.

@@ -28,6 +28,7 @@ _CPU: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
 _ONEDNN = torch.backends.mkldnn.is_available() and onednn_is_faster(
     torch.backends.cpu.get_cpu_capability(), _CPU.get("cpu_name", "")
 )
+_MKL = torch.backends.mkl.is_available()
 # An exported program may run elsewhere. PyTorch 2.6 knows exports to ONNX only.
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 
@@ -73,13 +74,14 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     """
     if (
         _ONEDNN
-        or not torch.backends.mkl.is_available()
-        or not _may_choose(x, weight)
+        or not _MKL
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
+        or not _may_choose(x, weight)
         or x.dim() != 4
         or x.is_contiguous()
-        or not x.is_contiguous(memory_format=torch.channels_last)
+        # This asks for a channels-last map in a form that vmap can answer.
+        or not x.permute(0, 2, 3, 1).is_contiguous()
     ):
         return F.conv2d(x, weight, bias)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)

@@ -129,3 +129,13 @@ def test_elsa_uses_it():
     assert isinstance(layer.attn_conv, GroupedConv2d)
     assert layer.attn_conv.groups * 4 == layer.qk_dims
     assert {"attn_conv.weight", "attn_conv.bias"} < set(layer.state_dict())
+
+
+def test_elsa_by_its_definition_has_second_derivatives():
+    torch.manual_seed(0)
+    layer = ELSA(8, 2, kernel_size=3, group_width=4, backend="reference").double()
+    x = torch.randn(1, 3, 4, 8, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    assert second.isfinite().all()
+    assert second.abs().sum() > 0

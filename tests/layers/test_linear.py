@@ -139,7 +139,7 @@ def test_pointwise_convolution_equals_pytorchs(shape, bias, layout):
 @pytest.mark.usefixtures("multiply")
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="needs MKL")
 def test_pointwise_convolution_is_a_product_of_channels_last_maps_alone():
-    layer = PointwiseConv2d(4, 8)
+    layer = PointwiseConv2d(4, 8, 1)
     assert layer.weight.shape == (8, 4, 1, 1)
     x = torch.randn(2, 4, 3, 5)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -149,3 +149,14 @@ def test_pointwise_convolution_is_a_product_of_channels_last_maps_alone():
     with torch.autocast("cpu", torch.bfloat16):
         assert has_convolution(layer, last)
     assert has_convolution(layer.double(), last.double())
+    assert has_convolution(PointwiseConv2d(4, 8, 3, padding=1), last)
+
+
+@pytest.mark.usefixtures("multiply")
+def test_pointwise_convolution_of_several_samples():
+    torch.manual_seed(0)
+    layer = PointwiseConv2d(8, 10, 1)
+    x = torch.randn(3, 2, 5, 6, 8).movedim(-1, 2)
+    found = torch.func.vmap(layer)(x)
+    torch.testing.assert_close(found, torch.stack([layer(one) for one in x]))
+    torch.compile(layer, backend="eager", fullgraph=True)(x[0])

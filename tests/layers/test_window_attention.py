@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from mmlocal.layers import EvenWindowAttention, WindowAttention, WindowMSA
 from mmlocal.layers.window_attention import shift_mask
@@ -168,7 +169,9 @@ def test_attention_with_and_without_gradients_of_the_bias(dtype, qk_scale):
     layer.relative_position_bias_table.data.normal_()
     layer.to(dtype)
     x = torch.randn(4, 6, 12, dtype=dtype, requires_grad=True)
-    out = layer(x)
+    with profile(activities=[ProfilerActivity.CPU]) as calls:
+        out = layer(x)
+    assert "aten::baddbmm" in {event.name for event in calls.events()}
     layer.relative_position_bias_table.requires_grad_(False)
     fused = layer(x)
     tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 8e-3}[dtype]
@@ -178,8 +181,9 @@ def test_attention_with_and_without_gradients_of_the_bias(dtype, qk_scale):
     torch.testing.assert_close(found, expected, rtol=0, atol=4 * tolerance)
 
 
-def test_attention_dropout():
-    layer = shifted(attn_drop_rate=0.5)
+@pytest.mark.parametrize("shift", [False, True], ids=["plain", "shifted"])
+def test_attention_dropout(shift):
+    layer = shifted(shift=shift, attn_drop_rate=0.5)
     x = torch.randn(1, 4, 4, 12, dtype=torch.float64)
     assert not torch.equal(layer(x), layer(x))
     layer.eval()

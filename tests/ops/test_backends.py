@@ -145,3 +145,14 @@ def test_oldest_triton(version, reason, monkeypatch):
 def test_a_tensor_without_numbers_has_any_backend():
     on_gpu = backend("gpu", devices=("cuda",))
     assert choose_backend("op", (on_gpu,), torch.zeros(1, device="meta"), "gpu") is on_gpu
+
+
+def test_the_variable_may_name_a_backend_that_an_op_lacks(monkeypatch):
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "triton")
+    op = OPS["convolution"]
+    assert choose_backend(op.name, op.backends, torch.zeros(1), None).name == "eager"
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "cuda")
+    with pytest.raises(ValueError, match="MMLOCAL_BACKEND must be one of cpp, eager, reference"):
+        choose_backend(op.name, op.backends, torch.zeros(1), None)
+    with pytest.raises(ValueError, match="backend must be one of cpp, eager, reference"):
+        choose_backend(op.name, op.backends, torch.zeros(1), "triton")

@@ -362,6 +362,8 @@ def test_threads_and_runs_give_the_same_bits(backend):
         ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
         ({"groups": 2.0}, TypeError, "groups must be an int, got 2.0"),
         ({"padding": -1}, ValueError, "padding must be at least 0, got -1"),
+        ({"padding": 2**31}, ValueError, r"padding must be below 2\*\*31, got 2147483648"),
+        ({"dilation": 2**31}, ValueError, r"dilation must be below 2\*\*31, got 2147483648"),
         ({"padding": (1, 1)}, TypeError, "padding must be an int"),
         ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
         (

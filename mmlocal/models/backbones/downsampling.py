@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmlocal.layers import LayerNorm, check_image
 from mmlocal.layers.checks import check_int
+from mmlocal.layers.gelu import GELU
 
 
 def pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Tensor:
@@ -45,7 +46,7 @@ class ResNetStem(nn.Module):
         self.in_channels = in_channels
         self.conv = nn.Conv2d(in_channels, embed_dims, 7, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(embed_dims)
-        self.act = nn.GELU("tanh")
+        self.act = GELU("tanh")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, ceil(H / 4), ceil(W / 4), embed_dims)``.

@@ -92,8 +92,9 @@ def grouped_conv2d(
             int.
         ValueError: groups of other than 4 channels, for which there is
             :func:`torch.nn.functional.conv2d`, a weight that is not square, shapes that do not fit,
-            a negative ``padding``, a ``dilation`` below 1, a map without pixels or channels or
-            smaller than one window, tensors on several devices, or unknown ``backend``.
+            a negative ``padding``, a ``dilation`` below 1, either of them above 2**31 - 1, a map
+            without pixels or channels or smaller than one window, tensors on several devices, or
+            unknown ``backend``.
         RuntimeError: the named backend cannot run here, or it lacks the derivatives in use. All
             backends have first derivatives, ``torch.func.grad`` and ``vmap``. ``reference`` also
             has higher and forward-mode derivatives.
@@ -144,6 +145,9 @@ def _check(
             raise TypeError(f"{name} must have the dtype of x ({x.dtype}), got {tensor.dtype}")
     if padding < 0:
         raise ValueError(f"padding must be at least 0, got {padding}")
+    for name, count in (("padding", padding), ("dilation", dilation)):
+        if count >= 2**31:
+            raise ValueError(f"{name} must be below 2**31, got {count}")
     reach = dilation * (kernel_size - 1)
     if min(height, width) + 2 * padding <= reach:
         raise ValueError(
