@@ -47,7 +47,7 @@ CASES: dict[str, list[Case]] = {
     "resolution": cases.resolution("convolution", heads=16),
     "smoke": [
         Case("convolution", "tiny, 3x3", 2, 16, 4, 9, 11, 3),
-        Case("convolution", "tiny, 7x7", 1, 12, 3, 9, 11, 7),
+        Case("convolution", "tiny, 7x7", 1, 16, 4, 9, 11, 7),
     ],
 }
 
