@@ -128,7 +128,7 @@ class ELSA(Unscripted, nn.Module):
         self.backend = backend
 
         self.qkv = PointwiseConv2d(embed_dims, 2 * qk_dims + v_dims, 1, bias=qkv_bias)
-        # The op has derivatives of any order in its reference alone, as PyTorch's has.
+        # PyTorch's convolution has derivatives of any order, as the definition of the attention.
         conv = nn.Conv2d if backend == "reference" else GroupedConv2d
         self.attn_conv = conv(
             qk_dims,

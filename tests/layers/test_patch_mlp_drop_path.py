@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 from mmlocal.layers import (
     MLP,
@@ -93,8 +93,8 @@ def test_mlp_takes_large_maps_in_parts_without_gradients(gelu, drop_rate):
         expected = mlp(x)
     assert seen[-1] == tokens * 4096
     assert out.shape == x.shape
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(small, expected[:, :-1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(small, expected[:, :-1], rtol=0, atol=1e-6)
     mlp.train()
     with torch.no_grad():
         assert (mlp(x) == 0).float().mean() == pytest.approx(drop_rate, abs=0.02)
@@ -102,24 +102,12 @@ def test_mlp_takes_large_maps_in_parts_without_gradients(gelu, drop_rate):
     assert seen[-1] == tokens * 4096 // (1 if drop_rate else 3)
 
 
-class Calls(TorchDispatchMode):
-    """Collect the names of all operators."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 def test_gelu_by_a_sigmoid():
     x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([1e-30, 1e20, -1e20, torch.inf])])
     exact = F.gelu(x.double(), approximate="tanh").float()
-    with Calls() as calls:
+    with profile(activities=[ProfilerActivity.CPU]) as calls:
         out = GELU("tanh")(x)
-    assert "sigmoid_" in calls.names
+    assert "aten::sigmoid_" in {event.name for event in calls.events()}
     torch.testing.assert_close(out, exact, rtol=1e-6, atol=1e-6)
     assert GELU("tanh")(torch.tensor(torch.nan)).isnan()
     leaf = x[:-3].requires_grad_()

@@ -14,15 +14,12 @@ from torch import Tensor
 from mmlocal.ops.backends import make_backends
 from mmlocal.ops.checks import check_counts, check_maps, check_positive, check_tables, check_tensors
 from mmlocal.ops.convolution import plain, reference
-from mmlocal.ops.convolution.reference import output_shape
+from mmlocal.ops.convolution.reference import GROUP_WIDTH, output_shape
 from mmlocal.ops.layout import new_map
 from mmlocal.ops.operator import Operator, as_for_convolution
 from mmlocal.ops.registry import Op, register_op
 
 __all__ = ["BACKENDS", "GROUP_WIDTH", "grouped_conv2d"]
-
-# Channels of a group. The C++ kernels are written for it.
-GROUP_WIDTH = 4
 
 # In half precision, CPUs round the result alone. All else is in float32.
 _HALF = {torch.bfloat16: 8e-3, torch.float16: 1e-3}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmlocal.ops import cases
 from mmlocal.ops.cases import Case, Make, Stage
+from mmlocal.ops.convolution.reference import GROUP_WIDTH
 
 
 def _convolution_flops(
@@ -26,8 +27,6 @@ def _convolution_flops(
 # Formulas for torch.utils.flop_counter by operator, see mmlocal.ops.elsa.analysis.
 FLOPS: dict[str, Callable[..., int]] = {"mmlocal::grouped_conv2d": _convolution_flops}
 
-_WIDTH = 4  # channels of a group
-
 # Channels of the convolution in the first stage of the published ELSA-Swins. Tiny and small are
 # equal. Their last stage uses window attention instead.
 _CHANNELS = {"tiny": 64, "base": 84}
@@ -35,7 +34,7 @@ _CHANNELS = {"tiny": 64, "base": 84}
 
 def _stages() -> list[Stage]:
     return [
-        Stage(f"ELSA-Swin {arch}", i + 1, channels * 2**i, channels * 2**i // _WIDTH, 7)
+        Stage(f"ELSA-Swin {arch}", i + 1, channels * 2**i, channels * 2**i // GROUP_WIDTH, 7)
         for arch, channels in _CHANNELS.items()
         for i in range(3)
     ]
@@ -57,14 +56,14 @@ def make_inputs(case: Case, make: Make) -> dict[str, Tensor]:
     k = case.kernel_size
     return dict(
         x=make(case.batch, case.channels, case.height, case.width),
-        weight=make(case.channels, _WIDTH, k, k),
+        weight=make(case.channels, GROUP_WIDTH, k, k),
         bias=make(case.channels),
     )
 
 
 def settings(case: Case) -> dict[str, Any]:
     """Return the other arguments of a call."""
-    return dict(padding=case.kernel_size // 2, groups=case.channels // _WIDTH)
+    return dict(padding=case.kernel_size // 2, groups=case.channels // GROUP_WIDTH)
 
 
 def window_values(case: Case) -> int:

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from mmlocal.ops.convolution import eager
-from mmlocal.ops.convolution.reference import output_shape
+from mmlocal.ops.convolution.reference import GROUP_WIDTH, output_shape
 from mmlocal.ops.cpp_common import PARTS, Output, computation_dtype, to_pixels
 from mmlocal.ops.extension import Arguments, Map, Table, fields, loaded, round_up
-
-_WIDTH = 4  # channels of a group
 
 
 class GroupedConvolution(Arguments):
@@ -37,7 +35,7 @@ class GroupedConvolution(Arguments):
     def shapes(self, lanes: int) -> dict[str, tuple[int, ...]]:
         channels = round_up(self.channels, lanes)
         out = (self.batch, self.out_height, self.out_width, channels)
-        weight = (self.channels, _WIDTH, self.kernel, self.kernel)
+        weight = (self.channels, GROUP_WIDTH, self.kernel, self.kernel)
         tables = _tables(self.channels, self.kernel, lanes)
         return {
             "x": (self.batch, self.height, self.width, channels),
@@ -51,8 +49,8 @@ class GroupedConvolution(Arguments):
 
 def _tables(channels: int, kernel: int, lanes: int) -> tuple[int, ...]:
     """Return the shape of the tables of all vectors. A vector has at least one group."""
-    lanes = max(lanes, _WIDTH)
-    return round_up(channels, lanes) // lanes, _WIDTH * kernel**2 + 1, lanes
+    lanes = max(lanes, GROUP_WIDTH)
+    return round_up(channels, lanes) // lanes, GROUP_WIDTH * kernel**2 + 1, lanes
 
 
 class _Call:

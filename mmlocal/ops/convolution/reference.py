@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Channels of a group. The C++ kernels are written for it.
+GROUP_WIDTH = 4
+
 
 def output_shape(x: Tensor, weight: Tensor, padding: int, dilation: int) -> tuple[int, ...]:
     """Return the shape of the output."""
