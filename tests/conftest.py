@@ -3,8 +3,15 @@
 import gc
 import os
 from collections import Counter
+from collections.abc import Iterator
 
+import pytest
 import torch
+
+try:
+    from mmengine.registry import DefaultScope
+except ImportError:  # ops need no MMEngine
+    DefaultScope = None
 
 # The tensors of the tests are small: more threads only get into each other's way.
 torch.set_num_threads(1)
@@ -23,3 +30,17 @@ def pytest_collection_modifyitems(items: list) -> None:
 def pytest_collection_finish() -> None:
     """Keep what is imported out of ``gc.collect``, which each data set of MMEngine calls."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def default_scope() -> Iterator[None]:
+    """Start each test in the scope of MMEngine, whatever scope an earlier test has left.
+
+    Without this, a test may pass or fail with the order of the files. A test whose models need
+    another scope enters it by ``DefaultScope.overwrite_default_scope``.
+    """
+    if DefaultScope is None:
+        yield
+    else:
+        with DefaultScope.overwrite_default_scope("mmengine"):
+            yield

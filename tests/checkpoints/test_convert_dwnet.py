@@ -89,6 +89,7 @@ def test_classification(kind, layout, tmp_path):
         backbone=cfg,
         neck=dict(type="mmpretrain.GlobalAveragePooling"),
         head=dict(type="mmpretrain.LinearClsHead", num_classes=meta["num_classes"], in_channels=64),
+        data_preprocessor=dict(type="mmpretrain.ClsDataPreprocessor"),
     ).eval()
     model.load_state_dict(state_dict, strict=True)
     with torch.no_grad():

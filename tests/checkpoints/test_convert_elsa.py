@@ -75,6 +75,7 @@ def test_classification(name, layout, tmp_path):
         backbone=meta["backbone_cfg"],
         neck=dict(type="mmpretrain.GlobalAveragePooling"),
         head=dict(type="mmpretrain.LinearClsHead", **head),
+        data_preprocessor=dict(type="mmpretrain.ClsDataPreprocessor"),
     )
     model.load_state_dict(state_dict, strict=True)
     model.eval()

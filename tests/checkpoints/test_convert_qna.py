@@ -59,6 +59,7 @@ def classifier(meta: dict, state_dict: dict, neck: dict | None = None) -> nn.Mod
         backbone=meta["backbone_cfg"],
         neck=neck or dict(type="mmpretrain.GlobalAveragePooling"),
         head=dict(type="mmpretrain.LinearClsHead", **head),
+        data_preprocessor=dict(type="mmpretrain.ClsDataPreprocessor"),
     )
     model.load_state_dict(state_dict, strict=True)
     return model.eval()

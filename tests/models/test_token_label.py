@@ -311,7 +311,7 @@ def test_golden_network(monkeypatch):
         arch, pretrain_img_size=64, with_cls_token=True, drop_path_rate=0.0, out_indices=(3,)
     )
     head = TokenLabelHead(CLASSES, meta["embed_dims"][-1])
-    model = TokenLabelClassifier(backbone, head)
+    model = TokenLabelClassifier(backbone, head, data_preprocessor=nn.Identity())
     official = {k.removeprefix("param."): v for k, v in golden.items() if k.startswith("param.")}
     weights = {
         name if name.startswith("head.") else f"backbone.{name}": value
@@ -352,7 +352,8 @@ def test_compiled():
     """In one graph; the prediction is the same."""
     arch = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(2, 4, 4, 4), stem_dims=8)
     backbone = VOLO(arch, pretrain_img_size=48, with_cls_token=True, out_indices=(3,))
-    model = TokenLabelClassifier(backbone, TokenLabelHead(CLASSES, 32)).eval()
+    head = TokenLabelHead(CLASSES, 32)
+    model = TokenLabelClassifier(backbone, head, data_preprocessor=nn.Identity()).eval()
     images = torch.rand(2, 3, 48, 40)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
