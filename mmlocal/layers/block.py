@@ -78,6 +78,10 @@ class TransformerBlock(Unscripted, nn.Module):
             self.gamma2 = nn.Parameter(torch.full((out_dims,), float(layer_scale_init_value)))
 
     def _forward(self, x: Tensor) -> Tensor:
+        # Two functions, so that the maps of the first one are gone before the second one starts.
+        return self._add_mlp(self._add_attn(x))
+
+    def _add_attn(self, x: Tensor) -> Tensor:
         branch = self.attn(self.norm1(x))
         if self.skip is None and branch.shape != x.shape:  # the sum below might broadcast
             raise ValueError(
@@ -87,11 +91,13 @@ class TransformerBlock(Unscripted, nn.Module):
             )
         if self.gamma1 is not None:
             branch = branch * self.gamma1
-        x = x + self.drop_path(branch) if self.skip is None else self.skip(x) + branch
+        return self.drop_path(branch, residual=x) if self.skip is None else self.skip(x) + branch
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
         branch = self.mlp(self.norm2(x))
         if self.gamma2 is not None:
             branch = branch * self.gamma2
-        return x + self.drop_path(branch)
+        return self.drop_path(branch, residual=x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, embed_dims)`` to ``(B, H', W', out_dims)``.

@@ -158,8 +158,12 @@ class ELSA(Unscripted, nn.Module):
         Raises:
             ValueError: ``x`` has another shape.
         """
+        x = self._attend(x)  # its maps are gone before the next one is made
+        return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
+
+    def _attend(self, x: Tensor) -> Tensor:
         value, features = self._project(x)
-        x = self.attn_proj(
+        return self.attn_proj(
             features,
             value,
             self.ghost_mul,
@@ -170,7 +174,6 @@ class ELSA(Unscripted, nn.Module):
             gamma=self.gamma,
             backend=self.backend,
         )
-        return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
 
     def attention_maps(self, x: Tensor) -> Tensor:
         """Compute how each pixel attends to its neighbours, to draw it.
@@ -221,7 +224,5 @@ class ELSA(Unscripted, nn.Module):
         # The convolutions read a permuted view as a channels-last tensor, so nothing is copied.
         qkv = self.qkv(x.permute(0, 3, 1, 2))
         q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
-        product = q * k
-        if self.qk_scale != 1:
-            product = product * self.qk_scale
-        return value, self.act(self.attn_conv(product))
+        scaled = q if self.qk_scale == 1 else q * self.qk_scale
+        return value, self.act(self.attn_conv(scaled * k))

@@ -11,7 +11,7 @@ from mmlocal.layers.linear import Linear
 
 # The most bytes of hidden channels that a thread should hold at once. They fit into its caches, so
 # the system need not find new memory for them.
-_HIDDEN_BYTES = 2 * 1024**2
+_HIDDEN_BYTES = 1024**2
 
 
 class MLP(nn.Module):
