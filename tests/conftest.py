@@ -32,9 +32,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def default_scope() -> Iterator[None]:
-    """Start each test in the scope of MMEngine, whatever scope an earlier test has left.
+    """Start each file in the scope of MMEngine, whatever scope an earlier file has left.
 
     Without this, a test may pass or fail with the order of the files. A test whose models need
     another scope enters it by ``DefaultScope.overwrite_default_scope``.

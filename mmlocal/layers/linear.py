@@ -17,14 +17,26 @@ class Linear(Unscripted, nn.Linear):
 
 
 class PointwiseConv2d(Unscripted, nn.Conv2d):
-    """``nn.Conv2d``, by :func:`mmlocal.ops.linear.pointwise_conv2d` if its kernel is 1x1."""
+    """``nn.Conv2d``, by :func:`mmlocal.ops.linear.pointwise_conv2d` if its kernel is 1x1.
+
+    With a stride, a CPU first takes the pixels that count. With channels-last maps of less than 16
+    channels, the gradient of oneDNN's strided convolution writes beyond its memory on CPUs with
+    AVX-512.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, rows, columns)``."""
-        if not self._is_pointwise():
+        strided = self.stride != (1, 1)
+        if not self._is_pointwise() or (
+            strided and (input.device.type != "cpu" or input.dim() != 4)
+        ):
             return super().forward(input)
+        if strided:
+            rows, columns = self.stride
+            pixels = input.permute(0, 2, 3, 1)[:, ::rows, ::columns].contiguous()
+            input = pixels.permute(0, 3, 1, 2)
         return pointwise_conv2d(input, self.weight, self.bias)
 
     def _is_pointwise(self) -> bool:
-        ones = self.kernel_size == self.stride == self.dilation == (1, 1)
+        ones = self.kernel_size == self.dilation == (1, 1)
         return ones and self.padding == (0, 0) and self.groups == 1

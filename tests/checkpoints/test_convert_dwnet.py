@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from convert_data import DATA, mmcv_checkpoint, relative_error
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmlocal.checkpoints import convert_checkpoint, convert_file
@@ -85,12 +86,13 @@ def test_classification(kind, layout, tmp_path):
         **CLASSIFIER,
     )
     pretrain = pytest.importorskip("mmpretrain.models", reason="needs mmpretrain")
-    model = pretrain.ImageClassifier(
-        backbone=cfg,
-        neck=dict(type="mmpretrain.GlobalAveragePooling"),
-        head=dict(type="mmpretrain.LinearClsHead", num_classes=meta["num_classes"], in_channels=64),
-        data_preprocessor=dict(type="mmpretrain.ClsDataPreprocessor"),
-    ).eval()
+    head = dict(num_classes=meta["num_classes"], in_channels=64)
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model = pretrain.ImageClassifier(
+            backbone=cfg,
+            neck=dict(type="mmpretrain.GlobalAveragePooling"),
+            head=dict(type="mmpretrain.LinearClsHead", **head),
+        ).eval()
     model.load_state_dict(state_dict, strict=True)
     with torch.no_grad():
         logits = model(arrays["input"], mode="tensor")

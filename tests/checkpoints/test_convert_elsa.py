@@ -14,6 +14,7 @@ from convert_data import (
     relative_error,
     timm_checkpoint,
 )
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmlocal.checkpoints import convert_checkpoint, convert_file
@@ -71,12 +72,12 @@ def test_classification(name, layout, tmp_path):
     meta, state_dict = converted(checkpoint, tmp_path, **options)
     pretrain = pytest.importorskip("mmpretrain.models", reason="needs mmpretrain")
     head = dict(num_classes=init["num_classes"], in_channels=official["norm.weight"].numel())
-    model = pretrain.ImageClassifier(
-        backbone=meta["backbone_cfg"],
-        neck=dict(type="mmpretrain.GlobalAveragePooling"),
-        head=dict(type="mmpretrain.LinearClsHead", **head),
-        data_preprocessor=dict(type="mmpretrain.ClsDataPreprocessor"),
-    )
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model = pretrain.ImageClassifier(
+            backbone=meta["backbone_cfg"],
+            neck=dict(type="mmpretrain.GlobalAveragePooling"),
+            head=dict(type="mmpretrain.LinearClsHead", **head),
+        )
     model.load_state_dict(state_dict, strict=True)
     model.eval()
     with torch.no_grad():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from convert_data import relative_error
+from mmengine.registry import DefaultScope
 from qna_data import (
     CLASSIFIERS,
     PUBLISHED,
@@ -55,12 +56,12 @@ def classifier(meta: dict, state_dict: dict, neck: dict | None = None) -> nn.Mod
     pretrain = pytest.importorskip("mmpretrain.models", reason="needs mmpretrain")
     num_classes, in_channels = state_dict["head.fc.weight"].shape
     head = dict(num_classes=num_classes, in_channels=in_channels)
-    model = pretrain.ImageClassifier(
-        backbone=meta["backbone_cfg"],
-        neck=neck or dict(type="mmpretrain.GlobalAveragePooling"),
-        head=dict(type="mmpretrain.LinearClsHead", **head),
-        data_preprocessor=dict(type="mmpretrain.ClsDataPreprocessor"),
-    )
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model = pretrain.ImageClassifier(
+            backbone=meta["backbone_cfg"],
+            neck=neck or dict(type="mmpretrain.GlobalAveragePooling"),
+            head=dict(type="mmpretrain.LinearClsHead", **head),
+        )
     model.load_state_dict(state_dict, strict=True)
     return model.eval()
 

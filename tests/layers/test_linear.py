@@ -152,6 +152,24 @@ def test_pointwise_convolution_is_a_product_of_channels_last_maps_alone():
     assert has_convolution(PointwiseConv2d(4, 8, 3, padding=1), last)
 
 
+@pytest.mark.parametrize("channels", [4, 8, 32])
+@pytest.mark.parametrize("size", [(56, 56), (5, 7), (1, 1)], ids=str)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_strided_pointwise_convolution(channels, size, layout):
+    """oneDNN's gradient of few channels would end the process on CPUs with AVX-512."""
+    torch.manual_seed(0)
+    layer = PointwiseConv2d(channels, 16, 1, stride=2)
+    x = torch.randn(2, channels, *size).contiguous(memory_format=layout).requires_grad_()
+    out = layer(x)
+    out.square().sum().backward()
+    inputs = [t.detach().double().requires_grad_() for t in (x, layer.weight, layer.bias)]
+    expected = F.conv2d(*inputs, stride=2)
+    expected.square().sum().backward()
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip((x, layer.weight, layer.bias), inputs, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.usefixtures("multiply")
 def test_pointwise_convolution_of_several_samples():
     torch.manual_seed(0)

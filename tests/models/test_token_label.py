@@ -413,7 +413,7 @@ def test_bad_numbers(options, message):
 def test_backbone_that_cannot_mix():
     head = TokenLabelHead(CLASSES, 6)
     with pytest.raises(TypeError, match=r"as mmlocal\.VOLO, got Identity; set mix_token=False"):
-        TokenLabelClassifier(nn.Identity(), head)
-    TokenLabelClassifier(nn.Identity(), head, mix_token=False)
+        TokenLabelClassifier(nn.Identity(), head, data_preprocessor=nn.Identity())
+    TokenLabelClassifier(nn.Identity(), head, mix_token=False, data_preprocessor=nn.Identity())
     with pytest.raises(TypeError, match="mix_token must be"):
-        TokenLabelClassifier(nn.Identity(), head, mix_token="yes")
+        TokenLabelClassifier(nn.Identity(), head, mix_token="yes", data_preprocessor=nn.Identity())

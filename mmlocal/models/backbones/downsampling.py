@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mmlocal.layers import LayerNorm, check_image
 from mmlocal.layers.checks import check_int
 from mmlocal.layers.gelu import GELU
+from mmlocal.layers.linear import PointwiseConv2d
 
 
 def pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Tensor:
@@ -75,7 +76,7 @@ class DownsampleSkip(nn.Module):
         super().__init__()
         self.pool_size = pool_size
         stride = 1 if pool_size else 2
-        self.conv = nn.Conv2d(in_dims, out_dims, 1, stride=stride, bias=False)
+        self.conv = PointwiseConv2d(in_dims, out_dims, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``."""
