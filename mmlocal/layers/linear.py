@@ -19,9 +19,9 @@ class Linear(Unscripted, nn.Linear):
 class PointwiseConv2d(Unscripted, nn.Conv2d):
     """``nn.Conv2d``, by :func:`mmlocal.ops.linear.pointwise_conv2d` if its kernel is 1x1.
 
-    With a stride, a CPU first takes the pixels that count. With channels-last maps of less than 16
-    channels, the gradient of oneDNN's strided convolution writes beyond its memory on CPUs with
-    AVX-512.
+    With a stride, a CPU first takes the pixels that count. oneDNN's gradient of the strided
+    convolution writes beyond its memory if a channels-last map has fewer channels than a vector: 16
+    with AVX-512, 8 with AVX2 (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def forward(self, input: Tensor) -> Tensor:
