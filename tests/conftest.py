@@ -36,8 +36,9 @@ def pytest_collection_finish() -> None:
 def default_scope() -> Iterator[None]:
     """Start each file in the scope of MMEngine, whatever scope an earlier file has left.
 
-    Without this, a test may pass or fail with the order of the files. A test whose models need
-    another scope enters it by ``DefaultScope.overwrite_default_scope``.
+    Without this, a test may pass or fail depending on the order of the files. A test whose models
+    need another scope enters it by ``DefaultScope.overwrite_default_scope``. MMEngine has no way
+    back to no scope at all, in which a script starts.
     """
     if DefaultScope is None:
         yield

@@ -78,7 +78,7 @@ class TransformerBlock(Unscripted, nn.Module):
             self.gamma2 = nn.Parameter(torch.full((out_dims,), float(layer_scale_init_value)))
 
     def _forward(self, x: Tensor) -> Tensor:
-        # Two functions, so that the maps of the first one are gone before the second one starts.
+        # Without gradients, the maps of the first function are freed before the second one runs.
         return self._add_mlp(self._add_attn(x))
 
     def _add_attn(self, x: Tensor) -> Tensor:
@@ -91,13 +91,13 @@ class TransformerBlock(Unscripted, nn.Module):
             )
         if self.gamma1 is not None:
             branch = branch * self.gamma1
-        return self.drop_path(branch, residual=x) if self.skip is None else self.skip(x) + branch
+        return x + self.drop_path(branch) if self.skip is None else self.skip(x) + branch
 
     def _add_mlp(self, x: Tensor) -> Tensor:
         branch = self.mlp(self.norm2(x))
         if self.gamma2 is not None:
             branch = branch * self.gamma2
-        return self.drop_path(branch, residual=x)
+        return x + self.drop_path(branch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, embed_dims)`` to ``(B, H', W', out_dims)``.

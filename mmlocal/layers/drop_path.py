@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from mmlocal.layers.checks import check_rate
@@ -27,18 +26,13 @@ class DropPath(nn.Module):
         check_rate(below_one=True, drop_prob=drop_prob)
         self.drop_prob = drop_prob
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map ``(B, ...)`` to the same shape. In eval mode, ``x`` stays as it is.
-
-        Args:
-            x: ``(B, ...)``: the branch.
-            residual: ``(B, ...)`` to add to the result, in one pass over both.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, ...)`` to the same shape. In eval mode, return ``x`` as it is."""
         if self.drop_prob == 0 or not self.training:
-            return x if residual is None else residual + x
+            return x
         keep = 1 - self.drop_prob
-        mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep).div_(keep)
-        return x * mask if residual is None else torch.addcmul(residual, x, mask)
+        mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
 
     def extra_repr(self) -> str:
         return f"drop_prob={self.drop_prob:.3f}"

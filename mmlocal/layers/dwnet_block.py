@@ -95,9 +95,9 @@ class DWNetBlock(Unscripted, nn.Module):
         return crop_map(x, height, width)
 
     def _forward(self, x: Tensor) -> Tensor:
-        x = self.drop_path(self.branch(x), residual=x)
+        x = x + self.drop_path(self.branch(x))
         normed = batch_norm(self.bn_mlp, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.drop_path(self.mlp(normed), residual=x)
+        return x + self.drop_path(self.mlp(normed))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, embed_dims)``, with any H and W, to the same shape.

@@ -158,7 +158,8 @@ class ELSA(Unscripted, nn.Module):
         Raises:
             ValueError: ``x`` has another shape.
         """
-        x = self._attend(x)  # its maps are gone before the next one is made
+        # Without gradients, the maps of the attention are freed before the projection runs.
+        x = self._attend(x)
         return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
 
     def _attend(self, x: Tensor) -> Tensor:
@@ -224,5 +225,6 @@ class ELSA(Unscripted, nn.Module):
         # The convolutions read a permuted view as a channels-last tensor, so nothing is copied.
         qkv = self.qkv(x.permute(0, 3, 1, 2))
         q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
-        scaled = q if self.qk_scale == 1 else q * self.qk_scale
-        return value, self.act(self.attn_conv(scaled * k))
+        # No name holds the product, so it is freed before the next map is made.
+        features = self.attn_conv(q * k if self.qk_scale == 1 else q * k * self.qk_scale)
+        return value, self.act(features)

@@ -19,24 +19,24 @@ class Linear(Unscripted, nn.Linear):
 class PointwiseConv2d(Unscripted, nn.Conv2d):
     """``nn.Conv2d``, by :func:`mmlocal.ops.linear.pointwise_conv2d` if its kernel is 1x1.
 
-    With a stride, a CPU first takes the pixels that count. oneDNN's gradient of the strided
-    convolution writes beyond its memory if a channels-last map has fewer channels than a vector: 16
-    with AVX-512, 8 with AVX2 (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    With a stride, a CPU first takes the pixels that count, and the output is channels-last.
+    oneDNN's gradient of the strided convolution writes beyond its memory if a channels-last map has
+    fewer channels than a vector has numbers: 16 with AVX-512, 8 with AVX2
+    (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, rows, columns)``."""
-        strided = self.stride != (1, 1)
-        if not self._is_pointwise() or (
-            strided and (input.device.type != "cpu" or input.dim() != 4)
-        ):
+        if not self._is_pointwise():
             return super().forward(input)
-        if strided:
+        if self.stride != (1, 1):
+            if input.device.type != "cpu":
+                return super().forward(input)
             rows, columns = self.stride
-            pixels = input.permute(0, 2, 3, 1)[:, ::rows, ::columns].contiguous()
-            input = pixels.permute(0, 3, 1, 2)
+            pixels = input.movedim(-3, -1)[..., ::rows, ::columns, :].contiguous()
+            input = pixels.movedim(-1, -3)
         return pointwise_conv2d(input, self.weight, self.bias)
 
     def _is_pointwise(self) -> bool:
-        ones = self.kernel_size == self.dilation == (1, 1)
-        return ones and self.padding == (0, 0) and self.groups == 1
+        is_padded = self.padding not in ((0, 0), "valid")
+        return self.kernel_size == (1, 1) and not is_padded and self.groups == 1

@@ -9,8 +9,8 @@ from mmlocal.layers.checks import check_choice, check_int, check_number, check_r
 from mmlocal.layers.gelu import GELU
 from mmlocal.layers.linear import Linear
 
-# The most bytes of hidden channels that a thread should hold at once. They fit into its caches, so
-# the system need not find new memory for them.
+# The most bytes of hidden channels that a thread should hold at once. They fit into its caches.
+# Larger ones, when freed, would often go back to the system, and each page would be cleared again.
 _HIDDEN_BYTES = 1024**2
 
 

@@ -155,19 +155,27 @@ def test_pointwise_convolution_is_a_product_of_channels_last_maps_alone():
 @pytest.mark.parametrize("channels", [4, 8, 32])
 @pytest.mark.parametrize("size", [(56, 56), (5, 7), (1, 1)], ids=str)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_strided_pointwise_convolution(channels, size, layout):
-    """oneDNN's gradient would end the process where there are few channels."""
+@pytest.mark.parametrize(
+    "settings",
+    [dict(stride=2), dict(stride=(2, 3)), dict(stride=2, padding="valid", dilation=2)],
+    ids=str,
+)
+def test_strided_pointwise_convolution(channels, size, layout, settings):
+    """Values and gradients are right. With few channels, oneDNN's gradient ends the process."""
     torch.manual_seed(0)
-    layer = PointwiseConv2d(channels, 16, 1, stride=2)
+    layer = PointwiseConv2d(channels, 16, 1, **settings)
     x = torch.randn(2, channels, *size).contiguous(memory_format=layout).requires_grad_()
     out = layer(x)
     out.square().sum().backward()
     inputs = [t.detach().double().requires_grad_() for t in (x, layer.weight, layer.bias)]
-    expected = F.conv2d(*inputs, stride=2)
+    expected = F.conv2d(*inputs, **settings)
     expected.square().sum().backward()
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip((x, layer.weight, layer.bias), inputs, strict=True):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x[0]), out[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.func.vmap(layer)(x), out, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("multiply")

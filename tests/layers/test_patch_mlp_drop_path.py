@@ -280,28 +280,6 @@ def test_drop_path_is_off_in_eval_mode_and_at_zero():
     assert DropPath(0.0)(x) is x
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.5])
-@pytest.mark.parametrize("training", [True, False])
-def test_drop_path_and_residual(rate, training):
-    """One call gives the sum of both, and the same gradients."""
-    layer = DropPath(rate).train(training)
-    x, residual = torch.randn(2, 16, 3, 5, dtype=torch.float64).requires_grad_()
-    results = []
-    for joined in (True, False):
-        torch.manual_seed(0)
-        out = layer(x, residual) if joined else residual + layer(x)
-        results.append((out, *torch.autograd.grad(out.square().sum(), (x, residual))))
-    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
-    assert not torch.equal(results[0][0], residual)
-
-
-def test_drop_path_and_residual_of_another_dtype():
-    """Under autocast, the branch is in bfloat16 and the residual in float32."""
-    x, residual = torch.randn(8, 3).bfloat16(), torch.randn(8, 3)
-    assert DropPath(0.5)(x, residual).dtype == torch.float32
-    assert DropPath(0.0)(x, residual).dtype == torch.float32
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_drop_path_keeps_the_dtype(dtype):
     x = torch.randn(8, 3).to(dtype).requires_grad_()

@@ -13,7 +13,7 @@ from torch import nn
 from mmlocal.layers import DropPath, EvenWindowAttention, QnA
 from mmlocal.layers.learned_queries import QueryScores
 from mmlocal.models.backbones import QnAViT
-from mmlocal.models.backbones.downsampling import ConvDownsample, NesTDownsample
+from mmlocal.models.backbones.downsampling import ConvDownsample, DownsampleSkip, NesTDownsample
 
 TINY = dict(
     embed_dims=8,
@@ -621,6 +621,20 @@ def test_values_of_the_convolutions():
         normed = nest.norm(nest.conv(part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))[0]
         torch.testing.assert_close(nest(part)[0, 0, 0], normed[first, first].amax((0, 1)))
         torch.testing.assert_close(nest(part)[0, -1, -1], normed[-2:, -2:].amax((0, 1)))
+
+
+def test_skip_of_a_narrow_network():
+    """oneDNN's own gradient of the strided convolution would end the process here."""
+    torch.manual_seed(0)
+    skip = DownsampleSkip(4, 16)
+    x = torch.randn(2, 56, 55, 4)
+    skip(x).square().sum().backward()
+    weight = skip.conv.weight.detach().double().requires_grad_()
+    expected = F.conv2d(x.double().permute(0, 3, 1, 2), weight, stride=2)
+    expected.square().sum().backward()
+    expected = expected.permute(0, 2, 3, 1)
+    torch.testing.assert_close(skip(x).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(skip.conv.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-3)
 
 
 def test_mixers_in_place_of_qna():
