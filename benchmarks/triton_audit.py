@@ -34,6 +34,9 @@ PAGE = Path("docs/gpu_kernels.md")
 BEGIN = "<!-- written by tools/audit_triton.py: begin -->"
 END = "<!-- written by tools/audit_triton.py: end -->"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# ``CALLS`` are also compiled in this dtype, for one GPU.
+_HALF = {"float16": torch.float16}
+ALL_DTYPES = DTYPES | _HALF
 # Registers of a multiprocessor, the most warps on it, and by how many registers a warp grows.
 _REGISTERS, _WARPS, _STEP = 2**16, 64, 256
 
@@ -76,7 +79,7 @@ MACHINES = {
     "H200": Machine(90, 132, 1.70, 4.80),
     "B200": Machine(100, 148, 1.85, 8.00),
 }
-# The machine that ``VARIANTS`` are compiled for.
+# The machine that ``VARIANTS`` are compiled for, and ``CALLS`` in float16.
 VARIANTS_ON = "H100"
 CAPABILITIES = sorted(CYCLES)
 
@@ -170,7 +173,7 @@ def audit(
         for call in calls
         for dtype in dtypes
         for capability in capabilities
-        for launch in launches_of(call, DTYPES[dtype], capability)
+        for launch in launches_of(call, ALL_DTYPES[dtype], capability)
     ]
 
 
@@ -184,9 +187,13 @@ def audit_all(only: str = "") -> list[dict]:
     one = [MACHINES[VARIANTS_ON].capability]
     tasks = [
         (call.name, dtype, capability)
-        for calls, capabilities in ((CALLS, CAPABILITIES), (VARIANTS, one))
+        for calls, dtypes, capabilities in (
+            (CALLS, DTYPES, CAPABILITIES),
+            (CALLS, _HALF, one),
+            (VARIANTS, DTYPES, one),
+        )
         for call in calls
-        for dtype in DTYPES
+        for dtype in dtypes
         for capability in capabilities
         if only in call.name
     ]
@@ -246,7 +253,7 @@ def format_audit(rows: Sequence[dict]) -> str:
     names = {call.name for call in CALLS}
     tables = [
         f"`{dtype}`:\n\n{_format_calls(chosen)}"
-        for dtype in DTYPES
+        for dtype in ALL_DTYPES
         if (chosen := [r for r in rows if r["call"] in names and r["dtype"] == dtype])
     ]
     if variants := [row for row in rows if row["call"] not in names]:
@@ -279,13 +286,15 @@ def _kibibytes(rows: Sequence[dict]) -> str:
 
 def _format_calls(rows: Sequence[dict]) -> str:
     """Format the best configuration of each kernel."""
-    table = [["kernel", "registers", "shared, KiB", "slots per byte", "inner loop", *MACHINES]]
+    known = {row["capability"] for row in rows}
+    machines = {name: m for name, m in MACHINES.items() if m.capability in known}
+    table = [["kernel", "registers", "shared, KiB", "slots per byte", "inner loop", *machines]]
     last = None
     for (call, kernel), members in _by_kernel(rows).items():
         if call != last:
             table.append([f"**{call}**", *[""] * (len(table[0]) - 1)])
             last = call
-        best = {name: _best(members, machine) for name, machine in MACHINES.items()}
+        best = {name: _best(members, machine) for name, machine in machines.items()}
         shown = next(row for row in best.values() if row is not None)
         inner = shown["inner"]
         table.append(
@@ -295,7 +304,7 @@ def _format_calls(rows: Sequence[dict]) -> str:
                 _kibibytes(members),
                 f"{shown['slots']:.2f}",
                 f"{inner[0] / inner[1]:.1f}" if inner and inner[1] else "-",
-                *(_share(row, MACHINES[name]) for name, row in best.items()),
+                *(_share(row, machines[name]) for name, row in best.items()),
             ]
         )
     return format_table(table)

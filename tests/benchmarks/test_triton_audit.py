@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton.backends.driver")
 
 from benchmarks import triton_audit
 from benchmarks.ptx import count_loops
-from benchmarks.triton_calls import CALLS, VARIANTS
+from benchmarks.triton_calls import CALLS, VARIANTS, Call
 from benchmarks.triton_driver import SHARED_MEMORY
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,58 @@ def test_every_variant_is_in_the_figures():
     capability = triton_audit.MACHINES[triton_audit.VARIANTS_ON].capability
     found = {(r["call"], r["dtype"]) for r in ROWS if r["capability"] == capability}
     assert {(v.name, dtype) for v in VARIANTS for dtype in triton_audit.DTYPES} <= found
+    assert {(c.name, dtype) for c in CALLS for dtype in triton_audit.ALL_DTYPES} <= found
+    assert {call for call, _ in found} == {call.name for call in [*CALLS, *VARIANTS]}
+
+
+def constants_of(call: Call) -> set[tuple]:
+    """Return what Triton would compile for a call, without compiling: kernels and constants."""
+    knobs = pytest.importorskip("triton.knobs")
+    found = set()
+
+    def note(*, fn, compile, **others) -> bool:
+        names = list(compile["signature"])
+        constants = {(names[at], *path): x for (at, *path), x in compile["constants"].items()}
+        found.add((fn.module, fn.name, *sorted((*name, str(x)) for name, x in constants.items())))
+        return True  # Triton takes the kernel as compiled
+
+    with knobs.runtime.scope():
+        knobs.runtime.jit_cache_hook = note
+        # No other test compiles for this machine, so nothing is compiled already.
+        triton_audit.launches_of(call, torch.float16, 100)
+    assert found
+    return found
+
+
+@compiles
+def test_every_variant_adds_constants():
+    """No variant is compiled twice under two names."""
+    known = set().union(*(constants_of(call) for call in CALLS))
+    for call in VARIANTS:
+        found = constants_of(call)
+        assert not found <= known, call.name
+        known |= found
+
+
+@pytest.mark.parametrize("op", ["elsa", "neighborhood", "outlook", "qna"])
+@compiles
+def test_published_stages_are_compiled(op):
+    """Each window, stride and width of a head that a published model has."""
+    calls = [c for c in [*CALLS, *VARIANTS] if c.module.__name__.split(".")[-2] == op]
+    compiled = set()
+    for call in calls:
+        for _, _, *constants in constants_of(call):
+            by_name = {x[0]: int(x[1]) for x in constants if x[0] in ("KERNEL", "PER_HEAD")}
+            stride = next((int(x[1]) for x in constants if x[0] == "STRIDE"), 1)
+            compiled.add((by_name["KERNEL"], by_name["PER_HEAD"], stride))
+    cases = importlib.import_module(f"mmlocal.ops.{op}.analysis").CASES
+    published = {
+        (case.kernel_size, case.channels // case.heads, case.stride)
+        for name in ("stages", "involution")
+        for case in cases.get(name, [])
+    }
+    assert published
+    assert published <= compiled
 
 
 def test_no_spills_and_within_the_limits():
