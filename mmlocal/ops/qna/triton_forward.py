@@ -46,9 +46,12 @@ def entry_of(table, offsets, mask, near, default, ACC: tl.constexpr):
     A missing table gives ``default``. Tokens outside the map do not exist, whatever the table
     holds.
     """
-    if table is None:
-        return default
-    return tl.where(near, widen(tl.load(table + offsets, mask=mask, other=0.0), ACC), default)
+    entries = default
+    # Triton also compiles what follows an early return, and fails there without a table.
+    if table is not None:
+        entries = widen(tl.load(table + offsets, mask=mask, other=0.0), ACC)
+        entries = tl.where(near, entries, default)
+    return entries
 
 
 @triton.jit
