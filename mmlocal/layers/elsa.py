@@ -158,13 +158,8 @@ class ELSA(Unscripted, nn.Module):
         Raises:
             ValueError: ``x`` has another shape.
         """
-        # Without gradients, the maps of the attention are freed before the projection runs.
-        x = self._attend(x)
-        return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
-
-    def _attend(self, x: Tensor) -> Tensor:
         value, features = self._project(x)
-        return self.attn_proj(
+        x = self.attn_proj(
             features,
             value,
             self.ghost_mul,
@@ -175,6 +170,7 @@ class ELSA(Unscripted, nn.Module):
             gamma=self.gamma,
             backend=self.backend,
         )
+        return self.proj_drop(self.proj(x.permute(0, 2, 3, 1)))
 
     def attention_maps(self, x: Tensor) -> Tensor:
         """Compute how each pixel attends to its neighbours, to draw it.
@@ -225,6 +221,7 @@ class ELSA(Unscripted, nn.Module):
         # The convolutions read a permuted view as a channels-last tensor, so nothing is copied.
         qkv = self.qkv(x.permute(0, 3, 1, 2))
         q, k, value = qkv.split((self.qk_dims, self.qk_dims, self.v_dims), dim=1)
-        # No name holds the product, so it is freed before the next map is made.
-        features = self.attn_conv(q * k if self.qk_scale == 1 else q * k * self.qk_scale)
-        return value, self.act(features)
+        product = q * k
+        if self.qk_scale != 1:
+            product = product * self.qk_scale
+        return value, self.act(self.attn_conv(product))

@@ -634,7 +634,7 @@ def test_skip_of_a_narrow_network():
     expected.square().sum().backward()
     expected = expected.permute(0, 2, 3, 1)
     torch.testing.assert_close(skip(x).double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(skip.conv.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(skip.conv.weight.grad.double(), weight.grad, rtol=1e-5, atol=1e-4)
 
 
 def test_mixers_in_place_of_qna():
